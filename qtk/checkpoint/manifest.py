@@ -1,0 +1,237 @@
+"""qtk-manifest.json: what made a directory, from what, and with what; and the walk along the chain that proves it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import qtk
+from qtk.errors import InputError
+from qtk.machine import machine, package_versions
+
+MANIFEST_NAME = "qtk-manifest.json"
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "tensorrt-rtx-cu13",
+    "tensorrt",
+    "tensorrt-llm",
+)
+_SECRET = re.compile(r"(hf_[A-Za-z0-9]{8,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)|(?<=token=)[^&\s]+|(?<=password=)[^&\s]+)")
+
+
+class FileDigest(BaseModel):
+    """One output file: its sha256 and size."""
+
+    model_config = ConfigDict(frozen=True)
+    sha256: str
+    bytes: int
+
+
+class InputRecord(BaseModel):
+    """One input: a directory or file, where it lay relative to the output, and the sha256 of each of its files.
+
+    `manifest_sha256` is the digest of the input's own manifest when it has one: the link of the chain.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    role: str
+    path: str
+    files: dict[str, str]
+    manifest_sha256: str | None = None
+
+
+class Manifest(BaseModel):
+    """The record beside every output. Times are ISO 8601 UTC, memory in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+    qtk_version: str
+    kind: str
+    command: list[str]
+    options: dict[str, Any]
+    inputs: list[InputRecord]
+    outputs: dict[str, FileDigest]
+    packages: dict[str, str]
+    machine: dict[str, Any]
+    started: str
+    ended: str
+    seconds: float
+    peak_memory_bytes: int
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+
+class ManifestRecorder:
+    """Collects a run's facts from its start; `write` adds the outputs and puts the manifest into the directory."""
+
+    def __init__(self, kind: str, options: Mapping[str, Any]) -> None:
+        self.kind = kind
+        self.options = dict(options)
+        self.notes: dict[str, Any] = {}
+        self._inputs: list[tuple[str, Path, list[Path]]] = []
+        self._started = datetime.datetime.now(datetime.UTC)
+        self._clock = time.monotonic()
+
+    def add_input(self, role: str, path: Path, files: Iterable[Path]) -> None:
+        """Names an input; its files are digested when the manifest is written."""
+        self._inputs.append((role, Path(path), list(files)))
+
+    def write(self, directory: Path, final: Path, peak_memory_bytes: int) -> Manifest:
+        """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its later name."""
+        manifest = Manifest(
+            qtk_version=qtk.__version__,
+            kind=self.kind,
+            command=[redact(word) for word in _command()],
+            options=_redact_tree(self.options),
+            inputs=[self._input(role, path, files, Path(os.path.abspath(final))) for role, path, files in self._inputs],
+            outputs={str(p.relative_to(directory)): file_digest(p) for p in output_files(directory)},
+            packages=package_versions(*_PACKAGES),
+            machine=machine().as_dict(),
+            started=self._started.isoformat(timespec="seconds"),
+            ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self._clock, 3),
+            peak_memory_bytes=peak_memory_bytes,
+            notes=_redact_tree(self.notes),
+        )
+        (directory / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return manifest
+
+    @staticmethod
+    def _input(role: str, path: Path, files: list[Path], final: Path) -> InputRecord:
+        root = path if path.is_dir() else path.parent
+        own = root / MANIFEST_NAME
+        return InputRecord(
+            role=role,
+            path=os.path.relpath(os.path.abspath(path), final),
+            files={os.path.relpath(f, root): file_digest(f).sha256 for f in files},
+            manifest_sha256=file_digest(own).sha256 if path.is_dir() and own.is_file() else None,
+        )
+
+
+def output_files(directory: Path) -> list[Path]:
+    """Every file below `directory` but the manifest itself, sorted."""
+    return sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST_NAME)
+
+
+def file_digest(path: Path) -> FileDigest:
+    """sha256 and size of a file."""
+    try:
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    return FileDigest(sha256=digest, bytes=path.stat().st_size)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a directory. InputError when there is none or it does not parse."""
+    path = directory / MANIFEST_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{directory} has no {MANIFEST_NAME}: it was not written by qtk, or is incomplete.") from None
+    except ValidationError as error:
+        raise InputError(f"{path} cannot be read as a manifest: {error}") from None
+
+
+class Finding(BaseModel):
+    """One line of `qtk verify`: a file (or input) and how it stands."""
+
+    model_config = ConfigDict(frozen=True)
+    directory: str
+    file: str
+    status: Literal["ok", "changed", "missing", "unrecorded", "input absent"]
+
+    @property
+    def bad(self) -> bool:
+        return self.status in ("changed", "missing", "unrecorded")
+
+
+def verify_chain(directory: Path) -> list[Finding]:
+    """Digests `directory`'s files and those of every input that can be found, back to the first.
+
+    An input that is not on this machine is listed as "input absent": that breaks no proof of what is here.
+    """
+    findings: list[Finding] = []
+    seen: set[Path] = set()
+
+    def walk(place: Path, expected_manifest: str | None) -> None:
+        place = place.resolve()
+        if place in seen:
+            return
+        seen.add(place)
+        if expected_manifest is not None:
+            _compare(findings, place, MANIFEST_NAME, expected_manifest)
+        manifest = read_manifest(place)
+        for name, digest in manifest.outputs.items():
+            _compare(findings, place, name, digest.sha256)
+        recorded = set(manifest.outputs)
+        for path in output_files(place):
+            if (name := str(path.relative_to(place))) not in recorded:
+                findings.append(Finding(directory=str(place), file=name, status="unrecorded"))
+        for record in manifest.inputs:
+            walk_input(place, record)
+
+    def walk_input(place: Path, record: InputRecord) -> None:
+        source = Path(os.path.normpath(place / record.path))
+        if not source.exists():
+            findings.append(Finding(directory=str(source), file=f"({record.role})", status="input absent"))
+            return
+        root = source if source.is_dir() else source.parent
+        for name, sha256 in record.files.items():
+            _compare(findings, root, name, sha256)
+        if record.manifest_sha256 is not None:
+            walk(source, record.manifest_sha256)
+
+    walk(directory, None)
+    return findings
+
+
+def _compare(findings: list[Finding], root: Path, name: str, sha256: str) -> None:
+    path = root / name
+    finding = Finding(directory=str(root), file=name, status="missing")
+    if path.is_file():
+        finding = finding.model_copy(update={"status": "ok" if file_digest(path).sha256 == sha256 else "changed"})
+    if finding not in findings:
+        findings.append(finding)
+
+
+def redact(text: str) -> str:
+    """The text with access tokens, and user:password in URLs, replaced by ***."""
+    return _SECRET.sub("***", text)
+
+
+def _redact_tree(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {str(k): _redact_tree(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_redact_tree(v) for v in value]
+    if isinstance(value, int | float | bool) or value is None:
+        return value
+    return redact(str(value))
+
+
+def _command() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def canonical_digest(value: Any) -> str:
+    """sha256 of a JSON-able value in canonical form: what decides whether a stage is up to date or may be resumed."""
+    text = json.dumps(_redact_tree(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

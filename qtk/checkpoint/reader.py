@@ -1,0 +1,192 @@
+"""A model directory in the Hugging Face layout: config.json, safetensors (sharded or not), companion files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qtk.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
+from qtk.errors import InputError, listing
+
+INDEX_NAME = "model.safetensors.index.json"
+
+# Carried from input to output byte for byte: re-saving a tokenizer changes it between library versions.
+COMPANION_PATTERNS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.tiktoken",
+    "chat_template.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class Checkpoint:
+    """Reads a model directory lazily, tensor by tensor.
+
+    `config` is the parsed config.json, `config_bytes` the file as it stands. Shards are opened at first use.
+    Raises InputError on opening for: no directory, no config.json, no safetensors (pickles are named and refused),
+    an index that names files outside the directory, missing shards (all of them listed).
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        self.path = Path(directory)
+        if not self.path.is_dir():
+            kind = "is not a directory" if self.path.exists() else "does not exist"
+            raise InputError(f"{self.path} {kind}: a directory with config.json and safetensors files is needed.")
+        self.config_bytes = self._config_bytes()
+        self.config: dict[str, Any] = parse_json(self.config_bytes, self.path / "config.json")
+        self._files: dict[str, SafetensorsFile] = {}
+        self._file_of = self._locate()
+
+    def _config_bytes(self) -> bytes:
+        try:
+            return (self.path / "config.json").read_bytes()
+        except FileNotFoundError:
+            raise InputError(f"{self.path} has no config.json, so it is no model directory.") from None
+        except OSError as error:
+            raise InputError(f"{self.path / 'config.json'} cannot be read: {error.strerror}.") from None
+
+    def _locate(self) -> dict[str, str]:
+        """Tensor name -> file name, from the index or from the one safetensors file."""
+        index_path = self.path / INDEX_NAME
+        if index_path.is_file():
+            return self._from_index(index_path)
+        single = sorted(self.path.glob("*.safetensors"))
+        if len(single) == 1:
+            return dict.fromkeys(self._open(single[0].name).tensors, single[0].name)
+        if single:
+            raise InputError(
+                f"{self.path} has {len(single)} safetensors files but no {INDEX_NAME} to say what each holds."
+            )
+        pickles = sorted(p.name for pattern in _PICKLES for p in self.path.glob(pattern))
+        if pickles:
+            raise InputError(
+                f"{self.path} holds pickle files and no safetensors:\n{listing(pickles)}\n"
+                "A pickle can run code when it is loaded, so qtk never opens one. Convert it to safetensors where you "
+                "trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)."
+            )
+        raise InputError(f"{self.path} has no safetensors file.")
+
+    def _from_index(self, index_path: Path) -> dict[str, str]:
+        index = parse_json(index_path.read_bytes(), index_path)
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+            raise InputError(f"{index_path} has no weight_map from tensor names to file names.")
+        files = sorted(set(weight_map.values()))
+        hostile = [f for f in files if f in ("", ".", "..") or Path(f).name != f or "\\" in f or "\0" in f]
+        if hostile:
+            raise InputError(f"{index_path} names files outside its directory:\n{listing(map(repr, hostile))}")
+        missing = [f for f in files if not (self.path / f).is_file()]
+        if missing:
+            raise InputError(f"{self.path}: {len(missing)} of {len(files)} shards are missing:\n{listing(missing)}")
+        absent = [f"{name} (in {f})" for name, f in weight_map.items() if name not in self._open(f).tensors]
+        if absent:
+            raise InputError(f"{index_path} lists tensors that their shard does not hold:\n{listing(absent)}")
+        return weight_map
+
+    def _open(self, file_name: str) -> SafetensorsFile:
+        if file_name not in self._files:
+            self._files[file_name] = SafetensorsFile(self.path / file_name)
+        return self._files[file_name]
+
+    @property
+    def names(self) -> list[str]:
+        """Tensor names in the order of the files."""
+        return list(self._file_of)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def info(self, name: str) -> TensorInfo:
+        """dtype, shape and place of a tensor, without reading it."""
+        return self._file(name).tensors[name]
+
+    def _file(self, name: str) -> SafetensorsFile:
+        if name not in self._file_of:
+            raise InputError(f"{self.path} has no tensor {name}.")
+        return self._open(self._file_of[name])
+
+    def tensor(self, name: str, *, finite: bool = False) -> torch.Tensor:
+        """Reads one tensor. With `finite`, raises InputError (naming it) when it holds NaN or Inf."""
+        tensor = self._file(name).read(name)
+        if finite:
+            require_finite(tensor, f"{self.path}: tensor {name}")
+        return tensor
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop-1 of a tensor, reading only these."""
+        return self._file(name).read_rows(name, start, stop)
+
+    def require_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
+        """InputError listing every tensor that is missing or has another shape than expected."""
+        wrong = []
+        for name, shape in expected.items():
+            if name not in self:
+                wrong.append(f"{name}: missing")
+            elif self.info(name).shape != shape:
+                wrong.append(f"{name}: shape {list(self.info(name).shape)}, config.json says {list(shape)}")
+        if wrong:
+            raise InputError(f"{self.path} does not hold what its config.json says:\n{listing(wrong)}")
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, in order, and the index if there is one."""
+        files = [self.path / f for f in dict.fromkeys(self._file_of.values())]
+        index = self.path / INDEX_NAME
+        return files + ([index] if index.is_file() else [])
+
+    @property
+    def companion_files(self) -> list[Path]:
+        """Tokenizer, chat template and licence files, which every output directory carries byte for byte."""
+        return sorted({p for pattern in COMPANION_PATTERNS for p in self.path.glob(pattern) if p.is_file()})
+
+    @property
+    def files(self) -> list[Path]:
+        """Everything that this checkpoint consists of: what a manifest records."""
+        return [self.path / "config.json", *self.weight_files, *self.companion_files]
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object from bytes; InputError with file, line and column when it is none."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object.")
+    return value
+
+
+def require_finite(tensor: torch.Tensor, what: str) -> None:
+    """InputError "`what` holds NaN or Inf" unless every element is finite. One pass, no temporary of the tensor's size."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    low, high = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        bad = int((~torch.isfinite(tensor.float())).sum())
+        raise InputError(f"{what} holds {bad} NaN or Inf values. The file is damaged or the training diverged.")
+
+
+def total_bytes(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> int:
+    """Bytes of the named tensors (default: all)."""
+    return sum(checkpoint.info(name).nbytes for name in (checkpoint.names if names is None else names))

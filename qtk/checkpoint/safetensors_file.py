@@ -1,0 +1,127 @@
+"""One safetensors file: its header, and its tensors read by pread.
+
+The format (https://github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON object
+{name: {dtype, shape, data_offsets}}, then the data. The `safetensors` package maps the file into memory, so that the
+resident size counts every page ever touched; reading by pread keeps memory at what is held.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qtk.errors import InputError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_HEADER_LIMIT = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: dtype, shape, byte offset in its file and number of bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class SafetensorsFile:
+    """A safetensors file opened for reading. Thread-safe: every read names its own offset."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads and checks the header. Raises InputError for a file that is missing, truncated or no safetensors file."""
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+        try:
+            self.tensors, self.metadata = self._read_header()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+        size = os.fstat(self._fd).st_size
+        start = os.pread(self._fd, 8, 0)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length < 2 or length > min(_HEADER_LIMIT, size - 8):
+            raise InputError(f"{self.path} is no safetensors file, or is truncated (size {size} bytes).")
+        try:
+            header = json.loads(os.pread(self._fd, length, 8))
+            metadata = header.pop("__metadata__", {})
+            tensors = {name: self._entry(name, entry, 8 + length, size) for name, entry in header.items()}
+        except InputError:
+            raise
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
+            raise InputError(f"{self.path} is no safetensors file: its header cannot be read ({error}).") from None
+        return tensors, metadata
+
+    def _entry(self, name: str, entry: dict, data_start: int, file_size: int) -> TensorInfo:
+        if entry["dtype"] not in DTYPES:
+            raise InputError(f"{self.path}: tensor {name} has dtype {entry['dtype']}, which qtk does not read.")
+        dtype, shape = DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+        nbytes = math.prod(shape) * dtype.itemsize
+        if min(shape, default=1) < 0 or begin < 0 or end - begin != nbytes:
+            raise InputError(
+                f"{self.path}: tensor {name} says {nbytes} bytes by its shape and {end - begin} by its offsets."
+            )
+        if data_start + end > file_size:
+            raise InputError(
+                f"{self.path} is truncated: tensor {name} ends at byte {data_start + end}, the file at {file_size}. "
+                "Copy or download it again."
+            )
+        return TensorInfo(dtype, shape, data_start + begin, nbytes)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor `name`, in its stored dtype and shape, in memory of its own."""
+        info = self.tensors[name]
+        return self._bytes(info.offset, info.nbytes).view(info.dtype).reshape(info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop-1 of tensor `name` (its first dimension), without reading the rest."""
+        info = self.tensors[name]
+        row_bytes = info.nbytes // info.shape[0] if info.shape[0] else 0
+        raw = self._bytes(info.offset + start * row_bytes, (stop - start) * row_bytes)
+        return raw.view(info.dtype).reshape(stop - start, *info.shape[1:])
+
+    def _bytes(self, offset: int, count: int) -> torch.Tensor:
+        raw = torch.empty(count, dtype=torch.uint8)
+        view = memoryview(raw.numpy())  # type: ignore[arg-type]
+        done = 0
+        while done < count:
+            got = os.preadv(self._fd, [view[done:]], offset + done)
+            if got == 0:
+                raise InputError(f"{self.path} is truncated: {count - done} bytes are missing at byte {offset + done}.")
+            done += got
+        return raw
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()

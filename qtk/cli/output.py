@@ -1,0 +1,44 @@
+"""One result to stdout: a table for people, or one JSON object with --json. Everything else goes to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+
+
+def emit(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:
+    """Prints `result` as JSON, or calls `show` with a console on stdout."""
+    if as_json:
+        data = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        show(Console(soft_wrap=True, highlight=False))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A rich table; numbers are aligned right, None becomes a dash."""
+    result = Table(title=title, title_justify="left", header_style="bold")
+    for index, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) or row[index] is None for row in rows)
+        result.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*("-" if cell is None else _text(cell) for cell in row))
+    return result
+
+
+def _text(cell: object) -> str:
+    return (
+        f"{cell:.4g}"
+        if isinstance(cell, float) and abs(cell) < 1000
+        else f"{cell:.0f}"
+        if isinstance(cell, float)
+        else str(cell)
+    )

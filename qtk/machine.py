@@ -1,0 +1,173 @@
+"""What this machine is and can do: cores, memory, GPU, which dtype its matrix products are fast in. Detected, not assumed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU as the driver reports it. `memory_bytes` total; `compute_capability` like "8.6"."""
+
+    name: str
+    memory_bytes: int
+    compute_capability: str
+    driver: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine as recorded in a manifest. Memory in bytes."""
+
+    processor: str
+    cores: int
+    memory_bytes: int
+    system: str
+    gpus: tuple[Gpu, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def processor_name() -> str:
+    """The processor's model name from /proc/cpuinfo, else what the platform module says."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that the driver lists; empty without a driver. Asks nvidia-smi, so needs no CUDA library."""
+    query = "--query-gpu=name,memory.total,compute_cap,driver_version"
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    found = []
+    for line in answer.stdout.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 4 and fields[1].isdigit():
+            found.append(Gpu(fields[0], int(fields[1]) * 2**20, fields[2], fields[3]))
+    return tuple(found)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on (respects affinity and container masks)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def machine() -> Machine:
+    """This machine, looked at once a process."""
+    return Machine(
+        processor=processor_name(),
+        cores=usable_cores(),
+        memory_bytes=psutil.virtual_memory().total,
+        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        gpus=gpus(),
+    )
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Installed versions of the named distributions; absent ones are left out."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def limit_threads(threads: int | None) -> int:
+    """Bounds torch's threads to `threads` (default: the usable cores) and returns the number in force."""
+    import torch
+
+    count = min(threads or usable_cores(), usable_cores())
+    torch.set_num_threads(count)
+    return count
+
+
+@functools.cache
+def fast_matmul_dtype() -> torch.dtype:
+    """torch.bfloat16 where this CPU multiplies bf16 matrices clearly faster than fp32 ones, else torch.float32.
+
+    Timed once a process on a 512 x 512 product (a few ms): flags in /proc/cpuinfo do not say whether the
+    installed torch has kernels for them.
+    """
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(512, 512, dtype=dtype)
+        a @ a
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ a
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return torch.bfloat16 if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else torch.float32
+
+
+class PeakMemory:
+    """Peak resident memory of this process while a block runs, in bytes, `above` what it held at the start.
+
+    Sampled from /proc/self/statm by a thread every 5 ms, so that a peak inside one long native call is seen as well.
+    """
+
+    def __init__(self, interval: float = 0.005) -> None:
+        self._interval = interval
+        self._stop = threading.Event()
+        self.start_bytes = self.peak_bytes = _resident_bytes()
+
+    @property
+    def above(self) -> int:
+        return self.peak_bytes - self.start_bytes
+
+    def _sample(self) -> None:
+        while not self._stop.wait(self._interval):
+            self.peak_bytes = max(self.peak_bytes, _resident_bytes())
+
+    def __enter__(self) -> PeakMemory:
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.peak_bytes = max(self.peak_bytes, _resident_bytes())
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return psutil.Process().memory_info().rss

@@ -1,0 +1,185 @@
+"""What a decoder is made of, read from config.json: sizes, rope, norms, biases, windows, and its linears by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qtk.errors import InputError
+from qtk.models.rope import RopeSettings
+
+# What a linear reads. Linears that read the same thing share one Hessian, and one AWQ scale.
+Reads = Literal["attention_input", "attention_output", "mlp_input", "mlp_hidden"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear of a decoder block: `name` below the block's prefix, weight shape [out_features, in_features].
+
+    `fused_with` names the set that runtimes fuse into one product ("qkv", "gate_up" or "" for none): its members
+    must be quantized alike.
+    """
+
+    name: str
+    out_features: int
+    in_features: int
+    bias: bool
+    reads: Reads
+    fused_with: str
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Sizes and switches of a Llama-like decoder (pre-norm, gated MLP, rotary positions, grouped-query attention)."""
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    rms_norm_eps: float
+    rope: RopeSettings
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    # Attention window in tokens, per layer (None: full attention).
+    windows: tuple[int | None, ...]
+    dtype: str
+
+    def linears(self) -> tuple[Linear, ...]:
+        """The linears of one block, in the order in which data passes them."""
+        q, kv, h, m = (
+            self.num_heads * self.head_dim,
+            self.num_kv_heads * self.head_dim,
+            self.hidden_size,
+            self.intermediate_size,
+        )
+        return (
+            Linear("self_attn.q_proj", q, h, self.qkv_bias, "attention_input", "qkv"),
+            Linear("self_attn.k_proj", kv, h, self.qkv_bias, "attention_input", "qkv"),
+            Linear("self_attn.v_proj", kv, h, self.qkv_bias, "attention_input", "qkv"),
+            Linear("self_attn.o_proj", h, q, self.output_bias, "attention_output", ""),
+            Linear("mlp.gate_proj", m, h, self.mlp_bias, "mlp_input", "gate_up"),
+            Linear("mlp.up_proj", m, h, self.mlp_bias, "mlp_input", "gate_up"),
+            Linear("mlp.down_proj", h, m, self.mlp_bias, "mlp_hidden", ""),
+        )
+
+    def norms(self) -> dict[str, int]:
+        """Norm weights of one block: name below the block's prefix -> size."""
+        norms = {"input_layernorm": self.hidden_size, "post_attention_layernorm": self.hidden_size}
+        if self.qk_norm:
+            norms |= {"self_attn.q_norm": self.head_dim, "self_attn.k_norm": self.head_dim}
+        return norms
+
+    @staticmethod
+    def block_prefix(layer: int) -> str:
+        """Tensor-name prefix of decoder block `layer`, with its dot."""
+        return f"model.layers.{layer}."
+
+    def block_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Full tensor name -> shape of everything in block `layer` of a float checkpoint."""
+        prefix = self.block_prefix(layer)
+        shapes: dict[str, tuple[int, ...]] = {f"{prefix}{n}.weight": (size,) for n, size in self.norms().items()}
+        for linear in self.linears():
+            shapes[f"{prefix}{linear.name}.weight"] = (linear.out_features, linear.in_features)
+            if linear.bias:
+                shapes[f"{prefix}{linear.name}.bias"] = (linear.out_features,)
+        return shapes
+
+    def all_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Full tensor name -> shape of the whole float checkpoint; lm_head only where it is not tied."""
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, self.hidden_size)}
+        for layer in range(self.num_layers):
+            shapes |= self.block_tensors(layer)
+        shapes[FINAL_NORM] = (self.hidden_size,)
+        if not self.tie_word_embeddings:
+            shapes[LM_HEAD] = (self.vocab_size, self.hidden_size)
+        return shapes
+
+    def all_linears(self) -> Iterator[tuple[str, Linear]]:
+        """(full module name, linear) of every quantizable linear of the model."""
+        for layer in range(self.num_layers):
+            for linear in self.linears():
+                yield self.block_prefix(layer) + linear.name, linear
+
+    @property
+    def lm_head_name(self) -> str:
+        """The tensor that the logits are computed with."""
+        return EMBEDDING if self.tie_word_embeddings else LM_HEAD
+
+    def parameters(self) -> int:
+        """Number of parameters (a tied head counted once)."""
+        total = 0
+        for shape in self.all_tensors().values():
+            count = 1
+            for size in shape:
+                count *= size
+            total += count
+        return total
+
+
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+LM_HEAD = "lm_head.weight"
+
+
+def read_spec(config: Mapping[str, Any], **fixed: Any) -> ModelSpec:
+    """A ModelSpec from the fields that Llama-like configs share; `fixed` holds what an architecture decides itself.
+
+    Raises InputError naming every required field that is absent or no positive whole number.
+    """
+    required = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    bad = [
+        k for k in required if not isinstance(config.get(k), int) or isinstance(config.get(k), bool) or config[k] < 1
+    ]
+    if bad:
+        raise InputError(f"config.json: {', '.join(bad)} must be given as positive whole numbers.")
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise InputError(f"config.json: hidden_act is {config['hidden_act']!r}; qtk knows silu.")
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise InputError(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly.")
+    max_positions = int(config.get("max_position_embeddings") or 2048)
+    return ModelSpec(
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab_size=config["vocab_size"],
+        max_positions=max_positions,
+        rms_norm_eps=float(config.get("rms_norm_eps") or 1e-6),
+        rope=RopeSettings.from_config(config, max_positions),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        **{
+            "output_bias": False,
+            "mlp_bias": False,
+            "qkv_bias": False,
+            "qk_norm": False,
+            "windows": (None,) * layers,
+            **fixed,
+        },
+    )
+
+
+def layer_windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """Sliding window of each layer for configs with `sliding_window` (and `layer_types` or `max_window_layers`)."""
+    layers = int(config["num_hidden_layers"])
+    window = config.get("sliding_window")
+    if not window:
+        return (None,) * layers
+    types = config.get("layer_types")
+    if types:
+        return tuple(int(window) if kind == "sliding_attention" else None for kind in types)
+    first = int(config.get("max_window_layers", 0))
+    return tuple(int(window) if layer >= first else None for layer in range(layers))

@@ -1,0 +1,93 @@
+"""Progress on stderr: a bar with an ETA on a terminal, plain lines elsewhere, nothing for what ends within two seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+_QUIET = False
+_SILENT_SECONDS = 2.0
+_LINE_EVERY_SECONDS = 10.0
+
+
+def silence_progress(quiet: bool = True) -> None:
+    """Turns all progress output off (`--quiet`) or on again."""
+    global _QUIET
+    _QUIET = quiet
+
+
+def note(message: str) -> None:
+    """One line to stderr: a warning or a fact about the run that is no result."""
+    if not _QUIET:
+        print(message, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A counted piece of work.
+
+    with Progress("quantize", total=30, unit="block") as progress:
+        progress.advance(1, "block 3: error 0.012")
+    """
+
+    def __init__(self, label: str, total: int | None, unit: str = "") -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0
+        self._start = time.monotonic()
+        self._last_line = self._start
+        self._bar: RichProgress | None = None
+        self._detail = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, count: int = 1, detail: str = "") -> None:
+        """Says that `count` more units are done; `detail` is shown beside the bar."""
+        self.done += count
+        self._detail = detail or self._detail
+        if _QUIET:
+            return
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            self._draw(now)
+        elif now - self._start > _SILENT_SECONDS and now - self._last_line >= _LINE_EVERY_SECONDS:
+            self._last_line = now
+            self._print_line(now)
+
+    def _draw(self, now: float) -> None:
+        if self._bar is None:
+            if now - self._start < _SILENT_SECONDS:
+                return
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(self.unit),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            # Rich measures speed from what it sees: start at 0 so that the first estimate covers the silent seconds too.
+            self._task = self._bar.add_task(self.label, total=self.total, detail="")
+        self._bar.update(self._task, completed=self.done, detail=self._detail)
+
+    def _print_line(self, now: float) -> None:
+        elapsed = now - self._start
+        if self.total:
+            left = elapsed / max(self.done, 1) * (self.total - self.done)
+            text = f"{self.label}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s, about {left:.0f} s left"
+        else:
+            text = f"{self.label}: {self.done} {self.unit}, {elapsed:.0f} s"
+        print(f"{text}{'; ' + self._detail if self._detail else ''}", file=sys.stderr, flush=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()

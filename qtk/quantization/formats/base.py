@@ -1,0 +1,68 @@
+"""What a checkpoint format is: how a QuantizedLinear is laid out in tensors, and what config.json says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from qtk.checkpoint.reader import Checkpoint
+from qtk.checkpoint.writer import TensorSpec
+from qtk.quantization.quantized_linear import QuantizedLinear
+
+
+@dataclass(frozen=True)
+class LinearScheme:
+    """How one linear is stored: bits (16: left in float), group size, symmetric or not."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class QuantizationScheme:
+    """How a whole checkpoint is stored. `modules` holds full module names ("model.layers.0.mlp.up_proj", "lm_head")
+    of every linear; those that differ from `default` are overrides. `method` and `details` are recorded in config.json.
+    """
+
+    default: LinearScheme
+    modules: Mapping[str, LinearScheme]
+    method: str = "gptq"
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def overrides(self) -> dict[str, LinearScheme]:
+        return {name: scheme for name, scheme in self.modules.items() if scheme != self.default}
+
+
+class Format(Protocol):
+    """One container. `name` is what --format takes; `quant_method` is what config.json calls it."""
+
+    name: str
+    quant_method: str
+
+    def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
+        """Why this linear ([out, in]) cannot be stored so; empty when it can."""
+        ...
+
+    def specs(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> dict[str, TensorSpec]:
+        """Full tensor name -> spec of what `pack` will return."""
+        ...
+
+    def pack(self, module: str, linear: QuantizedLinear) -> dict[str, torch.Tensor]:
+        """The tensors of one quantized linear by full name."""
+        ...
+
+    def quantization_config(self, scheme: QuantizationScheme) -> dict[str, Any]:
+        """The `quantization_config` of config.json."""
+        ...
+
+    def read_scheme(self, checkpoint: Checkpoint, modules: Mapping[str, tuple[int, int]]) -> QuantizationScheme:
+        """The scheme of a checkpoint in this format; InputError for a variant that qtk does not read."""
+        ...
+
+    def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
+        """Reads one quantized linear back."""
+        ...

@@ -1,0 +1,21 @@
+"""The checkpoint formats by name. Adding one: a file, and a line here."""
+
+from __future__ import annotations
+
+from qtk.errors import InputError
+from qtk.quantization.formats.base import Format
+from qtk.quantization.formats.gptq import GptqFormat
+
+FORMATS: dict[str, Format] = {"gptq": GptqFormat()}
+
+
+def checkpoint_format(name: str) -> Format:
+    """The format called `name`; InputError lists the known ones."""
+    if name not in FORMATS:
+        raise InputError(f"Format {name!r} is not known; qtk writes {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def format_of(quant_method: str) -> Format | None:
+    """The format that config.json's quant_method names, or None."""
+    return next((f for f in FORMATS.values() if f.quant_method == quant_method), None)

@@ -1,0 +1,101 @@
+"""Reads a model's weights, quantized or float, block by block, in canonical form: what engines and scoring start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from qtk.checkpoint.reader import Checkpoint
+from qtk.errors import InputError
+from qtk.models.registry import model_spec
+from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, ModelSpec
+from qtk.quantization.formats.base import Format, QuantizationScheme
+from qtk.quantization.formats.registry import FORMATS, format_of
+from qtk.quantization.quantized_linear import QuantizedLinear
+
+LM_HEAD_MODULE = "lm_head"
+
+
+@dataclass
+class ModelWeights:
+    """A checkpoint with its spec and, when it is quantized, its scheme.
+
+    `linear(module)` gives a QuantizedLinear or a float tensor [out, in]; `bias(module)` the bias or None.
+    """
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    scheme: QuantizationScheme | None = None
+    format: Format | None = field(default=None, repr=False)
+
+    @staticmethod
+    def open(directory: Path | str) -> ModelWeights:
+        """Opens a model directory. InputError for an unknown architecture or container, or tensors of other shapes."""
+        checkpoint = Checkpoint(directory)
+        spec = model_spec(checkpoint)
+        quantization = checkpoint.config.get("quantization_config")
+        if not quantization:
+            checkpoint.require_shapes(spec.all_tensors())
+            return ModelWeights(checkpoint, spec)
+        method = str(quantization.get("quant_method"))
+        found = format_of(method)
+        if found is None:
+            known = ", ".join(f.quant_method for f in FORMATS.values())
+            raise InputError(f"{checkpoint.path}: quantized in container {method!r}; qtk reads {known}.")
+        modules = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
+        if not spec.tie_word_embeddings:
+            modules[LM_HEAD_MODULE] = (spec.vocab_size, spec.hidden_size)
+        return ModelWeights(checkpoint, spec, found.read_scheme(checkpoint, modules), found)
+
+    @property
+    def quantized(self) -> bool:
+        return self.scheme is not None
+
+    def linear(self, module: str) -> QuantizedLinear | torch.Tensor:
+        """The weight of a module by full name ("model.layers.0.mlp.up_proj", "lm_head")."""
+        if module == LM_HEAD_MODULE and self.spec.tie_word_embeddings:
+            return self.checkpoint.tensor(EMBEDDING, finite=True)
+        if self.scheme is not None and self.format is not None:
+            scheme = self.scheme.modules[module]
+            if scheme.bits < 16:
+                return self.format.unpack(self.checkpoint, module, scheme)
+        return self.checkpoint.tensor(f"{module}.weight", finite=True)
+
+    def float_linear(self, module: str, dtype: torch.dtype) -> torch.Tensor:
+        """The weight [out, in] as floats, dequantized where it is quantized."""
+        weight = self.linear(module)
+        return weight.dequantize(dtype) if isinstance(weight, QuantizedLinear) else weight.to(dtype)
+
+    def bias(self, module: str) -> torch.Tensor | None:
+        name = f"{module}.bias"
+        return self.checkpoint.tensor(name, finite=True) if name in self.checkpoint else None
+
+    def block(self, layer: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Block `layer` as float tensors by name below its prefix: what `block_forward` takes."""
+        prefix = self.spec.block_prefix(layer)
+        weights = {
+            f"{n}.weight": self.checkpoint.tensor(f"{prefix}{n}.weight", finite=True).to(dtype)
+            for n in self.spec.norms()
+        }
+        for linear in self.spec.linears():
+            weights[f"{linear.name}.weight"] = self.float_linear(prefix + linear.name, dtype)
+            bias = self.bias(prefix + linear.name) if linear.bias else None
+            if bias is not None:
+                weights[f"{linear.name}.bias"] = bias.to(dtype)
+        return weights
+
+    def embed(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Embeddings of token ids [batch, tokens] -> [batch, tokens, hidden]."""
+        return torch.nn.functional.embedding(tokens, self.checkpoint.tensor(EMBEDDING, finite=True)).to(dtype)
+
+    def final_norm(self) -> torch.Tensor:
+        return self.checkpoint.tensor(FINAL_NORM, finite=True)
+
+    def lm_head(self, dtype: torch.dtype) -> torch.Tensor:
+        """The output head [vocab, hidden] as floats."""
+        if self.spec.tie_word_embeddings or f"{LM_HEAD_MODULE}.weight" in self.checkpoint:
+            name = EMBEDDING if self.spec.tie_word_embeddings else LM_HEAD
+            return self.checkpoint.tensor(name, finite=True).to(dtype)
+        return self.float_linear(LM_HEAD_MODULE, dtype)
