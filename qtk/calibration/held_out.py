@@ -10,8 +10,19 @@ import hashlib
 import sysconfig
 from pathlib import Path, PurePath
 
-# Tests of the library are long lists of literals, site-packages differ between machines: neither is library code.
-_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "turtledemo"}
+# Tests and encodings are long lists of literals, site-packages differ between machines, and pydoc_data is the
+# held-out English: none of them is library code.
+_LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+    "lib-dynload",
+    "__pycache__",
+}
 
 
 def is_held_out(relative_path: str | PurePath) -> bool:
@@ -28,6 +39,7 @@ def standard_library_modules(*, held_out: bool) -> list[tuple[str, Path]]:
     found = []
     for path in root.rglob("*.py"):
         relative = path.relative_to(root)
-        if not _LEFT_OUT.intersection(relative.parts) and is_held_out(relative) == held_out:
+        machine_made = relative.name.startswith("_sysconfigdata")
+        if not machine_made and not _LEFT_OUT.intersection(relative.parts) and is_held_out(relative) == held_out:
             found.append((relative.as_posix(), path))
     return sorted(found)
