@@ -1,0 +1,46 @@
+"""The shipped GPU profiles, and `qtk gpus`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qtk.errors import InputError
+from qtk.targets.gpu import gpu_names, gpu_profile, gpu_profiles
+
+
+def test_every_shipped_profile_is_complete() -> None:
+    for profile in gpu_profiles():
+        assert profile.sources
+        if profile.is_cpu:
+            assert profile.default_backend == "onnxruntime"
+            continue
+        assert profile.sm in (80, 86, 89, 90, 120)
+        assert profile.memory_bytes
+        assert profile.bandwidth_gb_s
+        assert profile.fp16_tflops
+    assert {"a10", "a100-40g", "a100-80g", "h100", "l4", "l40s", "rtx4090", "cpu"} <= set(gpu_names())
+
+
+def test_a10() -> None:
+    a10 = gpu_profile("A10")
+    assert (a10.sm, a10.bandwidth_gb_s, a10.default_backend) == (86, 600, "tensorrt")
+    # The driver of an A10 reports 23028 MiB with error correction on.
+    assert abs(a10.memory_bytes - 23028 * 2**20) < 50 * 2**20
+    assert "SM90" in gpu_profile("h100").advice
+    assert "tensorrt" not in gpu_profile("h100").backends
+
+
+def test_unknown_gpu_lists_the_closest() -> None:
+    with pytest.raises(InputError, match="Did you mean a10") as caught:
+        gpu_profile("a10g")
+    assert "rtx4090" in str(caught.value)
+
+
+def test_gpus_command(run_qtk) -> None:
+    listed = json.loads(run_qtk("gpus", "--json").stdout)["gpus"]
+    assert [gpu["name"] for gpu in listed] == gpu_names()
+    shown = run_qtk("gpus")
+    assert shown.returncode == 0
+    assert "rtx4090" in shown.stdout
