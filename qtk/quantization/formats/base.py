@@ -38,7 +38,11 @@ class QuantizationScheme:
 
 
 class Format(Protocol):
-    """One container. `name` is what --format takes; `quant_method` is what config.json calls it."""
+    """One container. `name` is what --format takes; `quant_method` is what config.json calls it.
+
+    Formats derive from this class, so that those which need no more than one linear at a time inherit the empty
+    `scheme_refusals` and `extra_files`.
+    """
 
     name: str
     quant_method: str
@@ -46,6 +50,10 @@ class Format(Protocol):
     def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
         """Why this linear ([out, in]) cannot be stored so; empty when it can."""
         ...
+
+    def scheme_refusals(self, scheme: QuantizationScheme) -> list[str]:
+        """Why this combination of linears cannot be stored so, each by itself though it can; empty when it can."""
+        return []
 
     def specs(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> dict[str, TensorSpec]:
         """Full tensor name -> spec of what `pack` will return."""
@@ -59,6 +67,10 @@ class Format(Protocol):
         """The `quantization_config` of config.json."""
         ...
 
+    def extra_files(self, scheme: QuantizationScheme) -> dict[str, bytes]:
+        """Files that this container has beside config.json: name -> content."""
+        return {}
+
     def read_scheme(self, checkpoint: Checkpoint, modules: Mapping[str, tuple[int, int]]) -> QuantizationScheme:
         """The scheme of a checkpoint in this format; InputError for a variant that qtk does not read."""
         ...
@@ -66,3 +78,20 @@ class Format(Protocol):
     def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
         """Reads one quantized linear back."""
         ...
+
+
+def one_setting_refusals(name: str, scheme: QuantizationScheme) -> list[str]:
+    """A sentence for each linear whose settings differ from the default, for containers that know one setting and float."""
+    default = scheme.default
+    return [
+        f"{module}: {other.bits} bits in groups of {other.group_size}; the {name} container holds one setting for all "
+        f"linears (here {default.bits} bits in groups of {default.group_size}) or float"
+        for module, other in scheme.overrides().items()
+        if other.bits < 16 and (other.bits, other.group_size) != (default.bits, default.group_size)
+    ]
+
+
+def float_modules(scheme: QuantizationScheme) -> list[str]:
+    """Full names of the linears left in float, lm_head among them also where it is tied and so no linear of its own."""
+    names = [module for module, linear in scheme.modules.items() if linear.bits == 16]
+    return names if "lm_head" in scheme.modules else [*names, "lm_head"]

@@ -17,18 +17,20 @@ import qtk
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
-from qtk.quantization.formats.base import LinearScheme, QuantizationScheme
+from qtk.quantization.formats.base import Format, LinearScheme, QuantizationScheme
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
 
 
-class GptqFormat:
+class GptqFormat(Format):
     """Container "gptq", v1 zero points."""
 
     name = "gptq"
     quant_method = "gptq"
 
     def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
+        if scheme.bits not in (4, 8):
+            return [f"{module}: {scheme.bits} bits; the gptq container is written with 4 and 8"]
         out_features, in_features = shape
         per_word = 32 // scheme.bits
         reasons = []

@@ -14,12 +14,14 @@ def pack_int32(codes: torch.Tensor, bits: int) -> torch.Tensor:
         codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
     elif bits != 8:
         raise ValueError(f"{bits} bits")
-    return codes.contiguous().view(torch.int32)
+    rows = codes.shape[0]
+    # Flat first: torch calls the strides of a single transposed row contiguous and then refuses to view it.
+    return codes.reshape(-1).contiguous().view(torch.int32).view(rows, -1)
 
 
 def unpack_int32(words: torch.Tensor, bits: int) -> torch.Tensor:
     """The inverse of `pack_int32`: [rows, w] int32 -> [rows, w * 32 / bits] uint8."""
-    raw = words.contiguous().view(torch.uint8)
+    raw = words.reshape(-1).contiguous().view(torch.uint8).view(words.shape[0], -1)
     if bits == 8:
         return raw
     if bits != 4:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from qtk.errors import InputError
+from qtk.quantization.formats.awq import AwqFormat
 from qtk.quantization.formats.base import Format
+from qtk.quantization.formats.compressed_tensors import CompressedTensorsFormat
 from qtk.quantization.formats.gptq import GptqFormat
+from qtk.quantization.formats.modelopt import ModelOptFormat
 
-FORMATS: dict[str, Format] = {"gptq": GptqFormat()}
+FORMATS: dict[str, Format] = {
+    f.name: f for f in (GptqFormat(), AwqFormat(), ModelOptFormat(), CompressedTensorsFormat())
+}
 
 
 def checkpoint_format(name: str) -> Format:
