@@ -1,0 +1,88 @@
+"""Token rows for calibration: plain texts packed into full rows, each conversation a row of its own, right-padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from qtk.calibration.options import CalibrationOptions
+from qtk.calibration.sources import Sample, samples
+from qtk.errors import InputError
+from qtk.models.tokenizer import ChatFormat, TextTokenizer
+
+_SHORTEST_ROW = 16  # tokens; a last row shorter than this says little and costs a whole row
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """tokens: [rows, seq_len] int64, right-padded with 0; lengths: [rows] int64, the real tokens of each row."""
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+
+    @property
+    def token_count(self) -> int:
+        """Real tokens, padding not counted."""
+        return int(self.lengths.sum())
+
+    @property
+    def padded(self) -> bool:
+        return bool((self.lengths < self.tokens.shape[1]).any())
+
+    def keep(self) -> torch.Tensor:
+        """[rows, seq_len] bool: True at real tokens."""
+        return torch.arange(self.tokens.shape[1])[None, :] < self.lengths[:, None]
+
+    def split(self, first: int) -> tuple[TokenRows, TokenRows]:
+        """The first rows, and the rest."""
+        return (
+            TokenRows(self.tokens[:first], self.lengths[:first]),
+            TokenRows(self.tokens[first:], self.lengths[first:]),
+        )
+
+
+def calibration_rows(tokenizer: TextTokenizer, options: CalibrationOptions) -> TokenRows:
+    """At most `options.samples` rows of at most `options.seq_len` tokens. InputError when the source holds no text."""
+    rows = pack_rows(
+        samples(options.calibration, options.seed), tokenizer, options.samples, options.seq_len, options.chat_format
+    )
+    if not rows:
+        raise InputError(f"{options.calibration} holds no calibration text.")
+    return as_token_rows(rows, options.seq_len)
+
+
+def as_token_rows(rows: list[list[int]], seq_len: int) -> TokenRows:
+    """Lists of token ids, none longer than seq_len, as padded TokenRows."""
+    tokens = torch.zeros(len(rows), seq_len, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row)
+    return TokenRows(tokens, torch.tensor([len(row) for row in rows]))
+
+
+def pack_rows(
+    source: Iterable[Sample], tokenizer: TextTokenizer, count: int, seq_len: int, chat_format: ChatFormat
+) -> list[list[int]]:
+    """Up to `count` rows. Texts are laid end to end and cut into rows (each with the tokenizer's bos in front);
+    a conversation longer than a row is cut at the row's end."""
+    bos = tokenizer.bos_ids
+    room = seq_len - len(bos)
+    rows: list[list[int]] = []
+    buffer: list[int] = []
+    for sample in source:
+        if sample.messages:
+            text = tokenizer.render(sample.messages, chat_format, generation_prompt=False)
+            ids = tokenizer.encode(text)[:seq_len]
+            if ids:
+                rows.append(ids)
+        else:
+            buffer += tokenizer.encode(sample.text)
+            while len(buffer) >= room and len(rows) < count:
+                rows.append(bos + buffer[:room])
+                buffer = buffer[room:]
+        if len(rows) >= count:
+            return rows[:count]
+    if len(buffer) >= min(_SHORTEST_ROW, room) or (buffer and not rows):
+        rows.append(bos + buffer)
+    return rows

@@ -1,0 +1,142 @@
+"""Where calibration text comes from: plain texts and conversations, one by one, from files, data sets or Python itself."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qtk.calibration.held_out import standard_library_modules
+from qtk.errors import InputError, MachineError
+
+_TEXT_FIELDS = ("text", "content", "code")
+STANDARD_LIBRARY = "python-stdlib"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One piece of calibration data: plain `text`, or a conversation (`messages`: role and content)."""
+
+    text: str = ""
+    messages: tuple[Mapping[str, str], ...] = ()
+
+
+def samples(source: str, seed: int) -> Iterator[Sample]:
+    """The samples of a source, in a fixed order for a given seed. InputError for what is missing, empty or unreadable."""
+    path = Path(source)
+    if source == STANDARD_LIBRARY:
+        return _standard_library(seed)
+    if path.suffix in (".txt", ".py", ".md"):
+        return iter([Sample(text=_read_text(path))])
+    if path.suffix == ".jsonl":
+        return _from_jsonl(path)
+    if path.suffix == ".parquet":
+        return _from_parquet(path)
+    if path.exists():
+        raise InputError(f"{path}: calibration files end in .txt, .jsonl or .parquet.")
+    return _from_hub(source)
+
+
+def _standard_library(seed: int) -> Iterator[Sample]:
+    """Excerpts of the standard library's modules that are not held out, each from another module, shuffled by seed."""
+    modules = standard_library_modules(held_out=False)
+    chooser = random.Random(seed)  # noqa: S311 - a reproducible choice, no secret
+    chooser.shuffle(modules)
+    while modules:  # once through all modules, then again from other offsets
+        for _, path in modules:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            # An excerpt, not the whole: so that a few rows already come from many modules.
+            start = chooser.randrange(max(1, len(text) - 3000))
+            yield Sample(text=text[text.rfind("\n", 0, start) + 1 :][:6000])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text: {error}.") from None
+
+
+def _from_jsonl(path: Path) -> Iterator[Sample]:
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where} is not valid JSON: {error}") from None
+        yield row_sample(row, where)
+
+
+def _from_parquet(path: Path) -> Iterator[Sample]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MachineError("Reading .parquet needs pyarrow: pip install 'qtk[datasets]'.") from None
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{path} is no parquet file: {error}") from None
+    number = 0
+    for batch in table.iter_batches(batch_size=256):
+        for row in batch.to_pylist():
+            number += 1
+            yield row_sample(row, f"{path}, row {number}")
+
+
+def _from_hub(name: str) -> Iterator[Sample]:
+    """A data set by id, "id", "id:config" or "id:config:split" (default split: train), read as a stream."""
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(
+            f"{name!r} is no file, and no data set can be loaded without the package datasets: "
+            "check the path, or pip install 'qtk[datasets]'."
+        ) from None
+    parts = name.split(":")
+    try:
+        rows = datasets.load_dataset(
+            parts[0],
+            parts[1] if len(parts) > 1 else None,
+            split=parts[2] if len(parts) > 2 else "train",
+            streaming=True,
+        )
+        for number, row in enumerate(rows, start=1):
+            yield row_sample(row, f"{name}, row {number}")
+    except (InputError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise InputError(f"{name!r} is no file here, and loading it as a data set failed: {error}") from None
+
+
+def row_sample(row: Any, where: str) -> Sample:
+    """A JSON row as a sample: `messages`, MFTCoder's `chat_rounds`, or a text field. InputError saying where otherwise."""
+    if isinstance(row, str):
+        return Sample(text=row)
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where} is no JSON object.")
+    for field in ("messages", "chat_rounds"):
+        rounds = row.get(field)
+        if rounds is not None:
+            return Sample(messages=_messages(rounds, where, field))
+    for field in _TEXT_FIELDS:
+        if isinstance(row.get(field), str):
+            return Sample(text=row[field])
+    raise InputError(f"{where} has none of the fields messages, chat_rounds, {', '.join(_TEXT_FIELDS)}.")
+
+
+def _messages(rounds: Any, where: str, field: str) -> tuple[Mapping[str, str], ...]:
+    good = isinstance(rounds, Sequence) and all(
+        isinstance(r, Mapping) and isinstance(r.get("role"), str) and isinstance(r.get("content"), str) for r in rounds
+    )
+    if not good or not rounds:
+        raise InputError(f"{where}: {field} must be a list of objects with role and content.")
+    return tuple({"role": r["role"], "content": r["content"]} for r in rounds)

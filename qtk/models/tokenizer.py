@@ -1,0 +1,104 @@
+"""The tokenizer that lies beside a model, used as it is: text to ids and back, special tokens, chat rendering.
+
+Reads tokenizer.json with the `tokenizers` library itself: importing transformers for it would cost seconds a command.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from qtk.errors import InputError
+from qtk.models.chat import ChatTemplate, Message, codefuse_chat
+
+ChatFormat = Literal["model", "codefuse"]
+
+
+class TextTokenizer:
+    """`encode`, `decode`, `render` for one model directory. `bos_ids` is what the model expects before every text."""
+
+    def __init__(self, directory: Path | str) -> None:
+        """Raises InputError when the directory has no tokenizer that can be read."""
+        self.directory = Path(directory)
+        self._tokenizer = _load(self.directory)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        config_path = self.directory / "tokenizer_config.json"
+        self._config: dict[str, Any] = (
+            json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+        )
+        self.bos_ids: list[int] = self._bos_ids()
+
+    def _bos_ids(self) -> list[int]:
+        """What the tokenizer puts in front of a text: found by encoding one letter with and without."""
+        with_special = self._tokenizer.encode("a").ids
+        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        at = next((i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain), 0)
+        return with_special[:at]
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def special_token(self, name: str) -> str | None:
+        """The text of "bos_token", "eos_token", "pad_token", ... or None."""
+        value = self._config.get(name)
+        return value.get("content") if isinstance(value, dict) else value
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation: the tokenizer's eos and those of generation_config.json and config.json."""
+        found: list[int] = []
+        for name in ("generation_config.json", "config.json"):
+            path = self.directory / name
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+            found += value if isinstance(value, list) else [] if value is None else [value]
+        eos = self.special_token("eos_token")
+        if eos is not None and (number := self._tokenizer.token_to_id(eos)) is not None:
+            found.append(number)
+        return tuple(dict.fromkeys(found))
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids; with `special`, what the tokenizer adds around a text (bos) is there."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts, without special tokens."""
+        return [list(e.ids) for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
+
+    @functools.cached_property
+    def _chat_template(self) -> ChatTemplate:
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return ChatTemplate(self.directory, {n: text for n in names if (text := self.special_token(n)) is not None})
+
+    def render(
+        self, messages: Sequence[Message], chat_format: ChatFormat = "model", *, generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the text to encode (without special tokens: the template writes them itself)."""
+        if chat_format == "codefuse":
+            return codefuse_chat(messages, self.special_token("eos_token") or "", generation_prompt=generation_prompt)
+        return self._chat_template.render(messages, generation_prompt=generation_prompt)
+
+
+def _load(directory: Path) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"{path} cannot be read as a tokenizer: {error}") from None
+    if (directory / "tokenizer.model").is_file() or (directory / "vocab.json").is_file():
+        from transformers import AutoTokenizer  # converts the older files; slow to import
+
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, use_fast=True).backend_tokenizer
+    raise InputError(
+        f"{directory} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json), so it cannot read text."
+    )

@@ -1,0 +1,120 @@
+"""GPTQ (Frantar et al., 2022, arXiv:2210.17323): column by column, each rounding error spread over the columns to come.
+
+Names as in the paper: W weights, H = X^T X Hessian, Hinv its inverse, U = Cholesky(Hinv)^T upper, damp the damping.
+Static act-order: the group grids are fixed first, columns are then taken by falling diag(H), and the codes are stored in
+natural order, so that the checkpoint needs no g_idx and the kernels pay nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from qtk.quantization.grid import search_asymmetric, search_symmetric
+from qtk.quantization.quantized_linear import QuantizedLinear
+
+# Fractions of mean(diag H) tried in turn until the Cholesky decomposition succeeds.
+DAMPING_LADDER = (0.01, 0.03, 0.1, 0.3, 1.0)
+_BLOCK = 128  # columns whose updates to the rest are applied as one matrix product
+_PANEL = 32  # columns updated one by one inside a block
+
+
+@dataclass(frozen=True)
+class GptqResult:
+    """The quantized weight, damping used (fraction of mean diag H), and tr(E H E^T) of rounding to nearest and of GPTQ."""
+
+    linear: QuantizedLinear
+    damping: float
+    error_before: float
+    error_after: float
+
+
+class SingularHessian(Exception):
+    """H stayed singular up to the highest rung of the damping ladder."""
+
+
+def inverse_cholesky(H: torch.Tensor, ladder: tuple[float, ...] = DAMPING_LADDER) -> tuple[torch.Tensor, float]:
+    """(U, damp): U [n, n] upper with (H + damp mean(diag H) I)^-1 = U^T U. Raises SingularHessian.
+
+    With J the reversal, J H J = L L^T gives U = J L^-1 J: one Cholesky and one triangular inverse.
+    """
+    n = H.shape[0]
+    mean = H.diagonal().mean()
+    eye = torch.eye(n, device=H.device)
+    for damp in ladder:
+        L, failed = torch.linalg.cholesky_ex((H + damp * mean * eye).flip(0, 1))
+        if not failed and bool(torch.isfinite(L).all()):
+            return torch.linalg.solve_triangular(L, eye, upper=False).flip(0, 1), damp
+    raise SingularHessian
+
+
+def gptq(
+    W: torch.Tensor,
+    H: torch.Tensor,
+    group_size: int,
+    *,
+    symmetric: bool,
+    bits: int = 4,
+    ladder: tuple[float, ...] = DAMPING_LADDER,
+) -> GptqResult:
+    """Quantizes W [out, in] float32 against H [in, in] float32. Rows are independent: linears that share an input may be stacked.
+
+    Raises SingularHessian when no rung of the ladder makes H positive definite.
+    """
+    dead = H.diagonal() <= 0
+    if bool(dead.any()):  # columns whose input is always zero: their weights do not matter
+        H = H.clone()
+        H[dead, dead] = H.diagonal().mean().clamp_min(1e-12)
+        W = W.masked_fill(dead, 0.0)
+    order = torch.argsort(H.diagonal(), descending=True, stable=True)
+    U, damp = inverse_cholesky(H[order][:, order], ladder)
+    importance = torch.empty_like(H.diagonal())
+    importance[order] = U.diagonal().pow(-2)
+    if symmetric:
+        scales, zeros = search_symmetric(W, importance, group_size, bits), None
+    else:
+        scales, zeros = search_asymmetric(W, importance, group_size, bits)
+    codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
+    codes[:, order] = _round_columns(W.t()[order].contiguous(), U, order // group_size, scales, zeros, bits).t()
+    linear = QuantizedLinear(codes, scales, zeros, bits, group_size)
+    return GptqResult(linear, damp, float("nan"), proxy_error(W, linear.dequantize(), H))
+
+
+def proxy_error(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> float:
+    """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the share of the outputs' energy that the rounding changes."""
+    E = W - Q
+    return float(torch.linalg.vecdot(E @ H, E).sum() / torch.linalg.vecdot(W @ H, W).sum().clamp_min(1e-30))
+
+
+def _round_columns(
+    Wt: torch.Tensor, U: torch.Tensor, group: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int
+) -> torch.Tensor:
+    """The GPTQ loop on Wt [in, out] (columns of W as contiguous rows, already in order; overwritten). Returns codes [in, out]."""
+    n, rows = Wt.shape
+    top = 2**bits - 1
+    St = scales.t().contiguous()
+    inverse = 1.0 / St
+    Zt = torch.full_like(St, 2 ** (bits - 1)) if zeros is None else zeros.t().to(St.dtype).contiguous()
+    codes = torch.empty_like(Wt)
+    column_group = group.tolist()
+    inverse_diagonal = (1.0 / U.diagonal()).tolist()
+    for block in range(0, n, _BLOCK):
+        block_end = min(block + _BLOCK, n)
+        E = torch.empty(block_end - block, rows, device=Wt.device)
+        for panel in range(block, block_end, _PANEL):
+            panel_end = min(panel + _PANEL, block_end)
+            for i in range(panel, panel_end):
+                g = column_group[i]
+                w, c, e = Wt[i], codes[i], E[i - block]
+                torch.addcmul(Zt[g], w, inverse[g], out=c).round_().clamp_(0, top)
+                torch.sub(c, Zt[g], out=e).mul_(St[g]).sub_(w).mul_(inverse_diagonal[i])  # (q - w) / U_ii
+                if i + 1 < panel_end:
+                    Wt[i + 1 : panel_end].addr_(U[i, i + 1 : panel_end], e)
+            if panel_end < block_end:
+                Wt[panel_end:block_end].addmm_(
+                    U[panel:panel_end, panel_end:block_end].t(), E[panel - block : panel_end - block]
+                )
+        if block_end < n:
+            Wt[block_end:].addmm_(U[block:block_end, block_end:].t(), E)
+    return codes.to(torch.uint8)

@@ -1,0 +1,118 @@
+"""The 4-bit grid of a group: choosing scales and zero points that lose least, weighted by how much each column matters.
+
+For codes c of a group (zero point taken off), the best scale is the weighted least-squares fit
+s = sum(d w c) / sum(d c^2), and its error sum(d w^2) - sum(d w c)^2 / sum(d c^2). So every trial range gives codes,
+the codes give the best scale for them, and no fine search over scales is needed.
+
+Full-range symmetric (code -8 used, the scale's sign says on which side): Cheng et al., AutoRound, 2023; ggml's Q4_0.
+Weighting by diag(H): the idea of iMatrix, and of GPTQ's own error.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_TRIAL_SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
+# Rows at a time: what one trial touches stays in the processor's second-level cache.
+_CHUNK_ELEMENTS = 1 << 16
+
+
+def search_symmetric(weight: torch.Tensor, importance: torch.Tensor, group_size: int, bits: int = 4) -> torch.Tensor:
+    """Signed scales [out, in / group_size] float32, rounded to float16, for codes -2**(bits-1) .. 2**(bits-1) - 1.
+
+    weight: [out, in] float32; importance: [in] float32, >= 0, the weight of each column's squared error.
+    """
+    low = 2 ** (bits - 1)
+    groups, d = _grouped(weight, importance, group_size)
+    result = torch.empty(groups.shape[:2])
+    for rows in _row_chunks(groups):
+        w = groups[rows]
+        high_end, low_end = w.amax(-1), w.amin(-1)
+        # Range [-low s, (low - 1) s]: a positive scale spends the extra code on the negative side, a negative one on the positive.
+        positive = torch.maximum(high_end / (low - 1), -low_end / low)
+        negative = torch.minimum(low_end / (low - 1), -high_end / low)
+        dw = d * w
+        best = torch.full(w.shape[:2], -1.0)
+        chosen = torch.zeros(w.shape[:2])
+        for start in (positive, negative):
+            for shrink in _TRIAL_SHRINKS:
+                scale = start * shrink
+                codes = (w * _reciprocal(scale).unsqueeze(-1)).round_().clamp_(-low, low - 1)
+                dwc = torch.linalg.vecdot(dw, codes)
+                dcc = torch.linalg.vecdot(codes.square_(), d.expand_as(codes))
+                gain = dwc.square() / dcc.clamp_min(1e-30)
+                better = (gain > best) & (dcc > 0)
+                best = torch.where(better, gain, best)
+                chosen = torch.where(better, dwc / dcc.clamp_min(1e-30), chosen)
+        result[rows] = chosen
+    return storable_scales(result)
+
+
+def search_asymmetric(
+    weight: torch.Tensor, importance: torch.Tensor, group_size: int, bits: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scales float32 > 0, zeros uint8 in 1 .. 2**bits - 1), each [out, in / group_size], for codes 0 .. 2**bits - 1.
+
+    Zero points start at 1: the gptq v1 container stores zero - 1. Arguments as for `search_symmetric`.
+    """
+    top = 2**bits - 1
+    groups, d = _grouped(weight, importance, group_size)
+    scales = torch.empty(groups.shape[:2])
+    zeros = torch.empty(groups.shape[:2], dtype=torch.uint8)
+    for rows in _row_chunks(groups):
+        w = groups[rows]
+        high_end, low_end = w.amax(-1).clamp_min_(0), w.amin(-1).clamp_max_(0)
+        dw = d * w
+        best = torch.full(w.shape[:2], -1.0)
+        scale, zero = torch.zeros(w.shape[:2]), torch.ones(w.shape[:2])
+        for shrink in _TRIAL_SHRINKS:
+            trial = (high_end - low_end) * (shrink / top)
+            inverse = _reciprocal(trial)
+            middle = (-low_end * shrink * inverse).round_()
+            for shift in (0.0, 1.0) if shrink == 1.0 else (0.0,):
+                z = (middle + shift).clamp_(1, top)
+                codes = (w * inverse.unsqueeze(-1)).round_().clamp_(-z.unsqueeze(-1), (top - z).unsqueeze(-1))
+                dwc = torch.linalg.vecdot(dw, codes)
+                dcc = torch.linalg.vecdot(codes.square_(), d.expand_as(codes))
+                gain = dwc.square() / dcc.clamp_min(1e-30)
+                better = (gain > best) & (dcc > 0)
+                best = torch.where(better, gain, best)
+                scale = torch.where(better, dwc / dcc.clamp_min(1e-30), scale)
+                zero = torch.where(better, z, zero)
+        scales[rows], zeros[rows] = scale, zero.to(torch.uint8)
+    return storable_scales(scales), zeros
+
+
+def round_to_grid(
+    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, group_size: int, bits: int = 4
+) -> torch.Tensor:
+    """Nearest codes, uint8 [out, in], of weight [out, in] float32 on a grid (zeros None: symmetric)."""
+    groups = weight.view(weight.shape[0], -1, group_size)
+    zero = torch.tensor(float(2 ** (bits - 1))) if zeros is None else zeros.float().unsqueeze(-1)
+    codes = (groups * _reciprocal(scales).unsqueeze(-1) + zero).round_().clamp_(0, 2**bits - 1)
+    return codes.to(torch.uint8).view(weight.shape)
+
+
+def storable_scales(scales: torch.Tensor) -> torch.Tensor:
+    """Scales as the float16 of a checkpoint will hold them (back in float32); zero becomes 1, so that nothing divides by it.
+
+    A zero scale belongs to a group of zeros, whose codes are all the zero point.
+    """
+    rounded = scales.to(torch.float16).float()
+    return torch.where(rounded == 0, torch.ones_like(rounded), rounded)
+
+
+def _reciprocal(scales: torch.Tensor) -> torch.Tensor:
+    return torch.where(scales == 0, torch.zeros_like(scales), 1.0 / scales)
+
+
+def _grouped(weight: torch.Tensor, importance: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    groups = weight.view(weight.shape[0], -1, group_size)
+    # A column that never fires still keeps a trace of weight, so that its codes stay sensible.
+    floor = importance.mean().clamp_min(1e-12) * 1e-6
+    return groups, (importance + floor).view(-1, group_size)
+
+
+def _row_chunks(groups: torch.Tensor) -> list[slice]:
+    rows = max(1, _CHUNK_ELEMENTS // (groups.shape[1] * groups.shape[2]))
+    return [slice(start, start + rows) for start in range(0, groups.shape[0], rows)]
