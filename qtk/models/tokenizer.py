@@ -53,11 +53,7 @@ class TextTokenizer:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a generation: the tokenizer's eos and those of generation_config.json and config.json."""
-        found: list[int] = []
-        for name in ("generation_config.json", "config.json"):
-            path = self.directory / name
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-            found += value if isinstance(value, list) else [] if value is None else [value]
+        found = list(configured_eos_ids(self.directory))
         eos = self.special_token("eos_token")
         if eos is not None and (number := self._tokenizer.token_to_id(eos)) is not None:
             found.append(number)
@@ -86,6 +82,16 @@ class TextTokenizer:
         if chat_format == "codefuse":
             return codefuse_chat(messages, self.special_token("eos_token") or "", generation_prompt=generation_prompt)
         return self._chat_template.render(messages, generation_prompt=generation_prompt)
+
+
+def configured_eos_ids(directory: Path) -> tuple[int, ...]:
+    """Ids that end a generation by generation_config.json and config.json, for a directory without a tokenizer too."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(dict.fromkeys(found))
 
 
 def _load(directory: Path) -> Tokenizer:
