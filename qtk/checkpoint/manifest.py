@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import qtk
 from qtk.errors import InputError
-from qtk.machine import machine, package_versions
+from qtk.machine import machine, package_versions, usable_cores
 
 MANIFEST_NAME = "qtk-manifest.json"
 _PACKAGES = (
@@ -92,13 +93,18 @@ class ManifestRecorder:
 
     def write(self, directory: Path, final: Path, peak_memory_bytes: int) -> Manifest:
         """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its later name."""
+        outputs = output_files(directory)
+        digests = _digest_all([*outputs, *(path for _, _, files in self._inputs for path in files)])
         manifest = Manifest(
             qtk_version=qtk.__version__,
             kind=self.kind,
             command=[redact(word) for word in _command()],
             options=_redact_tree(self.options),
-            inputs=[self._input(role, path, files, Path(os.path.abspath(final))) for role, path, files in self._inputs],
-            outputs={str(p.relative_to(directory)): file_digest(p) for p in output_files(directory)},
+            inputs=[
+                self._input(role, path, files, Path(os.path.abspath(final)), digests)
+                for role, path, files in self._inputs
+            ],
+            outputs={str(p.relative_to(directory)): digests[p] for p in outputs},
             packages=package_versions(*_PACKAGES),
             machine=machine().as_dict(),
             started=self._started.isoformat(timespec="seconds"),
@@ -111,13 +117,15 @@ class ManifestRecorder:
         return manifest
 
     @staticmethod
-    def _input(role: str, path: Path, files: list[Path], final: Path) -> InputRecord:
+    def _input(
+        role: str, path: Path, files: list[Path], final: Path, digests: Mapping[Path, FileDigest]
+    ) -> InputRecord:
         root = path if path.is_dir() else path.parent
         own = root / MANIFEST_NAME
         return InputRecord(
             role=role,
             path=os.path.relpath(os.path.abspath(path), final),
-            files={os.path.relpath(f, root): file_digest(f).sha256 for f in files},
+            files={os.path.relpath(f, root): digests[f].sha256 for f in files},
             manifest_sha256=file_digest(own).sha256 if path.is_dir() and own.is_file() else None,
         )
 
@@ -135,6 +143,13 @@ def file_digest(path: Path) -> FileDigest:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     return FileDigest(sha256=digest, bytes=path.stat().st_size)
+
+
+def _digest_all(paths: Iterable[Path]) -> dict[Path, FileDigest]:
+    """The digests of several files, on all cores: sha256 is bound by one core, and lets go of Python's lock."""
+    distinct = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return dict(zip(distinct, pool.map(file_digest, distinct), strict=True))
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -114,23 +114,24 @@ class Checkpoint:
 
     def info(self, name: str) -> TensorInfo:
         """dtype, shape and place of a tensor, without reading it."""
-        return self._file(name).tensors[name]
+        return self.file(name).tensors[name]
 
-    def _file(self, name: str) -> SafetensorsFile:
+    def file(self, name: str) -> SafetensorsFile:
+        """The open file that holds tensor `name`."""
         if name not in self._file_of:
             raise InputError(f"{self.path} has no tensor {name}.")
         return self._open(self._file_of[name])
 
     def tensor(self, name: str, *, finite: bool = False) -> torch.Tensor:
         """Reads one tensor. With `finite`, raises InputError (naming it) when it holds NaN or Inf."""
-        tensor = self._file(name).read(name)
+        tensor = self.file(name).read(name)
         if finite:
             require_finite(tensor, f"{self.path}: tensor {name}")
         return tensor
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop-1 of a tensor, reading only these."""
-        return self._file(name).read_rows(name, start, stop)
+        return self.file(name).read_rows(name, start, stop)
 
     def require_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
         """InputError listing every tensor that is missing or has another shape than expected."""

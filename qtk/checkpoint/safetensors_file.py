@@ -106,16 +106,27 @@ class SafetensorsFile:
         raw = self._bytes(info.offset + start * row_bytes, (stop - start) * row_bytes)
         return raw.view(info.dtype).reshape(stop - start, *info.shape[1:])
 
+    def read_rows_into(self, name: str, start: int, out: torch.Tensor) -> None:
+        """Fills `out` ([rows, ...], contiguous, of the stored dtype) with rows start.. of tensor `name`."""
+        info = self.tensors[name]
+        if out.dtype != info.dtype or tuple(out.shape[1:]) != info.shape[1:] or not out.is_contiguous():
+            raise ValueError(f"{name} is {info.dtype} {info.shape}: cannot be read into {out.dtype} {tuple(out.shape)}")
+        row_bytes = info.nbytes // info.shape[0] if info.shape[0] else 0
+        self._fill(out.view(-1).view(torch.uint8), info.offset + start * row_bytes)
+
     def _bytes(self, offset: int, count: int) -> torch.Tensor:
         raw = torch.empty(count, dtype=torch.uint8)
+        self._fill(raw, offset)
+        return raw
+
+    def _fill(self, raw: torch.Tensor, offset: int) -> None:
         view = memoryview(raw.numpy())  # type: ignore[arg-type]
-        done = 0
+        done, count = 0, len(view)
         while done < count:
             got = os.preadv(self._fd, [view[done:]], offset + done)
             if got == 0:
                 raise InputError(f"{self.path} is truncated: {count - done} bytes are missing at byte {offset + done}.")
             done += got
-        return raw
 
     def close(self) -> None:
         if self._fd >= 0:
