@@ -1,0 +1,322 @@
+"""How far a model's predictions are from the float model's: KL divergence, perplexity and top-1 agreement, with errors.
+
+Both models read the same held-out rows in float32. Checkpoints are streamed block by block in lockstep, so that a block
+of each is all that is in memory; logits are compared in chunks of tokens. An engine gives its logits row by row.
+Standard errors are clustered by row, because the tokens of one row are no independent observations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+import qtk
+from qtk.bench.held_out_rows import CODE, ENGLISH, held_out_rows
+from qtk.calibration.rows import TokenRows
+from qtk.engines.description import is_engine
+from qtk.engines.session import DecoderSession
+from qtk.errors import InputError
+from qtk.machine import limit_threads, machine
+from qtk.models.forward import attention_mask, block_forward, rms_norm
+from qtk.models.tokenizer import TextTokenizer
+from qtk.progress import Progress
+from qtk.quantization.model_weights import ModelWeights
+
+_LOGITS_BYTES = 64_000_000  # of one [tokens, vocab] float32 tensor; about six of them live at once
+
+
+class DivergenceOptions(BaseModel):
+    """What is measured on: shared by the command line, recipes and manifests."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: tuple[str, ...] = Field(
+        (CODE, ENGLISH), min_length=1, description=f"{CODE}, {ENGLISH}, or a .txt/.jsonl/.parquet file; repeatable."
+    )
+    rows: int = Field(16, ge=2, description="Rows of each text (two at least, for a standard error).")
+    seq_len: int = Field(512, ge=2, description="Tokens in a row.")
+    chat_format: Literal["model", "codefuse"] = Field(
+        "model", description="How conversations in a file are rendered: the model's template, or CodeFuse's."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads (default: all usable cores).")
+
+
+class Estimate(BaseModel):
+    """A mean over tokens and its standard error, clustered by row."""
+
+    model_config = ConfigDict(frozen=True)
+    mean: float
+    standard_error: float
+
+
+class TextDivergence(BaseModel):
+    """The figures of one text. KL(reference || model) in nats per token; quantiles over tokens."""
+
+    model_config = ConfigDict(frozen=True)
+    text: str
+    rows: int
+    tokens: int
+    kl: Estimate
+    kl_median: float
+    kl_p99: float
+    kl_max: float
+    top1_agreement: Estimate
+    perplexity_reference: float
+    perplexity: float
+    # Mean difference of the log-likelihood losses (model - reference), paired by token: log of the perplexity ratio.
+    loss_increase: Estimate
+    tokens_sha256: str
+
+
+class DivergenceResult(BaseModel):
+    """The result of `qtk bench divergence`: one entry a text, then all of them pooled."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["divergence"] = "divergence"
+    qtk_version: str
+    model: str
+    reference: str
+    options: DivergenceOptions
+    texts: tuple[TextDivergence, ...]
+    pooled: TextDivergence
+    engine_settings: dict[str, object] = Field(default_factory=dict)
+    seconds: float
+    machine: dict[str, object]
+
+
+class Predictor(Protocol):
+    """Whatever predicts the rows: `blocks` steps of preparation, then the logits of each row, piece by piece."""
+
+    blocks: int
+
+    def begin(self, rows: TokenRows) -> None:
+        """Takes the rows to predict."""
+        ...
+
+    def advance(self, layer: int) -> None:
+        """Does step `layer` of the preparation; called once for each of 0 .. blocks - 1."""
+        ...
+
+    def pieces(self, row: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first position, logits [some positions, vocab] float32) over the row, padding left out."""
+        ...
+
+
+class StreamedModel:
+    """A checkpoint: the hidden states of all rows, carried block by block, and the head at the end."""
+
+    def __init__(self, weights: ModelWeights) -> None:
+        self.weights = weights
+        self.blocks = weights.spec.num_layers
+        self._norm = weights.final_norm()
+        self._head = weights.lm_head(torch.float32)
+
+    def begin(self, rows: TokenRows) -> None:
+        self._lengths: list[int] = rows.lengths.tolist()
+        self._hidden = self.weights.embed(rows.tokens, torch.float32)
+        spec = self.weights.spec
+        self._cos, self._sin = spec.rope.tables(spec.head_dim, rows.tokens.shape[1])
+
+    def advance(self, layer: int) -> None:
+        spec = self.weights.spec
+        block = self.weights.block(layer, torch.float32)
+        for row, length in enumerate(self._lengths):  # one at a time, without its padding: nothing need be masked
+            hidden = self._hidden[row : row + 1, :length]
+            mask = attention_mask(length, None, spec.windows[layer])
+            cos, sin = self._cos[:length], self._sin[:length]
+            self._hidden[row, :length] = block_forward(spec, block, hidden, cos, sin, mask=mask)[0]
+
+    def logits(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """[stop - start, vocab] float32."""
+        last = rms_norm(self._hidden[row, start:stop], self._norm, self.weights.spec.rms_norm_eps)
+        return last @ self._head.T
+
+    def pieces(self, row: int) -> Iterator[tuple[int, torch.Tensor]]:
+        size = max(1, _LOGITS_BYTES // (4 * self.weights.spec.vocab_size))
+        for start in range(0, self._lengths[row], size):
+            yield start, self.logits(row, start, min(start + size, self._lengths[row]))
+
+
+class EngineModel:
+    """A built engine: its session's logits, in the pieces in which the session computes them."""
+
+    blocks = 0
+
+    def __init__(self, session: DecoderSession) -> None:
+        self.session = session
+
+    def begin(self, rows: TokenRows) -> None:
+        self._rows = [row[:length].tolist() for row, length in zip(rows.tokens, rows.lengths.tolist(), strict=True)]
+
+    def advance(self, layer: int) -> None:
+        raise IndexError(f"an engine has no block {layer} to prepare")
+
+    def pieces(self, row: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for start, logits in self.session.logit_chunks([self._rows[row]]):
+            yield start, torch.from_numpy(logits[0])
+
+
+class TokenFigures:
+    """Per-token figures collected row by row: kl, agreement, losses; each row's tensors have its predicted tokens."""
+
+    def __init__(self) -> None:
+        self.kl: list[torch.Tensor] = []
+        self.agree: list[torch.Tensor] = []
+        self.loss: list[torch.Tensor] = []
+        self.reference_loss: list[torch.Tensor] = []
+
+    def add_row(self, reference: StreamedModel, model: Predictor, row: int, ids: torch.Tensor) -> None:
+        """Compares the predictions of ids[1:] given what stands before them."""
+        parts = []
+        for start, logits in model.pieces(row):
+            stop = min(start + len(logits), len(ids) - 1)  # the last token's prediction has nothing to be held against
+            if stop > start:
+                expected = reference.logits(row, start, stop)
+                parts.append(compare_logits(expected, logits[: stop - start], ids[start + 1 : stop + 1]))
+        for target, pieces in zip(
+            (self.kl, self.agree, self.loss, self.reference_loss), zip(*parts, strict=True), strict=True
+        ):
+            target.append(torch.cat(pieces).double())
+
+    def extend(self, other: TokenFigures) -> None:
+        """Takes in another text's rows."""
+        self.kl += other.kl
+        self.agree += other.agree
+        self.loss += other.loss
+        self.reference_loss += other.reference_loss
+
+    def summary(self, text: str, tokens_sha256: str) -> TextDivergence:
+        """The figures over all rows."""
+        kl = torch.cat(self.kl)
+        increase = [ours - theirs for ours, theirs in zip(self.loss, self.reference_loss, strict=True)]
+        return TextDivergence(
+            text=text,
+            rows=len(self.kl),
+            tokens=kl.numel(),
+            kl=clustered(self.kl),
+            kl_median=float(kl.quantile(0.5)),
+            kl_p99=float(kl.quantile(0.99)),
+            kl_max=float(kl.max()),
+            top1_agreement=clustered(self.agree),
+            perplexity_reference=math.exp(float(torch.cat(self.reference_loss).mean())),
+            perplexity=math.exp(float(torch.cat(self.loss).mean())),
+            loss_increase=clustered(increase),
+            tokens_sha256=tokens_sha256,
+        )
+
+
+def compare_logits(
+    reference: torch.Tensor, model: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(KL(reference || model), same top-1, loss of the model, loss of the reference), each [tokens] float32.
+
+    reference, model: logits [tokens, vocab]; targets: [tokens] ids.
+    """
+    log_p, log_q = reference.float().log_softmax(-1), model.float().log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    agree = (log_p.argmax(-1) == log_q.argmax(-1)).float()
+    index = targets[:, None]
+    return kl, agree, -log_q.gather(1, index)[:, 0], -log_p.gather(1, index)[:, 0]
+
+
+def clustered(rows: list[torch.Tensor]) -> Estimate:
+    """Mean over all tokens, and its standard error with rows as clusters (Liang and Zeger 1986; factor R / (R - 1))."""
+    values = torch.cat(rows)
+    mean = values.mean()
+    count = len(rows)
+    if count < 2:
+        return Estimate(mean=float(mean), standard_error=math.nan)
+    sums = torch.stack([(row - mean).sum() for row in rows])
+    error = torch.sqrt(sums.square().sum() * count / (count - 1)) / values.numel()
+    return Estimate(mean=float(mean), standard_error=float(error))
+
+
+def measure_divergence(model: Path, reference: Path, options: DivergenceOptions) -> DivergenceResult:
+    """Compares the checkpoint or engine `model` with the checkpoint `reference` on the texts of `options`.
+
+    InputError for models that do not share a vocabulary, rows beyond either model's context, or texts that are empty.
+    """
+    started = time.monotonic()
+    limit_threads(options.threads)
+    base = ModelWeights.open(reference)
+    other, vocab_size, longest, settings = _open(model, options)
+    _require_comparable(base, other=(str(model), vocab_size, longest), seq_len=options.seq_len)
+    tokenizer = TextTokenizer(reference)
+    texts = [
+        (name, held_out_rows(name, tokenizer, options.rows, options.seq_len, options.chat_format))
+        for name in options.data
+    ]
+    expected = StreamedModel(base)
+    steps = sum(expected.blocks + other.blocks + len(rows.lengths) for _, rows in texts)
+    pooled, summaries = TokenFigures(), []
+    with torch.inference_mode(), Progress("divergence", total=steps, unit="steps") as progress:
+        for name, rows in texts:
+            figures = TokenFigures()
+            for predictor in (expected, other):
+                predictor.begin(rows)
+            for layer in range(max(expected.blocks, other.blocks)):
+                for predictor in (expected, other):
+                    if layer < predictor.blocks:
+                        predictor.advance(layer)
+                        progress.advance(1, f"{name}, block {layer}")
+            for row, length in enumerate(rows.lengths.tolist()):
+                figures.add_row(expected, other, row, rows.tokens[row, :length])
+                progress.advance(1, f"{name}, row {row}")
+            summaries.append(figures.summary(name, _digest([rows])))
+            pooled.extend(figures)
+    return DivergenceResult(
+        qtk_version=qtk.__version__,
+        model=str(model),
+        reference=str(reference),
+        options=options,
+        texts=tuple(summaries),
+        pooled=pooled.summary("all", _digest([rows for _, rows in texts])),
+        engine_settings=settings,
+        seconds=round(time.monotonic() - started, 2),
+        machine=machine().as_dict(),
+    )
+
+
+def _open(model: Path, options: DivergenceOptions) -> tuple[Predictor, int, int, dict[str, object]]:
+    """The model to measure, its vocabulary's size, the longest row it takes, and an engine's settings."""
+    if not is_engine(model):
+        weights = ModelWeights.open(model)
+        return StreamedModel(weights), weights.spec.vocab_size, weights.spec.max_positions, {}
+    session = DecoderSession.open(model, options.threads)
+    about = session.description
+    settings: dict[str, object] = {
+        "backend": about.backend,
+        "dtype": about.dtype,
+        "accuracy_level": about.accuracy_level,
+        "lm_head_bits": about.lm_head_bits,
+    }
+    return EngineModel(session), session.vocab_size, session.limits.max_positions, settings
+
+
+def _require_comparable(base: ModelWeights, *, other: tuple[str, int, int], seq_len: int) -> None:
+    reference, name, vocab_size, longest = str(base.checkpoint.path), *other
+    reasons = []
+    if vocab_size != base.spec.vocab_size:
+        reasons.append(f"the vocabularies differ: {vocab_size} in {name}, {base.spec.vocab_size} in {reference}")
+    reasons += [
+        f"{path} takes at most {limit} tokens, --seq-len is {seq_len}"
+        for path, limit in ((name, longest), (reference, base.spec.max_positions))
+        if seq_len > limit
+    ]
+    if reasons:
+        raise InputError(f"{name} and {reference} cannot be compared so: {'; '.join(reasons)}.")
+
+
+def _digest(sets: list[TokenRows]) -> str:
+    digest = hashlib.sha256()
+    for rows in sets:
+        digest.update(rows.tokens.numpy().tobytes())
+        digest.update(rows.lengths.numpy().tobytes())
+    return digest.hexdigest()
