@@ -1,0 +1,121 @@
+"""The containers judged by the code of those who own them, each in an environment of its own where it is installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from quantized_checkpoint import owners_python, transformers_logits, write_dequantized, write_quantized
+from safetensors.torch import load_file, save_file
+
+from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.model_weights import ModelWeights
+
+SYMMETRIC, ASYMMETRIC = LinearScheme(4, 64, True), LinearScheme(4, 64, False)
+
+
+@pytest.mark.slow
+def test_gptqmodel_and_compressed_tensors_load_them_in_transformers(tiny, tmp_path) -> None:
+    """gptq and awq run on GPTQModel's CPU kernels, compressed-tensors is decompressed: logits equal ours."""
+    python = owners_python("interop")
+    chosen = {
+        "gptq-symmetric": ("gptq", SYMMETRIC),
+        "gptq-asymmetric": ("gptq", ASYMMETRIC),
+        "awq-symmetric": ("awq", SYMMETRIC),
+        "awq-asymmetric": ("awq", ASYMMETRIC),
+        # Asymmetric: transformers 5.23 with compressed-tensors 0.20 expects zero points unpacked and refuses every
+        # such file, its owner's included; the test below asks the package itself.
+        "compressed-tensors-symmetric": ("compressed-tensors", SYMMETRIC),
+    }
+    directories = {
+        name: write_quantized(tiny("llama"), tmp_path / name, container, scheme)
+        for name, (container, scheme) in chosen.items()
+    }
+    tokens = torch.randint(2, 258, (2, 24), generator=torch.Generator().manual_seed(3))
+    save_file({"tokens": tokens}, tmp_path / "tokens.safetensors")
+    script = Path(__file__).with_name("owners_logits.py")
+    named = [f"{name}={path}" for name, path in directories.items()]
+    done = subprocess.run(
+        [python, script, tmp_path / "tokens.safetensors", tmp_path / "logits.safetensors", *named],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    logits = load_file(tmp_path / "logits.safetensors")
+    floats = transformers_logits(tiny("llama"), tokens)
+    for name, directory in directories.items():
+        ours = transformers_logits(write_dequantized(directory, tmp_path / f"{name}-float"), tokens)
+        error = float((logits[name] - ours).abs().max())
+        assert error < 0.01, f"{name}: {error}"  # their kernels round activations; a wrong code or zero costs far more
+        assert float((ours - floats).abs().max()) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "symmetric"), [(4, 32, True), (4, 64, False), (4, 128, False), (8, 32, True), (8, 64, False)]
+)
+def test_compressed_tensors_decompresses_each_linear(tiny, tmp_path, bits: int, group: int, symmetric: bool) -> None:
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed (pip install qtk[interop])")
+    from compressed_tensors.compressors import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    out = write_quantized(tiny("llama"), tmp_path / "out", "compressed-tensors", LinearScheme(bits, group, symmetric))
+    weights = ModelWeights.open(out)
+    config = QuantizationConfig.model_validate(weights.checkpoint.config["quantization_config"])
+    (scheme,) = config.config_groups.values()
+    for module, _ in weights.spec.all_linears():
+        state = {
+            name.removeprefix(f"{module}."): weights.checkpoint.tensor(name)
+            for name in weights.checkpoint.names
+            if name.startswith(f"{module}.")
+        }
+        theirs = PackedQuantizationCompressor.decompress(state, scheme)["weight"]
+        # They multiply in the scale's float16; one rounding apart from ours.
+        torch.testing.assert_close(theirs, weights.float_linear(module, torch.float16), atol=0, rtol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("container", "scheme"),
+    [("gptq", SYMMETRIC), ("gptq", ASYMMETRIC), ("awq", ASYMMETRIC)],
+    ids=["gptq-symmetric", "gptq-asymmetric", "awq-asymmetric"],
+)
+def test_onnxruntime_genai_builds_the_same_weights(tiny, tmp_path, container: str, scheme: LinearScheme) -> None:
+    """The MatMulNBits weights in the graph of ONNX Runtime GenAI's builder are ours, to the bit."""
+    python = owners_python("genai")
+    directory = write_quantized(tiny("llama"), tmp_path / "in", container, scheme)
+    settings = ["-c", tmp_path / "cache", "-p", "int4", "-e", "cpu", "--extra_options", "accuracy_level=1"]
+    builder = [python, "-m", "onnxruntime_genai.models.builder"]
+    done = subprocess.run(
+        [*builder, "-m", "tiny", "-i", directory, "-o", tmp_path / "out", *settings],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    stored = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in model.graph.initializer}
+    weights = ModelWeights.open(directory)
+    fused = {"attn.qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]}
+    alone = {
+        "attn.o_proj": ["self_attn.o_proj"],
+        **{f"mlp.{n}_proj": [f"mlp.{n}_proj"] for n in ("gate", "up", "down")},
+    }
+    for layer in range(weights.spec.num_layers):
+        for theirs, ours in (fused | alone).items():
+            prefix = f"model.layers.{layer}.{theirs}.MatMulNBits"
+            packed = stored[f"{prefix}.qweight"]  # [out, groups, group / 2], low nibble first
+            codes = torch.stack((packed & 15, packed >> 4), dim=-1).reshape(packed.shape[0], packed.shape[1], -1)
+            zeros = stored[f"{prefix}.qzeros"].view(packed.shape[0], -1)
+            zeros = torch.stack((zeros & 15, zeros >> 4), dim=-1).reshape(packed.shape[0], -1, 1)
+            scales = stored[f"{prefix}.scales"].view(packed.shape[0], -1, 1)
+            built = (codes.float() - zeros.float()) * scales
+            expected = [weights.float_linear(f"model.layers.{layer}.{name}", torch.float32) for name in ours]
+            assert torch.equal(built.flatten(1), torch.cat(expected))
