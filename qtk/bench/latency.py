@@ -1,0 +1,179 @@
+"""How fast an engine is: the measure behind the published table, and what it hides.
+
+tokens_per_s = batch x output tokens / mean seconds of the whole call, prefill included, end-of-sequence ignored, random
+prompts; warm-up calls first, then at least `runs` calls and at least `seconds` seconds a shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from qtk.engines.session import DecoderSession, Generation
+from qtk.errors import InputError, listing
+from qtk.machine import machine
+
+
+class LatencyOptions(BaseModel):
+    """What `qtk bench latency` measures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shapes: str = Field("16/8,64/32,256/128,1024/512", description="Prompt/output lengths in tokens, with commas.")
+    batch_size: int = Field(1, ge=1, description="Rows at once.")
+    warmups: int = Field(2, ge=0, description="Calls before the clock counts.")
+    runs: int = Field(10, ge=1, description="Least number of calls a shape.")
+    seconds: float = Field(10.0, ge=0, description="Least time a shape, in seconds.")
+    threads: int | None = Field(None, ge=1, description="Threads of the processor. Default: all that may be used.")
+    seed: int = Field(0, description="Seed of the random prompts.")
+
+
+class Quantiles(BaseModel):
+    """Mean and percentiles, in milliseconds."""
+
+    model_config = ConfigDict(frozen=True)
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+    @staticmethod
+    def of(seconds: list[float]) -> Quantiles | None:
+        """None where there is nothing to sum up (one output token has no step between tokens)."""
+        if not seconds:
+            return None
+        ms = np.asarray(seconds) * 1e3
+        p50, p90, p99 = (float(q) for q in np.percentile(ms, (50, 90, 99)))
+        return Quantiles(mean=float(ms.mean()), p50=p50, p90=p90, p99=p99)
+
+
+class ShapeLatency(BaseModel):
+    """One shape's result. Times in milliseconds; rates in tokens a second over all rows.
+
+    decode_tokens_per_s counts the steps after the first token only. ttft: time to first token, the prefill.
+    call_seconds: every measured call. standard_error: standard error of tokens_per_s.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    input_len: int
+    output_len: int
+    batch_size: int
+    runs: int
+    tokens_per_s: float
+    standard_error: float
+    decode_tokens_per_s: float | None
+    ttft_ms: Quantiles
+    inter_token_ms: Quantiles | None
+    call_seconds: list[float]
+
+
+class LatencyReport(BaseModel):
+    """The whole measurement, with what it was measured on. first_call_ms: the first call of all, kept apart, because
+    runtimes that compile at first use pay there."""
+
+    model_config = ConfigDict(frozen=True)
+    engine: str
+    backend: str
+    gpu: str
+    dtype: str
+    accuracy_level: int | None
+    lm_head_bits: int
+    threads: int | None
+    processor: str
+    first_call_ms: float
+    shapes: list[ShapeLatency]
+
+
+def parse_shapes(text: str) -> list[tuple[int, int]]:
+    """ "16/8,64/32" -> [(16, 8), (64, 32)]. InputError naming every entry that is no pair of positive numbers."""
+    shapes, wrong = [], []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        first, _, second = entry.partition("/")
+        if first.isdigit() and second.isdigit() and int(first) and int(second):
+            shapes.append((int(first), int(second)))
+        else:
+            wrong.append(repr(entry))
+    if wrong or not shapes:
+        raise InputError(f"--shapes takes INPUT/OUTPUT pairs such as 64/32, not {', '.join(wrong) or 'nothing'}.")
+    return shapes
+
+
+def measure(
+    session: DecoderSession,
+    options: LatencyOptions,
+    *,
+    on_call: Callable[[str], None] = lambda detail: None,
+) -> LatencyReport:
+    """Measures every shape of the options. InputError, before any run, for shapes that the engine cannot take."""
+    shapes = parse_shapes(options.shapes)
+    limits = session.limits
+    wrong = [
+        f"{entry}/{output}: {entry + output} tokens, the engine holds {limits.max_positions}"
+        for entry, output in shapes
+        if entry + output > limits.max_positions
+    ]
+    if options.batch_size > limits.max_batch:
+        wrong.append(f"batch {options.batch_size}, the engine takes {limits.max_batch}")
+    if wrong:
+        raise InputError(f"{session.directory} cannot run these shapes:\n{listing(wrong)}")
+    random = np.random.default_rng(options.seed)
+    begin = time.perf_counter()
+    _call(session, random, shapes[0], options.batch_size)
+    first_call = time.perf_counter() - begin
+    description = session.description
+    return LatencyReport(
+        engine=session.directory.name,
+        backend=description.backend,
+        gpu=description.gpu,
+        dtype=description.dtype,
+        accuracy_level=description.accuracy_level,
+        lm_head_bits=description.lm_head_bits,
+        threads=options.threads,
+        processor=machine().processor,
+        first_call_ms=first_call * 1e3,
+        shapes=[_measure_shape(session, random, shape, options, on_call) for shape in shapes],
+    )
+
+
+def _measure_shape(
+    session: DecoderSession,
+    random: np.random.Generator,
+    shape: tuple[int, int],
+    options: LatencyOptions,
+    on_call: Callable[[str], None],
+) -> ShapeLatency:
+    name = f"{shape[0]}/{shape[1]}"
+    for _ in range(options.warmups):
+        _call(session, random, shape, options.batch_size)
+    calls: list[Generation] = []
+    begin = time.perf_counter()
+    while len(calls) < options.runs or time.perf_counter() - begin < options.seconds:
+        calls.append(_call(session, random, shape, options.batch_size))
+        on_call(f"{name}: {len(calls)} calls")
+    seconds = np.array([call.seconds for call in calls])
+    steps = [step for call in calls for step in call.token_seconds]
+    produced = options.batch_size * shape[1]
+    rate = produced / float(seconds.mean())
+    spread = float(seconds.std(ddof=1)) / float(seconds.mean()) / len(calls) ** 0.5 if len(calls) > 1 else 0.0
+    ttft = Quantiles.of([call.prefill_seconds for call in calls])
+    assert ttft is not None
+    return ShapeLatency(
+        input_len=shape[0],
+        output_len=shape[1],
+        batch_size=options.batch_size,
+        runs=len(calls),
+        tokens_per_s=rate,
+        standard_error=rate * spread,
+        decode_tokens_per_s=options.batch_size * len(steps) / sum(steps) if steps else None,
+        ttft_ms=ttft,
+        inter_token_ms=Quantiles.of(steps),
+        call_seconds=[round(float(s), 6) for s in seconds],
+    )
+
+
+def _call(session: DecoderSession, random: np.random.Generator, shape: tuple[int, int], batch: int) -> Generation:
+    prompts = random.integers(0, session.vocab_size, (batch, shape[0])).tolist()
+    return session.generate(prompts, shape[1], ignore_eos=True)

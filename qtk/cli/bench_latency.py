@@ -1,0 +1,47 @@
+"""qtk bench latency: how fast an engine is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qtk.bench.latency import LatencyOptions
+from qtk.cli.options import build, options_from
+from qtk.cli.output import emit, json_option, table
+
+
+@click.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@options_from(LatencyOptions)
+@json_option
+def command(engine: Path, as_json: bool, **values: object) -> None:
+    """Measure an engine: tokens a second over the whole call, time to first token, time between tokens.
+
+    \b
+    qtk bench latency engine
+    qtk bench latency engine --shapes 64/32,256/128 --batch-size 4 --json
+    """
+    from qtk.bench.latency import measure
+    from qtk.engines.session import DecoderSession
+    from qtk.progress import Progress
+
+    options = build(LatencyOptions, values)
+    session = DecoderSession.open(engine, options.threads)
+    with Progress("bench latency", None, "calls") as progress:
+        report = measure(session, options, on_call=lambda detail: progress.advance(1, detail))
+    columns = ("input/output", "tokens/s", "±", "decode tokens/s", "TTFT ms", "token ms p50", "p90", "p99", "calls")
+    rows = [
+        (
+            f"{s.input_len}/{s.output_len}",
+            s.tokens_per_s,
+            s.standard_error,
+            s.decode_tokens_per_s,
+            s.ttft_ms.p50,
+            *((t.p50, t.p90, t.p99) if (t := s.inter_token_ms) else (None, None, None)),
+            s.runs,
+        )
+        for s in report.shapes
+    ]
+    title = f"{report.engine}: {report.gpu}, {report.dtype}, batch {options.batch_size}"
+    emit(report, as_json, lambda console: console.print(table(title, columns, rows)))

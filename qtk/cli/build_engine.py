@@ -1,0 +1,42 @@
+"""qtk build-engine: a model directory becomes an engine directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qtk.cli.options import build, options_from
+from qtk.cli.output import emit, json_option, table
+from qtk.engines.options import BuildOptions
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The engine directory.")
+@options_from(BuildOptions)
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@json_option
+def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: object) -> None:
+    """Build an inference engine from a float or quantized model, for a GPU or the CPU.
+
+    \b
+    qtk build-engine int4 -o engine --gpu cpu
+    qtk build-engine int4 -o engine-a10 --gpu a10 --max-input-len 1024 --max-output-len 512
+    """
+    from qtk.engines.build import build_engine
+
+    engine = build_engine(model, out, build(BuildOptions, values), overwrite=overwrite)
+    limits, quantization = engine.limits, engine.quantization
+    rows = [
+        ("engine", str(out)),
+        ("runs on", f"{engine.gpu} ({engine.backend})"),
+        ("model", f"{engine.architecture}, {engine.num_layers} blocks"),
+        ("linears", f"{quantization.bits} bits, group {quantization.group_size}" if quantization else engine.dtype),
+        ("output head", f"{engine.lm_head_bits} bits"),
+        ("computes in", engine.dtype),
+        ("limits", f"{limits.max_input_len} + {limits.max_output_len} tokens, {limits.max_batch} rows"),
+        ("size", f"{sum(stage.bytes for stage in engine.stages) / 1e6:.1f} MB"),
+        *[("note", note) for note in engine.notes],
+    ]
+    emit(engine, as_json, lambda console: console.print(table("Engine", ("", ""), rows)))

@@ -1,0 +1,45 @@
+"""qtk generate: text from an engine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from qtk.cli.options import build, options_from
+from qtk.cli.output import json_option
+from qtk.engines.text import GenerateOptions
+
+
+@click.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--prompt", "prompts", multiple=True, required=True, help="The text to continue; - reads stdin. Repeat.")
+@options_from(GenerateOptions)
+@json_option
+def command(engine: Path, prompts: tuple[str, ...], as_json: bool, **values: object) -> None:
+    """Generate text with an engine. One prompt's text is written to stdout as it comes.
+
+    \b
+    qtk generate engine --prompt "def fibonacci(n):"
+    qtk generate engine --chat model --prompt "Write a quicksort in Python." --max-new-tokens 200
+    qtk generate engine --chat codefuse --prompt - --json < question.txt
+    """
+    from qtk.engines.session import DecoderSession
+    from qtk.engines.text import generate_text
+
+    options = build(GenerateOptions, values)
+    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    session = DecoderSession.open(engine, options.threads)
+    stream = not as_json and len(texts) == 1
+
+    def write(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    result = generate_text(session, texts, options, on_text=write if stream else None)
+    if as_json:
+        print(result.model_dump_json(indent=2))
+    elif stream:
+        print()
+    else:
+        print("\n\n".join(f"[{number}]\n{row.text}" for number, row in enumerate(result.rows, 1)))

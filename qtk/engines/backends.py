@@ -1,0 +1,52 @@
+"""The builders of engines by backend name. Adding one: a file with a class like these, and a line here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from qtk.engines.description import EngineDescription, Limits
+from qtk.engines.options import BuildOptions
+from qtk.quantization.model_weights import ModelWeights
+from qtk.targets.gpu import GpuProfile
+
+# backend -> module under qtk.engines with a class `Backend`; imported when used.
+BACKENDS = {
+    "onnxruntime": "onnxruntime_backend",
+}
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """One engine to build into `directory` (already made; it becomes the engine directory when all went well)."""
+
+    weights: ModelWeights
+    directory: Path
+    gpu: GpuProfile
+    limits: Limits
+    options: BuildOptions
+    on_block: Callable[[int], None]
+
+
+class EngineBackend(Protocol):
+    """Turns a checkpoint into what one runtime takes."""
+
+    def refusals(self, job: BuildJob) -> list[str]:
+        """Every reason why this model cannot become such an engine, before any work; empty when it can."""
+        ...
+
+    def build(self, job: BuildJob) -> EngineDescription:
+        """Writes the engine's own files into job.directory and describes them.
+
+        MachineError (exit 4) when the machine lacks what the build needs.
+        """
+        ...
+
+
+def engine_backend(name: str) -> EngineBackend:
+    """The backend called `name`, a key of BACKENDS."""
+    backend: EngineBackend = importlib.import_module(f"qtk.engines.{BACKENDS[name]}").Backend()
+    return backend

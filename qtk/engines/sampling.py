@@ -1,0 +1,32 @@
+"""Choosing the next token: the most likely one, or a draw from the nucleus (Holtzman et al. 2019)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qtk.errors import InputError
+
+
+class Sampler:
+    """Logits [batch, vocab] -> token ids [batch] int64. Temperature 0 takes the most likely token."""
+
+    def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise InputError(f"temperature {temperature} and top_p {top_p}: they must be >= 0, and in (0, 1].")
+        self.temperature, self.top_p = temperature, top_p
+        self._random = np.random.default_rng(seed)
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        if self.temperature == 0:
+            return logits.argmax(axis=-1)
+        return np.array([self._draw(row) for row in logits], np.int64)
+
+    def _draw(self, logits: np.ndarray) -> int:
+        scaled = (logits - logits.max()) / self.temperature
+        order = np.argsort(-scaled, kind="stable")
+        weights = np.exp(scaled[order].astype(np.float64))
+        weights /= weights.sum()
+        # The nucleus is the smallest set of most likely tokens that reaches top_p.
+        kept = int(np.searchsorted(np.cumsum(weights), self.top_p)) + 1 if self.top_p < 1 else len(weights)
+        weights = weights[:kept] / weights[:kept].sum()
+        return int(order[self._random.choice(len(weights), p=weights)])

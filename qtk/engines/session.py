@@ -1,0 +1,202 @@
+"""The generation loop: positions, masks, cache slots, sampling. One code for every runtime behind `Executor`."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from qtk.engines.description import EngineDescription, Limits, read_description
+from qtk.engines.executor import Executor, Step, open_executor
+from qtk.engines.graph_ports import mask_name
+from qtk.engines.sampling import Sampler
+from qtk.errors import InputError, listing
+from qtk.models.tokenizer import TextTokenizer
+
+OnToken = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a call produced: per row the new tokens (a stop token is not among them) and why the row ended.
+
+    prefill_seconds runs from the call to the first token; token_seconds holds one entry for each later step.
+    """
+
+    tokens: list[list[int]]
+    finish: list[Literal["stop", "length"]]
+    prefill_seconds: float
+    token_seconds: list[float]
+
+    @property
+    def seconds(self) -> float:
+        """The whole call, from the prompt to the last token."""
+        return self.prefill_seconds + sum(self.token_seconds)
+
+
+class DecoderSession:
+    """An engine ready to decode. Not for several threads at once: it owns one cache."""
+
+    def __init__(self, directory: Path, description: EngineDescription, executor: Executor) -> None:
+        self.directory = directory
+        self.description = description
+        self._executor = executor
+        # Mask input by window: layers with the same sliding window share one.
+        self._windows = {mask_name(window): window for window in dict.fromkeys(description.windows)}
+
+    @staticmethod
+    def open(engine: Path | str, threads: int | None = None, *, accuracy_level: int | None = None) -> DecoderSession:
+        """Opens an engine directory. `threads` defaults to the usable cores, `accuracy_level` to the engine's own.
+
+        InputError for no engine directory; MachineError when the runtime or the GPU it needs is absent.
+        """
+        directory = Path(engine)
+        description = read_description(directory)
+        if not description.built:
+            raise InputError(f"{directory} was only prepared, not built: {' '.join(description.notes)}")
+        return DecoderSession(directory, description, open_executor(directory, description, threads, accuracy_level))
+
+    @property
+    def limits(self) -> Limits:
+        return self.description.limits
+
+    @property
+    def vocab_size(self) -> int:
+        return self.description.vocab_size
+
+    @functools.cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer that the engine directory carries. InputError when it carries none."""
+        return TextTokenizer(self.directory)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        stop: Collection[int] | None = None,
+        ignore_eos: bool = False,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        on_token: OnToken | None = None,
+    ) -> Generation:
+        """Continues each prompt (token ids) by up to max_new_tokens tokens.
+
+        Greedy at temperature 0. `stop`: token ids that end a row (default: those of the model's generation_config);
+        ignore_eos runs on to max_new_tokens. on_token(row, token) is called for every token as it comes. Rows of unequal
+        length give exactly what each gives alone. InputError for empty or over-long prompts and unknown tokens.
+        """
+        start = time.perf_counter()
+        self._check(prompts, max_new_tokens)
+        ends = frozenset() if ignore_eos else frozenset(self.description.stop_tokens if stop is None else stop)
+        sampler = Sampler(temperature, top_p, seed)
+        batch = len(prompts)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        finish: list[Literal["stop", "length"]] = ["length"] * batch
+        open_rows = set(range(batch))
+
+        def take(chosen: np.ndarray) -> None:
+            for row in sorted(open_rows):
+                token = int(chosen[row])
+                if token in ends:
+                    finish[row] = "stop"
+                    open_rows.discard(row)
+                    continue
+                tokens[row].append(token)
+                if on_token is not None:
+                    on_token(row, token)
+
+        lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        last = np.empty((batch, self.vocab_size), np.float32)
+        for first, logits in self._prefill(prompts, every_position=False):
+            ready = (lengths > first) & (lengths <= first + self._executor.chunk_tokens)
+            last[ready] = logits[ready, 0]
+        chosen = sampler(last)
+        prefill_seconds = time.perf_counter() - start
+        take(chosen)
+        token_seconds: list[float] = []
+        while open_rows and len(token_seconds) + 1 < max_new_tokens:
+            begin = time.perf_counter()
+            chosen = sampler(self._decode(chosen, lengths))
+            lengths += 1
+            token_seconds.append(time.perf_counter() - begin)
+            take(chosen)
+        return Generation(tokens, finish, prefill_seconds, token_seconds)
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Logits [batch, tokens, vocab] float32 of every position, for scoring. Shorter rows are padded at their end:
+        what stands there beyond a row's length means nothing. See `logit_chunks` where that is too much to hold."""
+        longest = max((len(row) for row in rows), default=0)
+        result = np.empty((len(rows), longest, self.vocab_size), np.float32)
+        for first, chunk in self.logit_chunks(rows):
+            result[:, first : first + chunk.shape[1]] = chunk
+        return result
+
+    def logit_chunks(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+        """(first position, logits [batch, some tokens, vocab]) over the rows, a bounded piece at a time.
+
+        A piece is valid until the next one is asked for.
+        """
+        self._check(rows, 0)
+        yield from self._prefill(rows, every_position=True)
+
+    def _check(self, rows: Sequence[Sequence[int]], new_tokens: int) -> None:
+        limits, wrong = self.limits, []
+        if not 1 <= len(rows) <= limits.max_batch:
+            wrong.append(f"{len(rows)} rows; the engine takes 1 to {limits.max_batch} (--max-batch-size)")
+        for number, row in enumerate(rows):
+            if not len(row):
+                wrong.append(f"row {number} is empty")
+                continue
+            if len(row) + new_tokens > limits.max_positions:
+                wrong.append(
+                    f"row {number}: {len(row)} tokens and {new_tokens} new ones; the engine holds "
+                    f"{limits.max_positions} (--max-input-len and --max-output-len of build-engine)"
+                )
+            if min(row) < 0 or max(row) >= self.vocab_size:
+                wrong.append(f"row {number} holds a token outside 0..{self.vocab_size - 1}")
+        if new_tokens < 0:
+            wrong.append(f"{new_tokens} new tokens")
+        if wrong:
+            raise InputError(f"This engine cannot take the call:\n{listing(wrong)}")
+
+    def _prefill(self, rows: Sequence[Sequence[int]], *, every_position: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """Runs the rows through the cache in chunks; yields each chunk's first position and its logits.
+
+        Rows are padded at the end. What a padded token writes into the cache is overwritten before a mask lets
+        anyone look at it. Without every_position, one position a row: its last, in the chunk that holds it.
+        """
+        batch, longest = len(rows), max(len(row) for row in rows)
+        lengths = np.array([len(row) for row in rows], np.int64)
+        ids = np.zeros((batch, longest), np.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = row
+        self._executor.start(batch)
+        for first in range(0, longest, self._executor.chunk_tokens):
+            stop = min(longest, first + self._executor.chunk_tokens)
+            positions = np.broadcast_to(np.arange(first, stop), (batch, stop - first))
+            if every_position:
+                wanted = np.broadcast_to(np.arange(stop - first), (batch, stop - first))
+            else:
+                wanted = np.clip(lengths - 1 - first, 0, stop - first - 1)[:, None]
+            yield first, self._run(ids[:, first:stop], positions, np.full(batch, first, np.int64), wanted)
+
+    def _decode(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """One token a row; `lengths` is where each goes. Returns logits [batch, vocab]."""
+        return self._run(tokens[:, None], lengths[:, None], lengths, np.zeros((len(lengths), 1), np.int64))[:, 0]
+
+    def _run(self, ids: np.ndarray, positions: np.ndarray, write_indices: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        cache_length = self._executor.reserve(int(positions.max()) + 1)
+        slots, here = np.arange(cache_length), positions[:, None, :, None]
+        causal = slots <= here
+        masks = {
+            name: causal if window is None else causal & (slots > here - window)
+            for name, window in self._windows.items()
+        }
+        return self._executor.run(Step(ids, positions, write_indices, masks, wanted[:, :, None]))
