@@ -76,7 +76,7 @@ def test_unpack_undoes_pack(
     assert laid_out == container.specs(module, linear.codes.shape, scheme)
     back = container.unpack(InMemory(tensors), module, scheme)
     assert torch.equal(back.codes, linear.codes)
-    assert torch.equal(back.scales, linear.scales)
+    assert torch.equal(back.scales.float(), linear.scales.float())
     assert (back.zeros is None) == symmetric
     assert symmetric or torch.equal(back.zeros, linear.zeros)
     assert (back.bits, back.group_size) == (bits, group)

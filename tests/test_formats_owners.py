@@ -119,3 +119,40 @@ def test_onnxruntime_genai_builds_the_same_weights(tiny, tmp_path, container: st
             built = (codes.float() - zeros.float()) * scales
             expected = [weights.float_linear(f"model.layers.{layer}.{name}", torch.float32) for name in ours]
             assert torch.equal(built.flatten(1), torch.cat(expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [64, 128])
+def test_modelopt_exports_and_packs_alike(tiny, tmp_path, group: int) -> None:
+    """NVIDIA ModelOpt's own W4A16_AWQ export reads here as it is meant, and its packing of our codes gives our bytes."""
+    python = owners_python("modelopt")
+    directory = write_quantized(tiny("llama"), tmp_path / "ours", "modelopt", LinearScheme(4, group, True))
+    ours = ModelWeights.open(directory)
+    floats = {name: ours.float_linear(name, torch.float32) for name, _ in ours.spec.all_linears()}
+    save_file(floats, directory / "dequantized.safetensors")
+    done = subprocess.run(
+        [python, Path(__file__).with_name("owners_modelopt.py"), tiny("llama"), directory, tmp_path, str(group)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (directory / "dequantized.safetensors").unlink()
+    repacked = load_file(tmp_path / "repacked.safetensors")
+    assert set(repacked) == set(floats)
+    for module, packed in repacked.items():
+        assert torch.equal(packed, ours.checkpoint.tensor(f"{module}.weight"))
+    theirs, meant = ModelWeights.open(tmp_path / "export"), load_file(tmp_path / "meant.safetensors")
+    assert theirs.scheme is not None
+    assert theirs.scheme.default == LinearScheme(4, group, True)
+    for module in floats:
+        read = theirs.float_linear(module, torch.float32)
+        # They simulate in float16 and export in float32, so a weight halfway between two codes may go either way.
+        close = torch.isclose(read, meant[module], atol=1e-3, rtol=2e-3)
+        assert float((~close).float().mean()) < 1e-3
+        names = {n.removeprefix(module) for n in ours.checkpoint.names if n.startswith(f"{module}.")}
+        assert {n.removeprefix(module) for n in theirs.checkpoint.names if n.startswith(f"{module}.")} <= names
+        for suffix in (".weight", ".weight_scale"):
+            a, b = ours.checkpoint.info(module + suffix), theirs.checkpoint.info(module + suffix)
+            assert (a.dtype, a.shape) == (b.dtype, b.shape)

@@ -84,8 +84,8 @@ class AwqFormat(Format):
         stored = [module for module in modules if f"{module}.qweight" in checkpoint]
         symmetric = all(bool((checkpoint.tensor(f"{module}.qzeros") == _SYMMETRIC_WORD).all()) for module in stored)
         default = LinearScheme(4, int(config.get("group_size", 128)), symmetric)
-        left = LinearScheme(16, default.group_size, symmetric)
-        return QuantizationScheme(default, {m: default if m in set(stored) else left for m in modules}, method="awq")
+        left, held = LinearScheme(16, default.group_size, symmetric), set(stored)
+        return QuantizationScheme(default, {m: default if m in held else left for m in modules}, method="awq")
 
     def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
         codes = _unpack(checkpoint.tensor(f"{module}.qweight"))

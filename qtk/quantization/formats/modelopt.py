@@ -2,7 +2,7 @@
 
 Per linear of weight [out, in] with G = in / group_size, symmetric, 4 bits:
 weight uint8 [out / 2, in], signed codes -8 .. 7 of two neighbouring outputs to a byte, the even one in the low nibble;
-weight_scale [out, G] float16; pre_quant_scale [in] float16 on o_proj and down_proj, which their loader reads whether or
+weight_scale [out, G] float32; pre_quant_scale [in] float16 on o_proj and down_proj, which their loader reads whether or
 not activations are scaled: ones here. q/k/v and gate/up are fused there, so they must be quantized alike.
 hf_quant_config.json beside config.json says the same as `quantization_config`, in a nested form.
 Source: ModelOpt 0.47 (Apache-2.0), modelopt/torch/export.
@@ -57,7 +57,7 @@ class ModelOptFormat(Format):
         out_features, in_features = shape
         specs = {
             f"{module}.weight": TensorSpec(torch.uint8, (out_features // 2, in_features)),
-            f"{module}.weight_scale": TensorSpec(torch.float16, (out_features, in_features // scheme.group_size)),
+            f"{module}.weight_scale": TensorSpec(torch.float32, (out_features, in_features // scheme.group_size)),
         }
         if module.endswith(_UNFUSED):
             specs[f"{module}.pre_quant_scale"] = TensorSpec(torch.float16, (in_features,))
@@ -67,7 +67,7 @@ class ModelOptFormat(Format):
         nibbles = linear.signed_codes().view(torch.uint8) & 15
         tensors = {
             f"{module}.weight": nibbles[0::2] | (nibbles[1::2] << 4),
-            f"{module}.weight_scale": linear.scales.to(torch.float16),
+            f"{module}.weight_scale": linear.scales.to(torch.float32),
         }
         if module.endswith(_UNFUSED):
             tensors[f"{module}.pre_quant_scale"] = torch.ones(linear.codes.shape[1], dtype=torch.float16)
@@ -97,9 +97,14 @@ class ModelOptFormat(Format):
                 f"{checkpoint.path}: ModelOpt algorithm {config.get('quant_algo')!r}; qtk reads {_ALGORITHM!r} "
                 "without zero points."
             )
-        default = LinearScheme(4, int(config.get("group_size", 128)), True)
-        left = LinearScheme(16, default.group_size, True)
-        schemes = {m: default if f"{m}.weight_scale" in checkpoint else left for m in modules}
+        stored = [module for module in modules if f"{module}.weight_scale" in checkpoint]
+        if not stored:
+            raise InputError(f"{checkpoint.path}: config.json says {_ALGORITHM}, but no linear has a weight_scale.")
+        # ModelOpt itself leaves the group size out of config.json; the tensors always tell.
+        group_size = modules[stored[0]][1] // checkpoint.info(f"{stored[0]}.weight_scale").shape[1]
+        default, left = LinearScheme(4, group_size, True), LinearScheme(16, group_size, True)
+        held = set(stored)
+        schemes = {module: default if module in held else left for module in modules}
         return QuantizationScheme(default, schemes, method="awq")
 
     def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
