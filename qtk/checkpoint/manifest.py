@@ -163,66 +163,80 @@ def read_manifest(directory: Path) -> Manifest:
         raise InputError(f"{path} cannot be read as a manifest: {error}") from None
 
 
+Status = Literal["ok", "changed", "missing", "unrecorded", "input absent"]
+
+
 class Finding(BaseModel):
     """One line of `qtk verify`: a file (or input) and how it stands."""
 
     model_config = ConfigDict(frozen=True)
     directory: str
     file: str
-    status: Literal["ok", "changed", "missing", "unrecorded", "input absent"]
+    status: Status
 
     @property
     def bad(self) -> bool:
         return self.status in ("changed", "missing", "unrecorded")
 
 
-def verify_chain(directory: Path) -> list[Finding]:
-    """Digests `directory`'s files and those of every input that can be found, back to the first.
+def verify_chain(*directories: Path) -> list[Finding]:
+    """Digests the directories' files and those of every input that can be found, back to the first; each file once.
 
-    An input that is not on this machine is listed as "input absent": that breaks no proof of what is here.
+    An input that is not on this machine is listed as "input absent": that breaks no proof of what is here. InputError
+    when one of `directories` has no manifest.
     """
-    findings: list[Finding] = []
-    seen: set[Path] = set()
+    return _Verification().run(directories)
 
-    def walk(place: Path, expected_manifest: str | None) -> None:
-        place = place.resolve()
-        if place in seen:
+
+class _Verification:
+    """One walk along the chain: what was found, which directories were seen, and the digests taken so far."""
+
+    def __init__(self) -> None:
+        self.findings: dict[Finding, None] = {}
+        self.seen: set[Path] = set()
+        self.digests: dict[Path, str] = {}
+
+    def run(self, directories: Iterable[Path]) -> list[Finding]:
+        for directory in directories:
+            self.walk(directory.resolve(), read_manifest(directory))
+        return list(self.findings)
+
+    def walk(self, place: Path, manifest: Manifest) -> None:
+        if place in self.seen:
             return
-        seen.add(place)
-        if expected_manifest is not None:
-            _compare(findings, place, MANIFEST_NAME, expected_manifest)
-        manifest = read_manifest(place)
+        self.seen.add(place)
         for name, digest in manifest.outputs.items():
-            _compare(findings, place, name, digest.sha256)
-        recorded = set(manifest.outputs)
+            self.compare(place, name, digest.sha256)
         for path in output_files(place):
-            if (name := str(path.relative_to(place))) not in recorded:
-                findings.append(Finding(directory=str(place), file=name, status="unrecorded"))
+            if (name := str(path.relative_to(place))) not in manifest.outputs:
+                self.add(place, name, "unrecorded")
         for record in manifest.inputs:
-            walk_input(place, record)
+            self.walk_input(Path(os.path.normpath(place / record.path)), record)
 
-    def walk_input(place: Path, record: InputRecord) -> None:
-        source = Path(os.path.normpath(place / record.path))
+    def walk_input(self, source: Path, record: InputRecord) -> None:
         if not source.exists():
-            findings.append(Finding(directory=str(source), file=f"({record.role})", status="input absent"))
+            self.add(source, f"({record.role})", "input absent")
             return
-        root = source if source.is_dir() else source.parent
+        root = (source if source.is_dir() else source.parent).resolve()
         for name, sha256 in record.files.items():
-            _compare(findings, root, name, sha256)
+            self.compare(root, name, sha256)
         if record.manifest_sha256 is not None:
-            walk(source, record.manifest_sha256)
+            # Compared for every reader: two of them may have read different states of one directory.
+            self.compare(root, MANIFEST_NAME, record.manifest_sha256)
+            if (root / MANIFEST_NAME).is_file():
+                self.walk(root, read_manifest(root))
 
-    walk(directory, None)
-    return findings
+    def compare(self, root: Path, name: str, sha256: str) -> None:
+        path = root / name
+        if not path.is_file():
+            self.add(root, name, "missing")
+            return
+        if path not in self.digests:
+            self.digests[path] = file_digest(path).sha256
+        self.add(root, name, "ok" if self.digests[path] == sha256 else "changed")
 
-
-def _compare(findings: list[Finding], root: Path, name: str, sha256: str) -> None:
-    path = root / name
-    finding = Finding(directory=str(root), file=name, status="missing")
-    if path.is_file():
-        finding = finding.model_copy(update={"status": "ok" if file_digest(path).sha256 == sha256 else "changed"})
-    if finding not in findings:
-        findings.append(finding)
+    def add(self, root: Path, name: str, status: Status) -> None:
+        self.findings.setdefault(Finding(directory=str(root), file=name, status=status))
 
 
 def redact(text: str) -> str:

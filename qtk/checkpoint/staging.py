@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from qtk.checkpoint.manifest import MANIFEST_NAME
 from qtk.errors import InputError
 
 
@@ -29,6 +30,10 @@ def staged_directory(out: Path, *, overwrite: bool = False, resumable: bool = Fa
     out = Path(os.path.abspath(out))
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already. Give another -o, or --overwrite.")
+    if out.exists() and not _written_by_qtk(out):
+        raise InputError(
+            f"{out} exists and was not written by qtk, so --overwrite does not replace it. Give another -o."
+        )
     if not out.parent.is_dir():
         out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(out)
@@ -48,6 +53,11 @@ def staged_directory(out: Path, *, overwrite: bool = False, resumable: bool = Fa
     finally:
         os.unlink(lock.name)
         lock.close()
+
+
+def _written_by_qtk(out: Path) -> bool:
+    """Whether losing `out` is what --overwrite was meant for: a mistyped -o must not cost a home directory."""
+    return out.is_dir() and ((out / MANIFEST_NAME).is_file() or not any(out.iterdir()))
 
 
 def _lock(partial: Path) -> IO[str]:
