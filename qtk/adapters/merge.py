@@ -1,0 +1,373 @@
+"""The streaming merge: each tensor of the base is read, changed and written a slice of rows at a time.
+
+Peak memory is the low-rank factors of one tensor and a few slices, whatever the model's size. Slices are worked on by
+one thread a core, each with torch on one thread: so reading, arithmetic and writing overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from qtk.adapters import arithmetic, nf4
+from qtk.adapters.adapter import Adapter, open_adapter
+from qtk.adapters.base_identity import disagreement
+from qtk.adapters.companions import choose_tokenizer, write_companions
+from qtk.adapters.layout import base_layout
+from qtk.adapters.options import MergeOptions
+from qtk.adapters.plan import MergePlan, TensorPlan, make_plan
+from qtk.checkpoint.manifest import ManifestRecorder
+from qtk.checkpoint.reader import Checkpoint
+from qtk.checkpoint.staging import staged_directory
+from qtk.checkpoint.writer import CheckpointWriter
+from qtk.errors import InputError, listing
+from qtk.machine import PeakMemory, usable_cores
+from qtk.progress import Progress
+
+_SLICE_ELEMENTS = 1 << 20  # 2 MB of bf16 and 4 MB of float32: what a core's share of the cache holds
+_MOST_WORKERS = 8
+
+
+class MergedAdapter(BaseModel):
+    """One adapter as it was merged."""
+
+    model_config = ConfigDict(frozen=True)
+    path: str
+    kind: str
+    rank: int
+    alpha: float
+    weight: float
+    tensors: int
+
+
+class MergeResult(BaseModel):
+    """What a merge did. Memory in bytes, `memory_above_start_bytes` beyond what the process held before."""
+
+    model_config = ConfigDict(frozen=True)
+    output: str
+    adapters: list[MergedAdapter]
+    tensors_changed: int
+    tensors_copied: int
+    nf4_rounded: int
+    untied: bool
+    vocabulary: int | None
+    tokenizer_from: str
+    bytes_written: int
+    seconds: float
+    peak_memory_bytes: int
+    memory_above_start_bytes: int
+
+
+def merge(
+    base_path: Path, adapter_paths: Sequence[Path], out: Path, options: MergeOptions, *, overwrite: bool = False
+) -> MergeResult:
+    """Writes `out`: the base with every adapter's update added, W + sum of weight * s * B A, rounded once.
+
+    Raises InputError for whatever is wrong with base, adapters or their fit (all of it in one error), for NaN or Inf in
+    either, and for an `out` that exists; MachineError for a full disk. Nothing is left under the final name then.
+    """
+    start = time.monotonic()
+    recorder = ManifestRecorder("merge", options.model_dump(mode="json"))
+    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite) as directory:
+        base = Checkpoint(base_path)
+        recorder.add_input("base", base.path, base.files)
+        adapters = [open_adapter(Path(path)) for path in adapter_paths]
+        for adapter in adapters:
+            recorder.add_input("adapter", adapter.path, adapter.files)
+        weights = _weights(options.weight, adapters)
+        if not options.any_base:
+            _require_own_base(base, adapters)
+        layout = base_layout(base)
+        if options.qlora_base and layout.transposed:
+            raise InputError(f"{base.path}: --qlora-base knows no NF4 form of weights that are stored [in, out].")
+        plan = make_plan(base, layout, adapters, weights, nf4=options.qlora_base is not None)
+        tokenizer = choose_tokenizer(base, adapters, options.tokenizer, resized=plan.vocabulary is not None)
+        write_tensors(plan, directory, base.path, shard_bytes=int(options.shard_gb * 1e9))
+        write_companions(base, directory, tokenizer, config=_config(base, plan))
+        changed = sum(tensor.changed for tensor in plan.tensors)
+        recorder.notes = {
+            "untied": plan.untied,
+            "vocabulary": plan.vocabulary,
+            "tokenizer_from": str(tokenizer or base.path),
+        }
+        recorder.write(directory, out, memory.peak_bytes)
+    return MergeResult(
+        output=str(out),
+        adapters=[_describe(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)],
+        tensors_changed=changed,
+        tensors_copied=len(plan.tensors) - changed,
+        nf4_rounded=sum(tensor.nf4 for tensor in plan.tensors),
+        untied=plan.untied,
+        vocabulary=plan.vocabulary,
+        tokenizer_from=str(tokenizer or base.path),
+        bytes_written=sum(tensor.spec.nbytes for tensor in plan.tensors),
+        seconds=round(time.monotonic() - start, 3),
+        peak_memory_bytes=memory.peak_bytes,
+        memory_above_start_bytes=memory.above,
+    )
+
+
+def _weights(given: Sequence[float], adapters: Sequence[Adapter]) -> tuple[float, ...]:
+    if given and len(given) != len(adapters):
+        raise InputError(f"--weight is given {len(given)} times for {len(adapters)} adapters: once for each, or never.")
+    if not all(math.isfinite(weight) for weight in given):
+        raise InputError("--weight must be a finite number.")
+    return tuple(given) or (1.0,) * len(adapters)
+
+
+def _require_own_base(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
+    wrong = [
+        f"{adapter.path} {sentence}"
+        for adapter in adapters
+        if (sentence := disagreement(adapter.config.base_model_name_or_path, base))
+    ]
+    if wrong:
+        raise InputError(
+            f"Another base model is named:\n{listing(wrong)}\n"
+            "Give that base. If this one is the same model under another name, add --any-base."
+        )
+
+
+def _describe(adapter: Adapter, weight: float) -> MergedAdapter:
+    config = adapter.config
+    return MergedAdapter(
+        path=str(adapter.path),
+        kind=config.kind,
+        rank=config.r,
+        alpha=config.lora_alpha,
+        weight=weight,
+        tensors=len(adapter.file.tensors),
+    )
+
+
+def _config(base: Checkpoint, plan: MergePlan) -> bytes:
+    """config.json as it stands, byte for byte, unless the vocabulary or the tie between embedding and head changed."""
+    changes: dict[str, object] = {"tie_word_embeddings": False} if plan.untied else {}
+    if plan.vocabulary is not None:
+        changes["vocab_size"] = plan.vocabulary
+    if not changes:
+        return base.config_bytes
+    return (json.dumps({**base.config, **changes}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+class _Buffers(threading.local):
+    """Scratch memory of one thread, kept from slice to slice: fresh pages would cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def get(self, role: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        count = math.prod(shape)
+        held = self._held.get((role, dtype))
+        if held is None or held.numel() < count:
+            held = self._held[role, dtype] = torch.empty(max(count, _SLICE_ELEMENTS), dtype=dtype)
+        return held[:count].view(shape)
+
+
+@dataclass
+class _Streaming:
+    """A merge in progress: threads, what they write to, and the tensors found to hold NaN or Inf."""
+
+    writer: CheckpointWriter
+    pool: ThreadPoolExecutor
+    workers: int
+    buffers: _Buffers = field(default_factory=_Buffers)
+    pending: deque[Future[None]] = field(default_factory=deque)
+    bad_base: dict[str, None] = field(default_factory=dict)
+    bad_result: dict[str, None] = field(default_factory=dict)
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Queues a slice; waits for the oldest when enough are under way, so that factors do not pile up in memory."""
+        self.pending.append(self.pool.submit(work))
+        while len(self.pending) > 2 * self.workers:
+            self.pending.popleft().result()
+
+    def drain(self) -> None:
+        while self.pending:
+            self.pending.popleft().result()
+
+
+def write_tensors(plan: MergePlan, directory: Path, base_name: Path, *, shard_bytes: int) -> None:
+    """Writes every tensor of the plan. InputError naming all tensors with NaN or Inf, once all were seen."""
+    specs = {tensor.name: tensor.spec for tensor in plan.tensors}
+    total = sum(spec.nbytes for spec in specs.values())
+    with (
+        CheckpointWriter(directory, specs, shard_bytes=shard_bytes) as writer,
+        _threads() as (pool, workers),
+        Progress("merge", total=max(1, total >> 20), unit="MB") as progress,
+    ):
+        streaming = _Streaming(writer, pool, workers)
+        done = shown = 0
+        for tensor in plan.tensors:
+            _write_tensor(streaming, tensor)
+            writer.mark_written(tensor.name)
+            done += tensor.spec.nbytes
+            progress.advance((done >> 20) - shown, tensor.name)
+            shown = done >> 20
+        streaming.drain()
+        _require_finite(streaming, base_name)
+
+
+@contextmanager
+def _threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    workers = min(usable_cores(), _MOST_WORKERS)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool, workers
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _require_finite(streaming: _Streaming, base_name: Path) -> None:
+    if streaming.bad_base:
+        raise InputError(
+            f"{base_name} holds NaN or Inf in {len(streaming.bad_base)} tensors:\n{listing(streaming.bad_base)}\n"
+            "The file is damaged."
+        )
+    if streaming.bad_result:
+        raise InputError(
+            f"The merged weights are too large for their dtype, or NaN, in {len(streaming.bad_result)} tensors:\n"
+            f"{listing(streaming.bad_result)}"
+        )
+
+
+def _write_tensor(streaming: _Streaming, plan: TensorPlan) -> None:
+    shape = plan.file.tensors[plan.source].shape
+    if not shape or 0 in shape:
+        streaming.writer.write(plan.name, plan.file.read(plan.source))
+        return
+    if not plan.changed:
+        for start, stop in _slices(shape):
+            streaming.submit(lambda start=start, stop=stop: _copy(streaming, plan, start, stop))  # type: ignore[misc]
+        return
+    change = _prepare(streaming, plan)
+    for start, stop in _slices(shape, aligned=plan.nf4):
+        streaming.submit(lambda start=start, stop=stop: _change(streaming, plan, change, start, stop))  # type: ignore[misc]
+    if plan.tokens:
+        streaming.drain()  # their rows go over those just written
+        _write_tokens(streaming, plan)
+
+
+def _slices(shape: tuple[int, ...], *, aligned: bool = False) -> Iterator[tuple[int, int]]:
+    """Row ranges of about a slice each; `aligned`: starting on a block of NF4."""
+    width = math.prod(shape[1:])
+    step = max(1, _SLICE_ELEMENTS // width)
+    if aligned:
+        unit = nf4.BLOCK // math.gcd(width, nf4.BLOCK)
+        step = max(unit, step // unit * unit)
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What the slices of one tensor share: stacked factors, DoRA's vector and column norms, NF4's block magnitudes."""
+
+    left: torch.Tensor | None = None
+    right: torch.Tensor | None = None
+    magnitude: torch.Tensor | None = None
+    column_norms: torch.Tensor | None = None
+    absmax: torch.Tensor | None = None
+    restored: torch.Tensor | None = None
+
+
+def _prepare(streaming: _Streaming, plan: TensorPlan) -> _Change:
+    updates = [
+        arithmetic.factors(u.adapter.tensor(u.a), u.adapter.tensor(u.b), u.scale, transposed=u.transposed)
+        for u in plan.low_rank
+    ]
+    left, right = arithmetic.stack(updates) if updates else (None, None)
+    dora = next((u for u in plan.low_rank if u.magnitude), None)
+    magnitude = dora.adapter.tensor(dora.magnitude).float().reshape(-1) if dora else None
+    absmax = restored = column_norms = None
+    if plan.nf4:
+        absmax = torch.cat(list(streaming.pool.map(lambda s: _block_absmax(streaming, plan, *s), _all(plan, True))))
+        restored = nf4.double_quantized(absmax)
+    if dora and dora.transposed:
+        added = _Change(left, right)
+        squares = streaming.pool.map(lambda s: _column_squares(streaming, plan, added, *s), _all(plan, False))
+        column_norms = sum(squares, start=torch.zeros(1, dtype=torch.float64)).sqrt().float()
+    return _Change(left, right, magnitude, column_norms, absmax, restored)
+
+
+def _all(plan: TensorPlan, aligned: bool) -> list[tuple[int, int]]:
+    return list(_slices(plan.file.tensors[plan.source].shape, aligned=aligned))
+
+
+def _read(streaming: _Streaming, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
+    info = plan.file.tensors[plan.source]
+    rows = streaming.buffers.get("read", info.dtype, (stop - start, *info.shape[1:]))
+    plan.file.read_rows_into(plan.source, start, rows)
+    return rows
+
+
+def _block_absmax(streaming: _Streaming, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
+    return nf4.block_absmax(_read(streaming, plan, start, stop))
+
+
+def _column_squares(streaming: _Streaming, plan: TensorPlan, change: _Change, start: int, stop: int) -> torch.Tensor:
+    return arithmetic.column_squares(_added(streaming, _read(streaming, plan, start, stop), change, start, stop))
+
+
+def _added(streaming: _Streaming, rows: torch.Tensor, change: _Change, start: int, stop: int) -> torch.Tensor:
+    """These rows in float32, rounded to NF4 if asked, with the update added."""
+    wide = streaming.buffers.get("wide", torch.float32, tuple(rows.shape))
+    if change.absmax is not None and change.restored is not None:
+        width = rows.shape[1]
+        blocks = slice(start * width // nf4.BLOCK, -(-stop * width // nf4.BLOCK))
+        rows = nf4.rounded(rows, change.absmax[blocks], change.restored[blocks])
+    wide.copy_(rows)
+    if change.left is not None and change.right is not None:
+        arithmetic.add_update_(wide, change.left[start:stop], change.right)
+    return wide
+
+
+def _copy(streaming: _Streaming, plan: TensorPlan, start: int, stop: int) -> None:
+    rows = _read(streaming, plan, start, stop)
+    if not _finite(rows):
+        streaming.bad_base[plan.name] = None
+    streaming.writer.write_rows(plan.name, start, rows)
+
+
+def _change(streaming: _Streaming, plan: TensorPlan, change: _Change, start: int, stop: int) -> None:
+    rows = _read(streaming, plan, start, stop)
+    wide = _added(streaming, rows, change, start, stop)
+    if change.column_norms is not None and change.magnitude is not None:
+        arithmetic.scale_columns_(wide, change.magnitude, change.column_norms)
+    elif change.magnitude is not None:
+        arithmetic.scale_rows_(wide, change.magnitude[start:stop])
+    result = streaming.buffers.get("result", plan.spec.dtype, tuple(wide.shape)).copy_(wide)
+    if not _finite(result):
+        (streaming.bad_result if _finite(rows) else streaming.bad_base)[plan.name] = None
+    streaming.writer.write_rows(plan.name, start, result)
+
+
+def _write_tokens(streaming: _Streaming, plan: TensorPlan) -> None:
+    for tokens in plan.tokens:
+        rows = tokens.adapter.tensor(tokens.key).to(plan.spec.dtype)
+        if not _finite(rows):
+            streaming.bad_result[plan.name] = None
+        for row, index in zip(rows, tokens.indices, strict=True):
+            streaming.writer.write_rows(plan.name, index, row.unsqueeze(0))
+
+
+def _finite(rows: torch.Tensor) -> bool:
+    """Whether no value is NaN or Inf: one pass, since both show in the least and the greatest."""
+    if not rows.dtype.is_floating_point or not rows.numel():
+        return True
+    low, high = torch.aminmax(rows if rows.dtype.itemsize > 1 else rows.float())
+    return math.isfinite(low.item()) and math.isfinite(high.item())

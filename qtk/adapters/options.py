@@ -1,0 +1,29 @@
+"""What `qtk merge` is told: the options that the command line, the recipe and the manifest share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class MergeOptions(BaseModel):
+    """How adapters are merged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: tuple[float, ...] = Field(
+        (), description="Factor of an adapter's update, once per adapter in their order; 1 where none is given."
+    )
+    qlora_base: Literal["nf4"] | None = Field(
+        None,
+        description="Merge onto the 4-bit rounded base that a QLoRA adapter was trained against: every linear but lm_head.",
+    )
+    tokenizer: Literal["auto", "base", "adapter"] = Field(
+        "auto",
+        description="Whose tokenizer files are carried; auto: the adapter's where it changes the vocabulary's size.",
+    )
+    any_base: bool = Field(
+        False, description="Merge although the adapter names another base model. Shapes must agree all the same."
+    )
+    shard_gb: float = Field(5.0, gt=0, description="Largest size of one output file, in GB.")

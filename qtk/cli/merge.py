@@ -1,0 +1,65 @@
+"""qtk merge: LoRA adapters into a float base model, streaming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qtk.adapters.options import MergeOptions
+from qtk.cli.options import build, options_from
+from qtk.cli.output import emit, json_option, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qtk.adapters.merge import MergeResult
+
+
+@click.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace the output directory if it exists, once the new one is complete."
+)
+@options_from(MergeOptions)
+@json_option
+def command(base: Path, adapters: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Merge LoRA, rsLoRA and DoRA adapters into a float base model: W + sum of weight * s * B A, rounded once.
+
+    Streams: memory stays at the adapter and a few slices, whatever the model's size.
+
+    \b
+    qtk merge BASE ADAPTER -o merged
+    qtk merge BASE A B -o merged --weight 0.7 --weight 0.3
+    qtk merge BASE ADAPTER -o merged --qlora-base nf4     (the adapter was trained with QLoRA)
+    """
+    chosen = build(MergeOptions, options)
+    from qtk.adapters.merge import merge
+
+    result = merge(base, adapters, out, chosen, overwrite=overwrite)
+    emit(result, as_json, lambda console: _show(result, console))
+
+
+def _show(result: MergeResult, console: Console) -> None:
+    columns = ("adapter", "kind", "rank", "alpha", "weight", "tensors")
+    rows = [(a.path, a.kind, a.rank, a.alpha, a.weight, a.tensors) for a in result.adapters]
+    console.print(table(f"Merged into {result.output}", columns, rows))
+    facts: list[tuple[str, object]] = [
+        ("tensors changed", result.tensors_changed),
+        ("tensors copied as they are", result.tensors_copied),
+        ("GB written", f"{result.bytes_written / 1e9:.2f}"),
+        ("seconds", f"{result.seconds:.1f}"),
+        ("peak memory, MB", f"{result.peak_memory_bytes / 1e6:.0f}"),
+        ("of it above the start, MB", f"{result.memory_above_start_bytes / 1e6:.0f}"),
+        ("tokenizer files from", result.tokenizer_from),
+    ]
+    if result.nf4_rounded:
+        facts.insert(1, ("of them rounded to NF4", result.nf4_rounded))
+    if result.untied:
+        facts.append(("embedding and lm_head", "untied: the adapter makes them differ"))
+    if result.vocabulary is not None:
+        facts.append(("vocabulary size, new", result.vocabulary))
+    console.print(table("", ("", ""), facts))
