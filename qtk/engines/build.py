@@ -53,10 +53,10 @@ def build_engine(
 def backend_name(options: BuildOptions, gpu: GpuProfile) -> str:
     """The backend in force. InputError when the GPU cannot be built for by it."""
     name = gpu.default_backend if options.backend == "auto" else options.backend
-    if name not in BACKENDS:
-        raise InputError(f"Backend {name} for {gpu.title} is not known; qtk builds {', '.join(BACKENDS)}. {gpu.advice}")
     if name not in gpu.backends:
         raise InputError(
-            f"Backend {name} does not build for {gpu.title}. What does: {', '.join(gpu.backends)}. {gpu.advice}".strip()
+            f"Backend {name} does not build for {gpu.name}. What does: {', '.join(gpu.backends)}. {gpu.advice}".strip()
         )
+    if name not in BACKENDS:
+        raise InputError(f"Nothing builds for {gpu.name} ({gpu.title}) here. {gpu.advice}")
     return name

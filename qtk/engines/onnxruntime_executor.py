@@ -35,11 +35,18 @@ class OnnxRuntimeExecutor:
         level = description.accuracy_level if accuracy_level is None else accuracy_level
         self._dtype = _DTYPES[description.dtype]
         self._description = description
-        self._session = ort.InferenceSession(
-            str(directory / description.stages[0].file),
-            sess_options=session_options(threads, 0 if level is None else level),
-            providers=["CPUExecutionProvider"],
-        )
+        path = directory / description.stages[0].file
+        try:
+            self._session = ort.InferenceSession(
+                str(path),
+                sess_options=session_options(threads, 0 if level is None else level),
+                providers=["CPUExecutionProvider"],
+            )
+        except Exception as error:  # the library's errors share no base of their own
+            raise InputError(
+                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {error}. "
+                "`qtk verify` says whether a file was damaged."
+            ) from None
         self._binding = self._session.io_binding()
         self._cache_names = [
             (f"past_{kind}.{layer}", f"present_{kind}.{layer}")
