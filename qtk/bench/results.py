@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from qtk.checkpoint.manifest import ManifestRecorder, output_files
+from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError
+from qtk.machine import PeakMemory
 
 
 def require_writable(path: Path, *, overwrite: bool = False) -> None:
@@ -31,3 +35,27 @@ def write_result(result: BaseModel, path: Path) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+RESULT_NAME = "result.json"
+
+
+def measure_into(
+    out: Path,
+    kind: str,
+    options: BaseModel,
+    inputs: Mapping[str, Path],
+    measure: Callable[[], BaseModel],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Runs `measure` and writes its result as `out`/result.json with a manifest: a measurement as a link of the chain.
+
+    inputs: role -> directory written by qtk or model directory, whose files are digested.
+    """
+    recorder = ManifestRecorder(kind, options.model_dump(mode="json"))
+    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite) as directory:
+        for role, path in inputs.items():
+            recorder.add_input(role, path, output_files(path))
+        write_result(measure(), directory / RESULT_NAME)
+        recorder.write(directory, out, memory.peak_bytes)

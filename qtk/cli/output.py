@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ def emit(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[C
         data = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
-        show(Console(soft_wrap=True, highlight=False))
+        # A pipe or a file has no width of its own: rows stay whole lines there, so that they can be searched.
+        show(Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 240))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

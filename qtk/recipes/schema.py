@@ -1,0 +1,143 @@
+"""What a recipe may say: the options of every stage in one YAML file, each the options model of the room that does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from qtk.adapters.options import MergeOptions
+from qtk.bench.divergence import DivergenceOptions
+from qtk.bench.latency import LatencyOptions, parse_shapes
+from qtk.calibration.options import CalibrationOptions
+from qtk.engines.options import BuildOptions
+from qtk.errors import InputError, listing
+from qtk.quantization.options import QuantizeOptions
+from qtk.shipped import load_yaml, shipped_directory, shipped_names
+from qtk.targets.gpu import gpu_profile
+
+
+class QuantizeStage(QuantizeOptions, CalibrationOptions):
+    """The options of quantize: the algorithm's and the calibration text's. A file is named relative to the recipe."""
+
+    def quantize_options(self) -> QuantizeOptions:
+        """The part that says how weights are rounded."""
+        return QuantizeOptions(**self.model_dump(include=set(QuantizeOptions.model_fields)))
+
+    def calibration_options(self, recipe_dir: Path) -> CalibrationOptions:
+        """The part that says on which text; a file's path is joined to the recipe's directory."""
+        options = CalibrationOptions(**self.model_dump(include=set(CalibrationOptions.model_fields)))
+        return options.model_copy(update={"calibration": beside(recipe_dir, options.calibration)})
+
+
+class BuildStage(BuildOptions):
+    """The options of build-engine, and whether the float model becomes an engine too, to be measured beside it."""
+
+    float_engine: bool = Field(True, description="Build an engine of the float model as well, as the yardstick.")
+
+    @field_validator("gpu")
+    @classmethod
+    def _known_gpu(cls, name: str) -> str:
+        try:
+            return gpu_profile(name).name
+        except InputError as error:
+            raise ValueError(str(error)) from None
+
+    def build_options(self) -> BuildOptions:
+        """The part that `build_engine` takes."""
+        return BuildOptions(**self.model_dump(exclude={"float_engine"}))
+
+
+class LatencyStage(LatencyOptions):
+    """The options of bench latency, the shapes checked when the recipe is read."""
+
+    @field_validator("shapes")
+    @classmethod
+    def _readable_shapes(cls, shapes: str) -> str:
+        try:
+            parse_shapes(shapes)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return shapes
+
+
+class BenchStages(BaseModel):
+    """The measurements; one that is left out is not made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latency: LatencyStage | None = None
+    divergence: DivergenceOptions | None = None
+
+
+class Recipe(BaseModel):
+    """One release: a model, its adapters, and what is done with them. Stages that are left out are not run.
+
+    `model` and `adapters` name a directory, relative to the recipe's file, or a model on the Hugging Face hub
+    ("organisation/name", "organisation/name@revision").
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    model: str = Field(min_length=1)
+    adapters: tuple[str, ...] = ()
+    merge: MergeOptions = MergeOptions()
+    quantize: QuantizeStage | None = None
+    build: BuildStage | None = None
+    bench: BenchStages = BenchStages()
+
+
+def beside(recipe_dir: Path, text: str) -> str:
+    """A text source as the rooms take it: a file is looked for beside the recipe, any other name stays as it is."""
+    return str(recipe_dir / text) if Path(text).suffix else text
+
+
+def recipe_path(text: str) -> Path:
+    """The file that `text` names: a path, or the name of a recipe that travels with qtk. InputError when there is none."""
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    shipped = shipped_directory("recipes") / f"{text}.yaml"
+    if not shipped.is_file():
+        known = ", ".join(shipped_names("recipes"))
+        raise InputError(f"{text!r} is neither a recipe file nor one of qtk's own recipes: {known}.")
+    return shipped
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file. InputError with every offending field, by its path in the file."""
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no recipe: `name:` and `model:` at least are needed.")
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path} is not a valid recipe:\n{listing(map(_complaint, error.errors()))}") from None
+    contradictions = _contradictions(recipe)
+    if contradictions:
+        raise InputError(f"{path} contradicts itself:\n{listing(contradictions)}")
+    return recipe
+
+
+def _complaint(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: no such setting"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')} (given: {error['input']!r})"
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
+    """What each field allows and the whole does not."""
+    found = []
+    if recipe.merge.weight and len(recipe.merge.weight) != len(recipe.adapters):
+        found.append(f"merge.weight: {len(recipe.merge.weight)} weights for {len(recipe.adapters)} adapters")
+    if recipe.bench.latency is not None and recipe.build is None:
+        found.append("bench.latency: there is no `build`, so there is no engine to measure")
+    if recipe.bench.divergence is not None and recipe.quantize is None:
+        found.append("bench.divergence: there is no `quantize`, so nothing diverges from the float model")
+    if recipe.build is not None and recipe.quantize is None and not recipe.build.float_engine:
+        found.append("build.float_engine: false, and there is no `quantize`, so there is no engine to build")
+    return found

@@ -1,0 +1,85 @@
+"""qtk-run.json: which steps of a run are done, and from what, so that a second run repeats nothing that is up to date."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest, read_manifest
+from qtk.errors import InputError
+
+RUN_NAME = "qtk-run.json"
+
+
+class StepRecord(BaseModel):
+    """A finished step: `digest` of its options, its inputs and qtk's version; the sha256 of the manifest it wrote."""
+
+    stage: str
+    directory: str
+    digest: str
+    manifest_sha256: str
+    seconds: float
+
+
+class SeenFile(BaseModel):
+    """A file's sha256, trusted as long as size and modification time stay what they were."""
+
+    bytes: int
+    modified_ns: int
+    sha256: str
+
+
+class RunState(BaseModel):
+    """The content of qtk-run.json. `steps` in the order in which they were finished."""
+
+    recipe: str
+    steps: dict[str, StepRecord] = {}
+    seen: dict[str, SeenFile] = {}
+
+    @staticmethod
+    def load(run_dir: Path) -> RunState | None:
+        """The state of a run directory, or None where no run was begun. InputError when it cannot be read."""
+        path = run_dir / RUN_NAME
+        try:
+            return RunState.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
+
+    def save(self, run_dir: Path) -> None:
+        partial = run_dir / f"{RUN_NAME}.partial"
+        partial.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, run_dir / RUN_NAME)
+
+    def digest_of(self, files: Iterable[Path]) -> dict[str, str]:
+        """name -> sha256 of files outside the run; a file that has not changed since is not read again."""
+        digests = {}
+        for path in files:
+            if not path.is_file():
+                raise InputError(f"{path}: no such file.")
+            key, status = str(path.absolute()), path.stat()
+            seen = self.seen.get(key)
+            if seen is None or (seen.bytes, seen.modified_ns) != (status.st_size, status.st_mtime_ns):
+                seen = SeenFile(bytes=status.st_size, modified_ns=status.st_mtime_ns, sha256=file_digest(path).sha256)
+                self.seen[key] = seen
+            digests[path.name] = seen.sha256
+        return digests
+
+    def stands(self, run_dir: Path, step: str) -> bool:
+        """Whether the step's output is there as it was written: manifest unchanged, every file present in its size."""
+        record = self.steps.get(step)
+        if record is None:
+            return False
+        directory = run_dir / record.directory
+        manifest_path = directory / MANIFEST_NAME
+        if not manifest_path.is_file() or file_digest(manifest_path).sha256 != record.manifest_sha256:
+            return False
+        return all(
+            (directory / name).is_file() and (directory / name).stat().st_size == digest.bytes
+            for name, digest in read_manifest(directory).outputs.items()
+        )

@@ -1,0 +1,60 @@
+"""The plots of a report, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qtk.bench.latency import LatencyReport
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure drawn without a display, whatever the machine's matplotlib settings are."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_errors(lines: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Relative output error of every quantized linear against its block, one line a kind of linear, log scale."""
+    figure = _figure(8, 4)
+    axes = figure.add_subplot()
+    kinds: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        parts = line["layer"].split(".")
+        number = next((int(part) for part in parts if part.isdigit()), None)
+        if number is not None and line["error_after"] is not None:
+            kinds.setdefault(parts[-1], []).append((number, line["error_after"]))
+    for kind, points in kinds.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker=".", linewidth=1, label=kind)
+    axes.set(yscale="log", xlabel="block", ylabel="share of output energy lost", title="Error by layer")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def plot_latency(reports: Mapping[str, LatencyReport], path: Path) -> Path | None:
+    """Bars of tokens/s over the whole call, a group a shape, a bar an engine. None where nothing was measured."""
+    if not reports:
+        return None
+    figure = _figure(8, 3.5)
+    axes = figure.add_subplot()
+    shapes = [f"{s.input_len}/{s.output_len}" for s in next(iter(reports.values())).shapes]
+    width = 0.8 / len(reports)
+    for index, (engine, report) in enumerate(reports.items()):
+        rates = {f"{s.input_len}/{s.output_len}": s for s in report.shapes}
+        places = [i + (index - (len(reports) - 1) / 2) * width for i, shape in enumerate(shapes) if shape in rates]
+        found = [rates[shape] for shape in shapes if shape in rates]
+        errors = [shape.standard_error for shape in found]
+        axes.bar(places, [s.tokens_per_s for s in found], width, yerr=errors, capsize=3, label=engine)
+    axes.set(ylabel="tokens/s, whole call", title="Latency by input/output length")
+    axes.set_xticks(range(len(shapes)), shapes)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    return path

@@ -1,0 +1,240 @@
+"""The Markdown report of a run: read from the manifests and results that its steps left, so that it repeats no figure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import qtk
+from qtk.bench.divergence import DivergenceResult
+from qtk.bench.latency import LatencyReport
+from qtk.bench.results import RESULT_NAME
+from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, ManifestRecorder, file_digest, output_files, read_manifest
+from qtk.checkpoint.staging import staged_directory
+from qtk.engines.description import EngineDescription, is_engine, read_description
+from qtk.errors import InputError
+from qtk.machine import PeakMemory
+from qtk.quantization.pipeline import LOG_NAME
+from qtk.release.plots import plot_errors, plot_latency
+
+REPORT_NAME = "report.md"
+_WORST_LAYERS = 10
+
+
+@dataclass(frozen=True)
+class Made:
+    """One directory that qtk wrote: its place, its manifest, and the digest by which others refer to it."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def bytes(self) -> int:
+        """Size of everything in it."""
+        return sum(digest.bytes for digest in self.manifest.outputs.values())
+
+
+@dataclass
+class Material:
+    """What a report is made of, sorted by kind."""
+
+    made: list[Made]
+    merged: list[Made] = field(default_factory=list)
+    quantized: list[Made] = field(default_factory=list)
+    engines: list[tuple[Made, EngineDescription]] = field(default_factory=list)
+    latencies: list[tuple[Made, LatencyReport]] = field(default_factory=list)
+    divergences: list[tuple[Made, DivergenceResult]] = field(default_factory=list)
+
+
+def reportable_directories(directory: Path) -> list[Path]:
+    """The directories below `directory` that qtk wrote, but no report. InputError when there is none."""
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory.")
+    found = sorted(path.parent for path in directory.glob(f"*/{MANIFEST_NAME}"))
+    found = [path for path in found if read_manifest(path).kind != "report"]
+    if not found:
+        raise InputError(f"{directory} holds no directory that qtk wrote, so there is nothing to report.")
+    return found
+
+
+def write_report(directories: Sequence[Path], out: Path, *, title: str, overwrite: bool = False) -> Path:
+    """Writes report.md and its plots into the new directory `out`; returns the path of report.md."""
+    recorder = ManifestRecorder("report", {"title": title})
+    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite) as work:
+        material = gather(directories)
+        for made in material.made:
+            recorder.add_input(made.manifest.kind, made.path, output_files(made.path))
+        (work / REPORT_NAME).write_text(render(material, work, title), encoding="utf-8")
+        recorder.write(work, out, memory.peak_bytes)
+    return out / REPORT_NAME
+
+
+def gather(directories: Sequence[Path]) -> Material:
+    """Reads what the directories hold, in the order in which they were made."""
+    made = [Made(path, read_manifest(path), file_digest(path / MANIFEST_NAME).sha256) for path in directories]
+    material = Material(sorted(made, key=lambda m: (m.manifest.started, m.manifest.ended)))
+    for one in material.made:
+        kind = one.manifest.kind
+        if kind == "merge":
+            material.merged.append(one)
+        elif kind == "quantized-model":
+            material.quantized.append(one)
+        elif is_engine(one.path):
+            material.engines.append((one, read_description(one.path)))
+        elif kind == "latency":
+            material.latencies.append((one, LatencyReport.model_validate(_result(one.path))))
+        elif kind == "divergence":
+            material.divergences.append((one, DivergenceResult.model_validate(_result(one.path))))
+    return material
+
+
+def _result(directory: Path) -> Any:
+    return json.loads((directory / RESULT_NAME).read_bytes())
+
+
+def render(material: Material, work: Path, title: str) -> str:
+    """The report as Markdown; plots are written into `work`."""
+    logs = {made.name: _read_log(made.path) for made in material.quantized}
+    plots = {}
+    for name, lines in logs.items():
+        if any(line["error_after"] is not None for line in lines):
+            plots[name] = plot_errors(lines, work / f"error-{name}.png").name
+    latency_plot = plot_latency({r.engine: r for _, r in material.latencies}, work / "latency.png")
+    environment = Environment(
+        loader=PackageLoader("qtk.release"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701 - Markdown, read as text
+    )
+    environment.filters |= {
+        "megabytes": lambda count: f"{count / 1e6:.1f} MB",
+        "figure": figure,
+        "linear": lambda name: name.rsplit(".", 1)[-1],
+    }
+    return environment.get_template(f"{REPORT_NAME}.j2").render(
+        material=material,
+        title=title,
+        version=qtk.__version__,
+        short=in_short(material),
+        machines=_machines(material.made),
+        by_linear={name: _by_linear(lines) for name, lines in logs.items()},
+        worst={name: _worst(lines) for name, lines in logs.items()},
+        error_plots=plots,
+        latency_plot=latency_plot and latency_plot.name,
+        ratios=latency_ratios([report for _, report in material.latencies]),
+        notes_report=lambda made: made.manifest.notes.get("report", {}),
+        engine_paths=[made.path for made, _ in material.engines],
+        names={made.name: Path(result.model).name for made, result in material.divergences},
+    )
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, and no more zeros than a reader wants; a dash for None."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        magnitude = 0 if value == 0 else math.floor(math.log10(abs(value)))
+        return f"{value:.{max(0, digits - 1 - magnitude)}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def in_short(material: Material) -> list[str]:
+    """The two or three sentences that a reader wants first; only what was measured."""
+    sentences = []
+    for made in material.quantized:
+        facts = made.manifest.notes["report"]
+        share = facts["quantized_bytes"] / facts["float_bytes"]
+        sentences.append(
+            f"{made.name}: {facts['bits']} bits by {facts['method']}, weights {share:.0%} of the float model's."
+        )
+    for row in latency_ratios([report for _, report in material.latencies]):
+        first, *_ = row["ratios"]
+        others = list(row["ratios"].items())[1:]
+        sentences += [
+            f"{engine} at {row['shape']}: {figure(ratio)} times the tokens/s of {first}." for engine, ratio in others
+        ]
+    for _, result in material.divergences:
+        kl, top1 = result.pooled.kl, result.pooled.top1_agreement
+        sentences.append(
+            f"{Path(result.model).name} against the float model: KL {figure(kl.mean)} ± {figure(kl.standard_error, 2)} "
+            f"nats per token, same most likely token {top1.mean:.1%}, perplexity {figure(result.pooled.perplexity, 4)} "
+            f"instead of {figure(result.pooled.perplexity_reference, 4)}."
+        )
+    return sentences
+
+
+def latency_ratios(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
+    """For each shape that all engines ran: tokens/s of each, and its ratio to the first one's."""
+    if len(reports) < 2:
+        return []
+    rows = []
+    for shape in reports[0].shapes:
+        rates = {
+            report.engine: other.tokens_per_s
+            for report in reports
+            for other in report.shapes
+            if (other.input_len, other.output_len) == (shape.input_len, shape.output_len)
+        }
+        if len(rates) == len(reports):
+            first = rates[reports[0].engine]
+            rows.append(
+                {
+                    "shape": f"{shape.input_len}/{shape.output_len}",
+                    "ratios": {engine: rate / first for engine, rate in rates.items()},
+                }
+            )
+    return rows
+
+
+def _read_log(directory: Path) -> list[dict[str, Any]]:
+    path = directory / LOG_NAME
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _by_linear(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and largest error of each kind of linear over the blocks."""
+    kinds = dict.fromkeys(line["layer"].rsplit(".", 1)[-1] for line in lines if line["error_after"] is not None)
+    rows = []
+    for kind in kinds:
+        of_kind = [x for x in lines if x["layer"].rsplit(".", 1)[-1] == kind and x["error_after"] is not None]
+        before = [x["error_before"] for x in of_kind if x["error_before"] is not None]
+        after = [x["error_after"] for x in of_kind]
+        rows.append(
+            {
+                "kind": kind,
+                "count": len(of_kind),
+                "before": sum(before) / len(before) if before else None,
+                "after": sum(after) / len(after),
+                "largest": max(after),
+            }
+        )
+    return rows
+
+
+def _worst(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    known = [line for line in lines if line["error_after"] is not None]
+    return sorted(known, key=lambda line: -line["error_after"])[:_WORST_LAYERS]
+
+
+def _machines(made: Sequence[Made]) -> list[dict[str, Any]]:
+    """The distinct machines that the steps ran on, with the steps of each."""
+    machines: dict[str, dict[str, Any]] = {}
+    for one in made:
+        key = json.dumps(one.manifest.machine, sort_keys=True)
+        entry = machines.setdefault(
+            key, {"machine": one.manifest.machine, "packages": one.manifest.packages, "steps": []}
+        )
+        entry["steps"].append(one.name)
+    return list(machines.values())
