@@ -1,0 +1,268 @@
+"""Runs a job's steps, one child process after the other, within limits; kills whatever a step leaves behind.
+
+This process is trusted and stands between the worker and the program: as process 1 of the job's own process space
+where there is one, else as the adopter of every orphan. Standard library only.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import gc
+import os
+import resource
+import select
+import signal
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable
+
+from qtk.bench.accuracy.sandbox.job import Ending, Job, Limits, Outcome, Step
+
+_TICK_SECONDS = 0.025
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+SYNTAX_ERROR_EXIT, MEMORY_ERROR_EXIT = 97, 98  # what a forked Python program ends with in these two cases
+
+
+class Tree:
+    """The processes below this supervisor. With its own process space (`alone`) that is every process it can see."""
+
+    def __init__(self, alone: bool) -> None:
+        self.alone = alone
+
+    def pids(self) -> list[int]:
+        if self.alone:
+            own = os.getpid()
+            return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own]
+        found, frontier = [], [os.getpid()]
+        while frontier:
+            children = _children(frontier.pop())
+            found += children
+            frontier += children
+        return found
+
+    def usage(self) -> tuple[int, int]:
+        """Processes, and the sum of their resident memory in bytes."""
+        pids, resident = self.pids(), 0
+        for pid in pids:
+            with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm", encoding="ascii") as statm:
+                resident += int(statm.read().split()[1]) * _PAGE
+        return len(pids), resident
+
+    def kill(self) -> None:
+        """Kills every process of the tree and waits until none is left. OSError when one will not die."""
+        deadline = time.monotonic() + 10
+        while True:
+            if self.alone:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)  # one sweep under the kernel's lock: nothing can fork its way past it
+            else:
+                pids = self.pids()
+                for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that the list stays true
+                    for pid in pids:
+                        with contextlib.suppress(ProcessLookupError, PermissionError):
+                            os.kill(pid, number)
+            if not _reap():
+                return
+            if time.monotonic() > deadline:
+                raise OSError(16, "processes of the job would not die")
+            time.sleep(0.001)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    found = []
+    for task in tasks:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as stream:
+            found += [int(word) for word in stream.read().split()]
+    return found
+
+
+def _reap() -> bool:
+    """Collects the dead; whether children are left."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                return True
+        except ChildProcessError:
+            return False
+
+
+def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> Outcome:
+    """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
+    for name, text in job.files.items():
+        path = os.path.join(os.getcwd(), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
+            stream.write(text)
+        os.chmod(path, 0o644)
+    outcome = None
+    for step in job.steps:
+        outcome = _run_step(job, step, tree, confine)
+        if outcome.ending != "exited" or outcome.exit_code != 0:
+            break
+    assert outcome is not None, "a job has at least one step"
+    return outcome
+
+
+def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> Outcome:
+    out_read, out_write = os.pipe()
+    err_read, err_write = os.pipe()
+    start = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        _become_program(job, step, out_write, err_write, confine)
+    os.close(out_write)
+    os.close(err_write)
+    handle = os.pidfd_open(pid)
+    try:
+        ending, streams = _watch(handle, {out_read: bytearray(), err_read: bytearray()}, step, job.limits, tree, start)
+        _, status = os.waitpid(pid, 0)
+        tree.kill()
+        if ending == "exited":  # the pipes are closed by now at every other end
+            for fd, data in streams.items():
+                _drain(fd, data, job.limits.output_bytes)
+    finally:
+        for fd in (handle, out_read, err_read):
+            os.close(fd)
+    code = os.waitstatus_to_exitcode(status)
+    if ending == "exited" and sum(map(len, streams.values())) > job.limits.output_bytes:
+        ending = "output"
+    if ending == "exited" and code == -signal.SIGXCPU:
+        ending = "cpu_time"
+    stdout, stderr = (bytes(data).decode("utf-8", "replace") for data in streams.values())
+    reached_end = ending == "exited" and stdout.endswith(job.sentinel)
+    if reached_end:
+        stdout = stdout[: -len(job.sentinel)]
+    keep = job.limits.output_bytes
+    return Outcome(
+        step.name, code, ending, stdout[:keep], stderr[:keep], reached_end, round(time.monotonic() - start, 4)
+    )
+
+
+def _watch(
+    handle: int, streams: dict[int, bytearray], step: Step, limits: Limits, tree: Tree, start: float
+) -> tuple[Ending, dict[int, bytearray]]:
+    """Reads what the program prints until it ends or passes a limit; then everything is killed."""
+    poll = select.poll()
+    for fd in (handle, *streams):
+        poll.register(fd, select.POLLIN)
+    next_look = start + _TICK_SECONDS
+    while True:
+        now = time.monotonic()
+        left = start + step.wall_seconds - now
+        ending: Ending = "wall_clock" if left <= 0 else "exited"
+        if now >= next_look:
+            next_look = now + _TICK_SECONDS
+            processes, resident = tree.usage()
+            # The kernel's own limit stops most programs at `processes`; this stops what that limit does not bind.
+            if processes > limits.processes + 8:
+                ending = "processes"
+            if resident > limits.memory_bytes:
+                ending = "memory"
+        if sum(map(len, streams.values())) > limits.output_bytes:
+            ending = "output"
+        if ending != "exited":
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            return ending, streams
+        for fd, _ in poll.poll(1000 * max(0.0, min(left, next_look - now))):
+            if fd == handle:
+                return "exited", streams
+            data = os.read(fd, 65536)
+            streams[fd] += data
+            if not data:
+                poll.unregister(fd)
+
+
+def _drain(fd: int, data: bytearray, limit: int) -> None:
+    while len(data) <= limit:
+        more = os.read(fd, 65536)
+        if not more:
+            return
+        data += more
+
+
+def _become_program(job: Job, step: Step, out: int, err: int, confine: Callable[[], None]) -> None:
+    """In the child: own session, limits, no rights, then the program. Never returns."""
+    code = 96
+    try:
+        os.setsid()
+        nothing = os.open("/dev/null", os.O_RDONLY)
+        for source, target in ((nothing, 0), (out, 1), (err, 2)):
+            os.dup2(source, target)
+        end = os.dup(out) if not step.argv else -1
+        if end >= 0:
+            os.dup2(end, 3, inheritable=False)
+        os.closerange(4, 1024)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        _limit(job.limits, step)
+        confine()
+        if step.argv:
+            os.execvpe(step.argv[0], step.argv, job.environment)  # noqa: S606 - no shell wanted
+        code = _run_python(step.script, job, 3)
+    except BaseException as error:
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def _limit(limits: Limits, step: Step) -> None:
+    for kind, value in (
+        (resource.RLIMIT_CPU, step.cpu_seconds),
+        (resource.RLIMIT_DATA, limits.memory_bytes),
+        (resource.RLIMIT_FSIZE, limits.file_bytes),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_NPROC, limits.processes),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        # One second between SIGXCPU and SIGKILL tells a used-up processor from any other kill.
+        resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU and hard < 0 else value))
+
+
+def _run_python(script: str, job: Job, end: int) -> int:
+    """Runs a script as `__main__` in this forked interpreter, then prints the sentinel. Returns the exit code."""
+    gc.enable()
+    os.environ.clear()
+    os.environ.update(job.environment)
+    sentinel = job.sentinel
+    with open(script, encoding="utf-8", errors="surrogatepass", newline="") as stream:
+        source = stream.read()
+    try:
+        program = compile(source, script, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        traceback.print_exception(type(error), error, None, file=sys.stderr)
+        sys.stderr.flush()
+        return SYNTAX_ERROR_EXIT
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__builtins__=builtins, __file__=script)
+    sys.modules["__main__"] = main
+    sys.argv = [script]
+    sys.path.insert(0, os.getcwd())
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the program
+    try:
+        exec(program, main.__dict__)  # noqa: S102 - the very purpose of this process
+    except MemoryError:
+        os.write(2, b"MemoryError\n")
+        return MEMORY_ERROR_EXIT
+    except SystemExit as error:
+        os.write(2, f"SystemExit: {error.code}\n".encode("utf-8", "replace"))
+        return error.code if isinstance(error.code, int) and 0 < error.code < 96 else 1
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
+            sys.stderr.flush()
+        return 1
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+    os.write(end, sentinel.encode())
+    return 0
