@@ -1,20 +1,18 @@
 """The forward pass of one decoder block in plain torch: what calibration and scoring stream through.
 
-Written out rather than taken from a model library so that one block's weights are all that is in memory, linears that
-share an input run as one product, and whoever calibrates sees each linear's input (`tap`). Same arithmetic as
-transformers: norms and rotary angles in float32, products in the weights' dtype.
+Written out rather than taken from a model library so that one block's weights are all that is in memory, and cut where
+calibration needs it: each function returns what the next set of linears reads. Same arithmetic as transformers: norms
+and rotary angles in float32, products in the weights' dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 
-from qtk.models.spec import ModelSpec, Reads
-
-Tap = Callable[[Reads, torch.Tensor], None]
+from qtk.models.spec import ModelSpec
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -57,37 +55,41 @@ def block_forward(
     sin: torch.Tensor,
     *,
     mask: torch.Tensor | None = None,
-    tap: Tap | None = None,
 ) -> torch.Tensor:
     """One block applied to hidden [batch, tokens, hidden_size]; returns the same shape and dtype.
 
     weights: names below the block's prefix ("self_attn.q_proj.weight", ...) in hidden's dtype.
-    cos, sin: [tokens, head_dim / 2] float32. mask: from `attention_mask`. tap is called with what each set of linears
-    reads and its input [batch, tokens, in_features].
+    cos, sin: [tokens, head_dim / 2] float32. mask: from `attention_mask`.
     """
-    hidden = hidden + attention(spec, weights, hidden, cos, sin, mask=mask, tap=tap)
-    return hidden + mlp(spec, weights, hidden, tap=tap)
+    x = attention_input(spec, weights, hidden)
+    hidden = hidden + linear(weights, "self_attn.o_proj", attention_output(spec, weights, x, cos, sin, mask=mask))
+    return hidden + linear(weights, "mlp.down_proj", mlp_hidden(weights, mlp_input(spec, weights, hidden)))
 
 
-def attention(
+def linear(weights: Mapping[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+    """The linear `name` of the block applied to x [..., in] -> [..., out]."""
+    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+
+def attention_input(spec: ModelSpec, weights: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    """What q, k and v read: the first norm of hidden [batch, tokens, hidden_size]."""
+    return rms_norm(hidden, weights["input_layernorm.weight"], spec.rms_norm_eps)
+
+
+def attention_output(
     spec: ModelSpec,
     weights: Mapping[str, torch.Tensor],
-    hidden: torch.Tensor,
+    x: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
     *,
     mask: torch.Tensor | None = None,
-    tap: Tap | None = None,
 ) -> torch.Tensor:
-    """The attention half of a block: norm, q/k/v, rotary, attention, output product. Returns what is added to hidden."""
-    batch, tokens, _ = hidden.shape
-    x = rms_norm(hidden, weights["input_layernorm.weight"], spec.rms_norm_eps)
-    if tap:
-        tap("attention_input", x)
+    """What o reads: q, k, v of x (from `attention_input`), rotary, attention. [batch, tokens, heads * head_dim]."""
+    batch, tokens, _ = x.shape
 
     def heads(name: str, count: int) -> torch.Tensor:
-        y = F.linear(x, weights[f"self_attn.{name}_proj.weight"], weights.get(f"self_attn.{name}_proj.bias"))
-        y = y.view(batch, tokens, count, spec.head_dim)
+        y = linear(weights, f"self_attn.{name}_proj", x).view(batch, tokens, count, spec.head_dim)
         if spec.qk_norm and name != "v":
             y = rms_norm(y, weights[f"self_attn.{name}_norm.weight"], spec.rms_norm_eps)
         return y.transpose(1, 2)
@@ -100,22 +102,14 @@ def attention(
         k = k.repeat_interleave(repeat, dim=1)
         v = v.repeat_interleave(repeat, dim=1)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1)
-    y = y.transpose(1, 2).reshape(batch, tokens, spec.num_heads * spec.head_dim)
-    if tap:
-        tap("attention_output", y)
-    return F.linear(y, weights["self_attn.o_proj.weight"], weights.get("self_attn.o_proj.bias"))
+    return y.transpose(1, 2).reshape(batch, tokens, spec.num_heads * spec.head_dim)
 
 
-def mlp(
-    spec: ModelSpec, weights: Mapping[str, torch.Tensor], hidden: torch.Tensor, *, tap: Tap | None = None
-) -> torch.Tensor:
-    """The gated MLP half of a block: norm, gate and up, silu, down. Returns what is added to hidden."""
-    x = rms_norm(hidden, weights["post_attention_layernorm.weight"], spec.rms_norm_eps)
-    if tap:
-        tap("mlp_input", x)
-    gate = F.linear(x, weights["mlp.gate_proj.weight"], weights.get("mlp.gate_proj.bias"))
-    up = F.linear(x, weights["mlp.up_proj.weight"], weights.get("mlp.up_proj.bias"))
-    y = F.silu(gate) * up
-    if tap:
-        tap("mlp_hidden", y)
-    return F.linear(y, weights["mlp.down_proj.weight"], weights.get("mlp.down_proj.bias"))
+def mlp_input(spec: ModelSpec, weights: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    """What gate and up read: the second norm of hidden after attention."""
+    return rms_norm(hidden, weights["post_attention_layernorm.weight"], spec.rms_norm_eps)
+
+
+def mlp_hidden(weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """What down reads: silu(gate x) * up x, [batch, tokens, intermediate_size]."""
+    return F.silu(linear(weights, "mlp.gate_proj", x)) * linear(weights, "mlp.up_proj", x)

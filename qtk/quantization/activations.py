@@ -1,0 +1,116 @@
+"""Calibration activations between two steps: in memory while a budget lasts, in files beyond it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+_CHUNK_TOKENS = 4096  # tokens that one step works on: large enough for fast products, small enough for the cache
+
+
+class RowStore:
+    """Activations [rows, seq_len, width] of one dtype, read and written by slices of rows.
+
+    In memory, or in `file` (made at once, so that a full disk is found before any work).
+    """
+
+    def __init__(self, rows: int, seq_len: int, width: int, dtype: torch.dtype, file: Path | None = None) -> None:
+        self.shape, self.dtype, self.file = (rows, seq_len, width), dtype, file
+        self._row_bytes = seq_len * width * dtype.itemsize
+        self._memory: torch.Tensor | None = None
+        self._fd = -1
+        if file is None:
+            self._memory = torch.empty(self.shape, dtype=dtype)
+        else:
+            self._fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+            os.posix_fallocate(self._fd, 0, rows * self._row_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape[0] * self._row_bytes
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices of rows that are worked on together."""
+        step = max(1, _CHUNK_TOKENS // self.shape[1])
+        for start in range(0, self.shape[0], step):
+            yield slice(start, min(start + step, self.shape[0]))
+
+    def read(self, rows: slice) -> torch.Tensor:
+        """Rows as a tensor (in memory: a view, to be treated as read-only)."""
+        if self._memory is not None:
+            return self._memory[rows]
+        count = rows.stop - rows.start
+        raw = torch.empty(count * self._row_bytes, dtype=torch.uint8)
+        view = memoryview(raw.numpy())  # type: ignore[arg-type]
+        done = 0
+        while done < len(view):
+            done += os.preadv(self._fd, [view[done:]], rows.start * self._row_bytes + done)
+        return raw.view(self.dtype).view(count, *self.shape[1:])
+
+    def write(self, rows: slice, values: torch.Tensor) -> None:
+        """Replaces rows."""
+        if self._memory is not None:
+            self._memory[rows] = values
+            return
+        data = memoryview(values.contiguous().view(torch.uint8).numpy().reshape(-1))  # type: ignore[arg-type]
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], rows.start * self._row_bytes + done)
+
+    def save(self, path: Path) -> None:
+        """Copies the activations into a file that appears only when it is complete."""
+        unfinished = path.with_suffix(".unfinished")
+        with open(unfinished, "wb") as out:
+            for rows in self.chunks():
+                out.write(memoryview(self.read(rows).contiguous().view(torch.uint8).numpy().reshape(-1)))  # type: ignore[arg-type]
+            out.flush()
+            os.fsync(out.fileno())
+        os.rename(unfinished, path)
+
+    def load(self, path: Path) -> None:
+        """Fills the store from a file written by `save`. ValueError when its size is another."""
+        if path.stat().st_size != self.nbytes:
+            raise ValueError(f"{path} holds {path.stat().st_size} bytes, not {self.nbytes}")
+        with open(path, "rb") as source:
+            for rows in self.chunks():
+                count = (rows.stop - rows.start) * self._row_bytes
+                raw = torch.frombuffer(bytearray(source.read(count)), dtype=torch.uint8)
+                self.write(rows, raw.view(self.dtype).view(rows.stop - rows.start, *self.shape[1:]))
+
+    def close(self) -> None:
+        """Frees the memory, or removes the file."""
+        self._memory = None
+        if self._fd >= 0 and self.file is not None:
+            os.close(self._fd)
+            self._fd = -1
+            self.file.unlink(missing_ok=True)
+
+
+class ActivationBudget:
+    """Hands out RowStores: in memory up to `limit_bytes` in all, in `directory` beyond."""
+
+    def __init__(self, limit_bytes: int, directory: Path) -> None:
+        self.limit_bytes, self.directory = limit_bytes, directory
+        self.used_bytes = 0
+        self.spilled_bytes = 0
+        self._count = 0
+
+    def store(self, rows: int, seq_len: int, width: int, dtype: torch.dtype) -> RowStore:
+        """A new store, in memory if the budget has room for it."""
+        size = rows * seq_len * width * dtype.itemsize
+        if self.used_bytes + size <= self.limit_bytes:
+            self.used_bytes += size
+            return RowStore(rows, seq_len, width, dtype)
+        self.spilled_bytes += size
+        self._count += 1
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return RowStore(rows, seq_len, width, dtype, self.directory / f"activations-{self._count}.bin")
+
+    def release(self, store: RowStore) -> None:
+        """Closes a store and gives its room back."""
+        if store.file is None:
+            self.used_bytes -= store.nbytes
+        store.close()

@@ -1,0 +1,280 @@
+"""GGUF, the single file that llama.cpp runs: symmetric codes carried over bit for bit.
+
+A Q4_0 block is 32 weights: a float16 scale d (which may be negative) and 32 nibbles q, w = (q - 8) * d, byte j holding
+weight j in its low and weight j + 16 in its high nibble. That is our symmetric weight itself at a group size of 32; larger
+groups repeat their scale. Q8_0 is the same with int8 codes. So what GPTQ found survives, where llama.cpp's own tool
+would round again. Source: ggml's block_q4_0 and block_q8_0 and llama.cpp's tensor names and metadata keys (MIT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from qtk.errors import InputError, MachineError, listing
+from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, ModelSpec
+from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.formats.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
+from qtk.quantization.quantized_linear import QuantizedLinear
+
+if TYPE_CHECKING:
+    from qtk.quantization.model_weights import ModelWeights
+
+# Architecture -> llama.cpp's name, and whether it wants the rows of q and k in interleaved rotary order.
+_ARCHITECTURES = {
+    "LlamaForCausalLM": ("llama", True),
+    "MistralForCausalLM": ("llama", True),
+    "Qwen2ForCausalLM": ("qwen2", False),
+    "Qwen3ForCausalLM": ("qwen3", False),
+}
+_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+}
+_BLOCK = 32
+_BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
+Kind = Literal["F32", "F16", "Q4_0", "Q8_0"]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor of the file: its shape as in torch, its GGUF type, and how to make its bytes when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    data: Callable[[], torch.Tensor]
+
+
+def gguf_refusals(module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
+    """Why this linear ([out, in]) cannot go into a GGUF file; empty when it can."""
+    reasons = []
+    if not scheme.symmetric:
+        reasons.append(f"{module}: asymmetric; Q4_0 and Q8_0 have no zero points")
+    if scheme.group_size % _BLOCK or shape[1] % _BLOCK:
+        reasons.append(
+            f"{module}: {shape[1]} inputs in groups of {scheme.group_size}; GGUF blocks are {_BLOCK}, so both must be "
+            f"multiples of it"
+        )
+    return reasons
+
+
+def write_gguf(
+    weights: ModelWeights,
+    path: Path,
+    *,
+    embedding: Literal["F16", "Q8_0"] = "F16",
+    on_block: Callable[[int], None] = lambda layer: None,
+) -> None:
+    """Writes a quantized checkpoint as one GGUF file, tensor by tensor.
+
+    embedding: how the embedding and a float lm_head are stored; Q8_0 is smaller and a little less exact.
+    Raises InputError for what GGUF cannot hold (every linear named) and for tokenizers that llama.cpp has no name for,
+    MachineError where the gguf package is missing.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise MachineError("Writing GGUF needs the gguf package: pip install 'qtk[gguf]'.") from None
+    _require_fit(weights, embedding)
+    tokenizer = gguf_tokenizer(weights.checkpoint.path, weights.spec.vocab_size)
+    name, interleaved = _ARCHITECTURES[weights.spec.architecture]
+    tensors = list(_tensors(weights, interleaved, embedding))
+    writer = gguf.GGUFWriter(path, name)
+    _write_metadata(writer, gguf, weights, tokenizer)
+    for tensor in tensors:
+        rows, width = _stored_shape(tensor)
+        stored = torch.empty((*rows, width), dtype=_stored_dtype(tensor.kind), device="meta")
+        raw_type = gguf.GGMLQuantizationType[tensor.kind]
+        numpy_type = torch.empty(0, dtype=stored.dtype).numpy().dtype
+        writer.add_tensor_info(tensor.name, tuple(stored.shape), numpy_type, stored.nbytes, raw_type)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        layer = -1
+        for tensor in tensors:
+            writer.write_tensor_data(tensor.data().contiguous().numpy())
+            if tensor.name.startswith("blk.") and (at := int(tensor.name.split(".")[1])) != layer:
+                layer = at
+                on_block(layer)
+    finally:
+        writer.close()
+
+
+def pack_q4_0(linear: QuantizedLinear) -> torch.Tensor:
+    """A symmetric 4-bit weight [out, in] as Q4_0 rows: uint8 [out, in / 32 * 18]."""
+    codes = linear.codes.view(linear.codes.shape[0], -1, 2, _BLOCK // 2)
+    return _blocks(linear, codes[:, :, 0] | (codes[:, :, 1] << 4))
+
+
+def pack_q8_0(linear: QuantizedLinear) -> torch.Tensor:
+    """A symmetric 8-bit weight [out, in] as Q8_0 rows: uint8 [out, in / 32 * 34]."""
+    return _blocks(linear, linear.signed_codes().view(torch.uint8).view(linear.codes.shape[0], -1, _BLOCK))
+
+
+def _blocks(linear: QuantizedLinear, payload: torch.Tensor) -> torch.Tensor:
+    """Scale and payload [out, blocks, bytes] of each block side by side, a group's scale repeated for its blocks."""
+    scales = linear.scales.to(torch.float16).repeat_interleave(linear.group_size // _BLOCK, dim=1).contiguous()
+    scales_bytes = scales.view(torch.uint8).view(*payload.shape[:2], 2)
+    return torch.cat((scales_bytes, payload), dim=2).reshape(payload.shape[0], -1)
+
+
+def _rounded_q8_0(weight: torch.Tensor) -> torch.Tensor:
+    """A float matrix rounded to Q8_0: blocks of 32, scale max / 127."""
+    groups = weight.float().view(weight.shape[0], -1, _BLOCK)
+    scales = (groups.abs().amax(2) / 127).to(torch.float16)
+    divisor = torch.where(scales == 0, 1.0, scales.float()).unsqueeze(2)
+    codes = (groups / divisor).round().clamp(-127, 127) + 128
+    return pack_q8_0(QuantizedLinear(codes.to(torch.uint8).view(weight.shape), scales, None, 8, _BLOCK))
+
+
+def interleave_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of q or k (first dimension) from the halves convention of rotary pairs (i, i + d/2) to neighbours (2i, 2i + 1)."""
+    half = weight.shape[0] // heads // 2
+    return weight.view(heads, 2, half, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def _tensors(weights: ModelWeights, interleaved: bool, embedding: Kind) -> Iterator[_Tensor]:
+    spec = weights.spec
+    yield _table(weights, "token_embd.weight", EMBEDDING, embedding)
+    if spec.rope.kind == "llama3":
+        plain = 1.0 / spec.rope.theta ** (torch.arange(0, spec.head_dim, 2).float() / spec.head_dim)
+        factors = plain / spec.rope.inverse_frequencies(spec.head_dim)
+        yield _Tensor("rope_freqs.weight", tuple(factors.shape), "F32", lambda: factors)
+    for layer in range(spec.num_layers):
+        yield from _block_tensors(weights, layer, interleaved)
+    yield _vector(weights, "output_norm.weight", FINAL_NORM)
+    if not spec.tie_word_embeddings:
+        if LM_HEAD in weights.checkpoint:
+            yield _table(weights, "output.weight", LM_HEAD, embedding)
+        else:
+            yield _linear(weights, "output.weight", "lm_head", (spec.vocab_size, spec.hidden_size), None)
+
+
+def _block_tensors(weights: ModelWeights, layer: int, interleaved: bool) -> Iterator[_Tensor]:
+    spec, prefix = weights.spec, weights.spec.block_prefix(layer)
+    for norm in spec.norms():
+        yield _vector(weights, f"blk.{layer}.{_NAMES[norm]}.weight", f"{prefix}{norm}.weight")
+    heads_of = {"self_attn.q_proj": spec.num_heads, "self_attn.k_proj": spec.num_kv_heads}
+    for linear in spec.linears():
+        heads = heads_of.get(linear.name) if interleaved else None
+        name, module = f"blk.{layer}.{_NAMES[linear.name]}", prefix + linear.name
+        yield _linear(weights, f"{name}.weight", module, (linear.out_features, linear.in_features), heads)
+        if linear.bias:
+            yield _vector(weights, f"{name}.bias", f"{module}.bias", heads)
+
+
+def _vector(weights: ModelWeights, name: str, source: str, heads: int | None = None) -> _Tensor:
+    def data() -> torch.Tensor:
+        vector = weights.checkpoint.tensor(source, finite=True).float()
+        return interleave_rows(vector, heads) if heads else vector
+
+    return _Tensor(name, weights.checkpoint.info(source).shape, "F32", data)
+
+
+def _table(weights: ModelWeights, name: str, source: str, kind: Kind) -> _Tensor:
+    def data() -> torch.Tensor:
+        table = weights.checkpoint.tensor(source, finite=True)
+        return _half(table, source) if kind == "F16" else _rounded_q8_0(table)
+
+    return _Tensor(name, weights.checkpoint.info(source).shape, kind, data)
+
+
+def _linear(weights: ModelWeights, name: str, module: str, shape: tuple[int, int], heads: int | None) -> _Tensor:
+    scheme = weights.scheme.modules[module] if weights.scheme is not None else None
+    kind: Kind = "F16" if scheme is None or scheme.bits == 16 else "Q4_0" if scheme.bits == 4 else "Q8_0"
+
+    def data() -> torch.Tensor:
+        weight = weights.linear(module)
+        if isinstance(weight, QuantizedLinear):
+            rows = pack_q4_0(weight) if weight.bits == 4 else pack_q8_0(weight)
+        else:
+            rows = _half(weight, module)
+        return interleave_rows(rows, heads) if heads else rows
+
+    return _Tensor(name, shape, kind, data)
+
+
+def _half(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    half = tensor.to(torch.float16)
+    if not torch.isfinite(half).all():
+        raise InputError(f"{name} has values beyond float16's 65504, which a GGUF file of this kind cannot hold.")
+    return half
+
+
+def _stored_shape(tensor: _Tensor) -> tuple[tuple[int, ...], int]:
+    width = tensor.shape[-1]
+    if tensor.kind in _BLOCK_BYTES:
+        width = width // _BLOCK * _BLOCK_BYTES[tensor.kind]
+    return tensor.shape[:-1], width
+
+
+def _stored_dtype(kind: Kind) -> torch.dtype:
+    return {"F32": torch.float32, "F16": torch.float16}.get(kind, torch.uint8)
+
+
+def _require_fit(weights: ModelWeights, embedding: Kind) -> None:
+    spec, reasons = weights.spec, []
+    if spec.architecture not in _ARCHITECTURES:
+        raise InputError(f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(_ARCHITECTURES)}.")
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
+    shapes["lm_head"] = (spec.vocab_size, spec.hidden_size)
+    for module, scheme in weights.scheme.modules.items() if weights.scheme is not None else ():
+        if scheme.bits < 16:
+            reasons += gguf_refusals(module, shapes[module], scheme)
+    if embedding == "Q8_0" and spec.hidden_size % _BLOCK:
+        reasons.append(f"embedding: hidden size {spec.hidden_size} is not divisible by Q8_0's block of {_BLOCK}")
+    if reasons:
+        raise InputError(f"{weights.checkpoint.path} cannot become a GGUF file:\n{listing(reasons)}")
+
+
+def _write_metadata(writer: Any, gguf: Any, weights: ModelWeights, tokenizer: GgufTokenizer) -> None:
+    spec: ModelSpec = weights.spec
+    writer.add_type("model")
+    writer.add_name(weights.checkpoint.path.name)
+    # llama.cpp's llama graph has no sliding window: within one window the two are the same, so that is the context.
+    windows = [window for window in spec.windows if window is not None]
+    writer.add_context_length(min([spec.max_positions, *windows]))
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_block_count(spec.num_layers)
+    writer.add_feed_forward_length(spec.intermediate_size)
+    writer.add_head_count(spec.num_heads)
+    writer.add_head_count_kv(spec.num_kv_heads)
+    writer.add_key_length(spec.head_dim)
+    writer.add_value_length(spec.head_dim)
+    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
+    writer.add_rope_freq_base(spec.rope.theta)
+    if spec.rope.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(spec.rope.factor)
+    writer.add_vocab_size(spec.vocab_size)
+    bits = weights.scheme.default.bits if weights.scheme is not None else 16
+    kinds = {4: gguf.LlamaFileType.MOSTLY_Q4_0, 8: gguf.LlamaFileType.MOSTLY_Q8_0}
+    writer.add_file_type(kinds.get(bits, gguf.LlamaFileType.MOSTLY_F16))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(tokenizer.pre)
+    writer.add_token_list(tokenizer.tokens)
+    writer.add_token_types(tokenizer.kinds)
+    writer.add_token_merges(tokenizer.merges)
+    for name, number in tokenizer.special.items():
+        getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(tokenizer.adds_bos)
+    writer.add_add_space_prefix(False)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)

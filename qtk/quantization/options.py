@@ -1,0 +1,50 @@
+"""What `qtk quantize` can be asked for: one frozen model for the command line, recipes and manifests."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class QuantizeOptions(BaseModel):
+    """Options of quantization. What is left at "auto" is decided from the model and the target, and recorded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["gptq", "rtn"] = Field("gptq", description="gptq, or rtn (round to nearest, no calibration).")
+    bits: int = Field(4, description="Bits of a weight: 4 or 8.")
+    group_size: int | Literal["auto"] = Field(
+        "auto",
+        description="Input columns that share a scale: 32, 64, 128, or auto (the largest that divides every layer).",
+    )
+    sym: bool = Field(True, description="Symmetric codes (zero point in the middle), or asymmetric.")
+    format: str = Field("gptq", description="Container of the checkpoint.")
+    override: tuple[str, ...] = Field(
+        (),
+        description="PATTERN=SETTINGS for modules whose name matches the pattern (* and ?): bits:8, bits:16 (left in float), "
+        "group:32, joined by commas. Repeatable; the last match wins.",
+    )
+    lm_head_bits: Literal["16", "8"] = Field("16", description="Bits of an untied lm_head: 16 (float) or 8.")
+    memory: float | None = Field(
+        None,
+        gt=0,
+        description="GB that calibration activations may take before they go to disk (default: a quarter of the memory).",
+    )
+    threads: int | None = Field(None, ge=1, description="Processor threads (default: all usable).")
+    device: str = Field("auto", description="auto (a GPU when there is one), cpu or cuda.")
+
+    @field_validator("bits")
+    @classmethod
+    def _known_bits(cls, bits: int) -> int:
+        if bits not in (4, 8):
+            raise ValueError(f"{bits} bits are not supported; 4 and 8 are")
+        return bits
+
+    @field_validator("group_size", mode="before")
+    @classmethod
+    def _known_group(cls, value: object) -> object:
+        number = int(value) if isinstance(value, str) and value.isdigit() else value
+        if number not in ("auto", 32, 64, 128):
+            raise ValueError(f"group size {value} is not supported; 32, 64, 128 and auto are")
+        return number

@@ -1,0 +1,294 @@
+"""Quantizes a model directory into another, one decoder block in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from qtk.calibration.options import CalibrationOptions
+from qtk.calibration.rows import TokenRows, calibration_rows
+from qtk.checkpoint.manifest import ManifestRecorder
+from qtk.checkpoint.reader import Checkpoint
+from qtk.checkpoint.staging import staged_directory
+from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
+from qtk.errors import InputError, MachineError
+from qtk.machine import PeakMemory, fast_matmul_dtype, limit_threads
+from qtk.models.registry import model_spec
+from qtk.models.spec import LM_HEAD, ModelSpec
+from qtk.models.tokenizer import TextTokenizer
+from qtk.progress import Progress, note
+from qtk.quantization.activations import ActivationBudget
+from qtk.quantization.block import BlockInputs, BlockQuantizer, LayerRecord
+from qtk.quantization.formats.base import Format, QuantizationScheme
+from qtk.quantization.formats.registry import checkpoint_format
+from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.rtn import rtn
+from qtk.quantization.scheme import LM_HEAD_MODULE, resolve_scheme
+
+LOG_NAME = "quantization-log.jsonl"
+_WORK = ".calibration"  # spilled activations, removed before the directory is complete
+
+
+class QuantizeReport(BaseModel):
+    """What a quantization did. Sizes in bytes; errors as in the log (shares of output energy)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    output: str
+    method: str
+    format: str
+    bits: int
+    group_size: int
+    symmetric: bool
+    linears: int
+    left_in_float: list[str]
+    fell_back_to_rtn: list[str]
+    calibration_rows: int
+    calibration_tokens: int
+    compute_dtype: str
+    mean_error_before: float | None
+    mean_error_after: float | None
+    float_bytes: int
+    quantized_bytes: int
+    seconds: float
+    peak_memory_bytes: int
+    spilled_bytes: int
+
+
+def quantize_model(
+    model: Path,
+    out: Path,
+    options: QuantizeOptions,
+    calibration: CalibrationOptions,
+    *,
+    overwrite: bool = False,
+) -> QuantizeReport:
+    """Quantizes the model directory `model` into the new directory `out`.
+
+    Raises InputError before any work for an unknown architecture, a model that is quantized already, settings that do
+    not fit (all offenders listed) or calibration text that cannot be used; MachineError for a disk without room.
+    """
+    checkpoint = Checkpoint(model)
+    if checkpoint.config.get("quantization_config"):
+        raise InputError(f"{model} is quantized already. Quantize the float model that it was made from.")
+    spec = model_spec(checkpoint)
+    checkpoint.require_shapes(spec.all_tensors())
+    container = checkpoint_format(options.format)
+    scheme = resolve_scheme(spec, options, container)
+    device = _device(options.device)
+    limit_threads(options.threads)
+    with staged_directory(out, overwrite=overwrite) as work, PeakMemory() as memory, torch.inference_mode():
+        recorder = ManifestRecorder("quantized-model", {**options.model_dump(), **calibration.model_dump()})
+        recorder.add_input("model", model, checkpoint.files)
+        rows = None if options.method == "rtn" else _calibration(checkpoint, spec, calibration, recorder)
+        run = _Run(checkpoint, spec, scheme, container, options, rows, device, work)
+        report = run.quantize(memory, out)
+        (work / LOG_NAME).write_text("".join(json.dumps(line) + "\n" for line in run.log), encoding="utf-8")
+        recorder.notes |= {"report": report.model_dump(), "resolved_group_size": scheme.default.group_size}
+        recorder.write(work, out, report.peak_memory_bytes)
+    return report
+
+
+def _calibration(
+    checkpoint: Checkpoint, spec: ModelSpec, options: CalibrationOptions, recorder: ManifestRecorder
+) -> TokenRows:
+    if options.seq_len > spec.max_positions:
+        raise InputError(
+            f"--seq-len {options.seq_len} is longer than the model's context of {spec.max_positions} tokens."
+        )
+    rows = calibration_rows(TextTokenizer(checkpoint.path), options)
+    if int(rows.tokens.max()) >= spec.vocab_size:
+        raise InputError(
+            f"{checkpoint.path}: its tokenizer gives id {int(rows.tokens.max())}, its vocabulary ends at {spec.vocab_size - 1}."
+        )
+    widest = max(linear.in_features for linear in spec.linears())
+    if rows.token_count < widest:
+        note(
+            f"WARNING: {rows.token_count} calibration tokens for linears of up to {widest} inputs: their Hessian is singular "
+            f"and rests on damping. Use at least {4 * widest} tokens (--samples, --seq-len)."
+        )
+    if Path(options.calibration).is_file():
+        recorder.add_input("calibration", Path(options.calibration), [Path(options.calibration)])
+    return rows
+
+
+class _Run:
+    """One quantization under way."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        spec: ModelSpec,
+        scheme: QuantizationScheme,
+        container: Format,
+        options: QuantizeOptions,
+        rows: TokenRows | None,
+        device: torch.device,
+        work: Path,
+    ) -> None:
+        self.checkpoint, self.spec, self.scheme, self.container = checkpoint, spec, scheme, container
+        self.options, self.rows, self.device, self.work = options, rows, device, work
+        self.weights = ModelWeights(checkpoint, spec)
+        self.compute_dtype = (
+            (fast_matmul_dtype() if device.type == "cpu" else torch.bfloat16) if rows else torch.float32
+        )
+        self.log: list[dict[str, Any]] = []
+
+    def quantize(self, memory: PeakMemory, out: Path) -> QuantizeReport:
+        """Writes the whole checkpoint into the work directory."""
+        start = time.monotonic()
+        limit = self.options.memory * 1e9 if self.options.memory else psutil.virtual_memory().total / 4
+        budget = ActivationBudget(int(limit), self.work / _WORK)
+        with CheckpointWriter(self.work, self._output_specs()) as writer:
+            self._copy_float_tensors(writer)
+            quantizer = self._block_quantizer(budget)
+            with Progress("quantize", self.spec.num_layers, "block") as progress:
+                for layer in range(self.spec.num_layers):
+                    records = self._quantize_block(layer, quantizer, writer)
+                    self._log(records, memory)
+                    progress.advance(1, _summary(records))
+        shutil.rmtree(self.work / _WORK, ignore_errors=True)
+        self._write_config()
+        return self._report(out, time.monotonic() - start, memory, budget)
+
+    def _output_specs(self) -> dict[str, TensorSpec]:
+        """Every tensor of the output, in the order of the input's files."""
+        specs: dict[str, TensorSpec] = {}
+        for name in self._kept_tensors():
+            module = name.removesuffix(".weight")
+            scheme = self.scheme.modules.get(module)
+            info = self.checkpoint.info(name)
+            if scheme is None or scheme.bits == 16 or not name.endswith(".weight"):
+                specs[name] = TensorSpec(info.dtype, info.shape)
+            else:
+                specs |= self.container.specs(module, (info.shape[0], info.shape[1]), scheme)
+        return specs
+
+    def _kept_tensors(self) -> Iterator[str]:
+        """The tensors of the input that belong to the model: a tied lm_head that was saved too, and rope buffers, do not."""
+        wanted = self.spec.all_tensors()
+        wanted |= {n.removesuffix("weight") + "bias": () for n in wanted if n.endswith("_proj.weight")}
+        return (name for name in self.checkpoint.names if name in wanted)
+
+    def _quantized(self, module: str) -> bool:
+        scheme = self.scheme.modules.get(module)
+        return scheme is not None and scheme.bits < 16
+
+    def _copy_float_tensors(self, writer: CheckpointWriter) -> None:
+        for name in self._kept_tensors():
+            if not (name.endswith(".weight") and self._quantized(name.removesuffix(".weight"))):
+                writer.write(name, self.checkpoint.tensor(name, finite=True))
+        if self._quantized(LM_HEAD_MODULE):
+            scheme = self.scheme.modules[LM_HEAD_MODULE]
+            head = rtn(
+                self.checkpoint.tensor(LM_HEAD, finite=True),
+                scheme.group_size,
+                symmetric=scheme.symmetric,
+                bits=scheme.bits,
+            )
+            self._write_linear(LM_HEAD_MODULE, head, writer)
+
+    def _block_quantizer(self, budget: ActivationBudget) -> BlockQuantizer | None:
+        """The quantizer with the embedded calibration rows; None for a method that needs no calibration."""
+        if self.rows is None:
+            return None
+        count, seq_len = self.rows.tokens.shape
+        hidden = budget.store(count, seq_len, self.spec.hidden_size, self.compute_dtype)
+        for rows in hidden.chunks():
+            hidden.write(rows, self.weights.embed(self.rows.tokens[rows], self.compute_dtype))
+        cos, sin = self.spec.rope.tables(self.spec.head_dim, seq_len)
+        keep = self.rows.keep() if self.rows.padded else None
+        return BlockQuantizer(
+            self.spec, BlockInputs(hidden, keep, cos.to(self.device), sin.to(self.device), budget, self.device)
+        )
+
+    def _quantize_block(
+        self, layer: int, quantizer: BlockQuantizer | None, writer: CheckpointWriter
+    ) -> list[LayerRecord]:
+        prefix = self.spec.block_prefix(layer)
+        weights = {n: w.to(self.device) for n, w in self.weights.block(layer, self.compute_dtype).items()}
+        schemes = {linear.name: self.scheme.modules[prefix + linear.name] for linear in self.spec.linears()}
+        records: list[LayerRecord] = []
+        if quantizer is None:
+            results = {}
+            for name, scheme in schemes.items():
+                if scheme.bits < 16:
+                    start = time.monotonic()
+                    results[name] = rtn(
+                        weights[f"{name}.weight"], scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits
+                    )
+                    seconds = round(time.monotonic() - start, 4)
+                    facts = (scheme.bits, scheme.group_size, scheme.symmetric, None, None, None, seconds)
+                    records.append(LayerRecord(prefix + name, "rtn", *facts))
+        else:
+            results, records = quantizer.quantize(layer, weights, schemes)
+        for name, linear in results.items():
+            self._write_linear(prefix + name, linear, writer)
+        return records
+
+    def _write_linear(self, module: str, linear: QuantizedLinear, writer: CheckpointWriter) -> None:
+        for name, tensor in self.container.pack(module, linear).items():
+            writer.write(name, tensor)
+
+    def _log(self, records: list[LayerRecord], memory: PeakMemory) -> None:
+        self.log += [{**asdict(record), "peak_memory_bytes": memory.peak_bytes} for record in records]
+
+    def _write_config(self) -> None:
+        config = {**self.checkpoint.config, "quantization_config": self.container.quantization_config(self.scheme)}
+        copy_companions(self.checkpoint, self.work, config=(json.dumps(config, indent=2) + "\n").encode())
+        for name, content in self.container.extra_files(self.scheme).items():
+            (self.work / name).write_bytes(content)
+
+    def _report(self, out: Path, seconds: float, memory: PeakMemory, budget: ActivationBudget) -> QuantizeReport:
+        def mean(key: str) -> float | None:
+            values = [line[key] for line in self.log if line[key] is not None]
+            return sum(values) / len(values) if values else None
+
+        with closing(Checkpoint(self.work)) as written:
+            quantized_bytes = sum(written.info(name).nbytes for name in written.names)
+        return QuantizeReport(
+            output=str(out),
+            method=self.options.method,
+            format=self.container.name,
+            bits=self.scheme.default.bits,
+            group_size=self.scheme.default.group_size,
+            symmetric=self.scheme.default.symmetric,
+            linears=len(self.log),
+            left_in_float=[name for name, s in self.scheme.modules.items() if s.bits == 16],
+            fell_back_to_rtn=[line["layer"] for line in self.log if line["method"] != self.options.method],
+            calibration_rows=0 if self.rows is None else self.rows.tokens.shape[0],
+            calibration_tokens=0 if self.rows is None else self.rows.token_count,
+            compute_dtype=str(self.compute_dtype).removeprefix("torch."),
+            mean_error_before=mean("error_before"),
+            mean_error_after=mean("error_after"),
+            float_bytes=sum(self.checkpoint.info(name).nbytes for name in self._kept_tensors()),
+            quantized_bytes=quantized_bytes,
+            seconds=round(seconds, 2),
+            peak_memory_bytes=memory.peak_bytes,
+            spilled_bytes=budget.spilled_bytes,
+        )
+
+
+def _summary(records: list[LayerRecord]) -> str:
+    errors = [r.error_after for r in records if r.error_after is not None]
+    return f"mean error {sum(errors) / len(errors):.2e}" if errors else ""
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise MachineError(f"--device {name}: torch sees no GPU on this machine. Use --device cpu.")
+    return torch.device(name)
