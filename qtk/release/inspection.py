@@ -1,0 +1,136 @@
+"""What a directory holds: a model, an adapter, an engine, or another of qtk's outputs. Headers are read, no weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from qtk.adapters.adapter import open_adapter
+from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
+from qtk.checkpoint.reader import Checkpoint, total_bytes
+from qtk.engines.description import is_engine, read_description
+from qtk.errors import InputError
+from qtk.models.registry import model_spec
+from qtk.quantization.formats.registry import format_of
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+class Inspection(BaseModel):
+    """What was found: `kind`, `facts` by name, and who made it when a manifest says so."""
+
+    model_config = ConfigDict(frozen=True)
+    directory: str
+    kind: Literal["model", "adapter", "engine", "result"]
+    facts: dict[str, Any]
+    made_by: dict[str, Any]
+
+
+def inspect_directory(directory: Path) -> Inspection:
+    """Looks at a directory. InputError when it is none, or holds nothing that qtk knows."""
+    if not directory.is_dir():
+        raise InputError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
+    manifest = read_manifest(directory) if (directory / MANIFEST_NAME).is_file() else None
+    kind: Literal["model", "adapter", "engine", "result"]
+    if is_engine(directory):
+        kind, facts = "engine", _engine(directory)
+    elif (directory / ADAPTER_CONFIG).is_file():
+        kind, facts = "adapter", _adapter(directory)
+    elif (directory / "config.json").is_file():
+        kind, facts = "model", _model(directory)
+    elif manifest is not None:
+        kind, facts = "result", {name: digest.bytes for name, digest in manifest.outputs.items()}
+    else:
+        raise InputError(
+            f"{directory} holds neither a model (config.json), an adapter ({ADAPTER_CONFIG}), an engine (engine.json) "
+            f"nor an output of qtk ({MANIFEST_NAME})."
+        )
+    return Inspection(directory=str(directory), kind=kind, facts=facts, made_by=_made_by(manifest))
+
+
+def _made_by(manifest: Manifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return {}
+    return {
+        "command": " ".join(manifest.command),
+        "qtk": manifest.qtk_version,
+        "kind": manifest.kind,
+        "ended": manifest.ended,
+        "seconds": manifest.seconds,
+        "peak_memory_bytes": manifest.peak_memory_bytes,
+        "inputs": [f"{record.role}: {record.path}" for record in manifest.inputs],
+    }
+
+
+def _model(directory: Path) -> dict[str, Any]:
+    checkpoint = Checkpoint(directory)
+    spec = model_spec(checkpoint)
+    dtypes = Counter(str(checkpoint.info(name).dtype).removeprefix("torch.") for name in checkpoint.names)
+    facts = {
+        "architecture": spec.architecture,
+        "parameters": spec.parameters(),
+        "blocks": spec.num_layers,
+        "hidden size": spec.hidden_size,
+        "heads": f"{spec.num_heads}, {spec.num_kv_heads} for keys and values, of {spec.head_dim}",
+        "vocabulary": spec.vocab_size,
+        "context": spec.max_positions,
+        "rope": f"{spec.rope.kind}, theta {spec.rope.theta:g}",
+        "tied embeddings": spec.tie_word_embeddings,
+        "tensors": ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common()),
+        "bytes": total_bytes(checkpoint),
+        "files": len(checkpoint.weight_files),
+    }
+    quantization = checkpoint.config.get("quantization_config")
+    facts["quantization"] = "none" if not quantization else _quantization(checkpoint, dict(spec.all_linears()))
+    return facts
+
+
+def _quantization(checkpoint: Checkpoint, linears: dict[str, Any]) -> str:
+    method = str(checkpoint.config["quantization_config"].get("quant_method"))
+    found = format_of(method)
+    if found is None:
+        return f"container {method}, which qtk does not read"
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
+    scheme = found.read_scheme(checkpoint, shapes)
+    counts = Counter(
+        f"{s.bits} bits, group {s.group_size}, {'symmetric' if s.symmetric else 'asymmetric'}"
+        if s.bits < 16
+        else "float"
+        for s in scheme.modules.values()
+    )
+    return f"container {found.name}: " + "; ".join(f"{count} linears {text}" for text, count in counts.most_common())
+
+
+def _adapter(directory: Path) -> dict[str, Any]:
+    adapter = open_adapter(directory)
+    config = adapter.config
+    return {
+        "kind": config.kind,
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "base model": config.base_model_name_or_path,
+        "tensors": len(adapter.file.tensors),
+        "bytes": sum(info.nbytes for info in adapter.file.tensors.values()),
+    }
+
+
+def _engine(directory: Path) -> dict[str, Any]:
+    about = read_description(directory)
+    q = about.quantization
+    facts = {
+        "architecture": about.architecture,
+        "runs on": f"{about.gpu} ({about.backend})",
+        "built": about.built,
+        "linears": f"{q.bits} bits, group {q.group_size}, {q.method}" if q else about.dtype,
+        "output head": f"{about.lm_head_bits} bits",
+        "computes in": about.dtype,
+        "longest call": f"{about.limits.max_input_len} + {about.limits.max_output_len} tokens",
+        "most rows": about.limits.max_batch,
+        "bytes": sum(stage.bytes for stage in about.stages),
+        "files": ", ".join(stage.file for stage in about.stages),
+        "versions": ", ".join(f"{name} {version}" for name, version in about.versions.items()),
+    }
+    return facts | ({"notes": " ".join(about.notes)} if about.notes else {})
