@@ -14,8 +14,8 @@ A later pipeline stage takes hidden_in [batch, tokens, hidden] for input_ids; an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -148,41 +148,50 @@ class _GraphWriter:
 
     def _block(self, layer: int, hidden: str) -> str:
         file, spec, prefix = self.file, self.spec, self.spec.block_prefix(layer)
-        linear = {item.name: item for item in spec.linears()}
+        linear = {item.name.rpartition(".")[2]: item for item in spec.linears()}
 
-        def product(name: str, x: str) -> str:
-            return self._linear(prefix, linear[name], x)
+        def product(x: str, *names: str) -> str:
+            return self._product(prefix, [linear[f"{name}_proj"] for name in names], x)
 
         x = self._norm(hidden, f"{prefix}input_layernorm.weight", f"{prefix}attention_input")
-        q = self._heads(prefix, "q", spec.num_heads, product("self_attn.q_proj", x))
-        k = self._heads(prefix, "k", spec.num_kv_heads, product("self_attn.k_proj", x))
-        v = self._heads(prefix, "v", spec.num_kv_heads, product("self_attn.v_proj", x))
+        q, k, v = self._heads(prefix, product(x, "q", "k", "v"))
         key, value = (self._cache(layer, kind, update) for kind, update in (("key", k), ("value", v)))
-        mask = mask_name(spec.windows[layer])
-        y = file.node("Attention", [q, key, value, mask], f"{prefix}attention")
+        y = file.node("Attention", [q, key, value, mask_name(spec.windows[layer])], f"{prefix}attention")
         y = file.node("Transpose", [y], f"{prefix}attention_by_token", perm=[0, 2, 1, 3])
         flat = file.constant("shape.flat", [0, 0, spec.num_heads * spec.head_dim])
         y = file.node("Reshape", [y, flat], f"{prefix}attention_output")
-        hidden = file.node("Add", [hidden, product("self_attn.o_proj", y)], f"{prefix}after_attention")
+        hidden = file.node("Add", [hidden, product(y, "o")], f"{prefix}after_attention")
 
         x = self._norm(hidden, f"{prefix}post_attention_layernorm.weight", f"{prefix}mlp_input")
-        gate, up = product("mlp.gate_proj", x), product("mlp.up_proj", x)
+        both = product(x, "gate", "up")
+        sizes = file.constant("split.gate_up", [spec.intermediate_size] * 2)
+        gate, up = file.multi_node("Split", [both, sizes], [f"{prefix}mlp.gate", f"{prefix}mlp.up"], axis=-1)
         sigmoid = file.node("Sigmoid", [gate], f"{prefix}mlp.sigmoid")
         silu = file.node("Mul", [gate, sigmoid], f"{prefix}mlp.silu")
         y = file.node("Mul", [silu, up], f"{prefix}mlp_hidden")
-        return file.node("Add", [hidden, product("mlp.down_proj", y)], f"{prefix}after_mlp")
+        return file.node("Add", [hidden, product(y, "down")], f"{prefix}after_mlp")
 
-    def _heads(self, prefix: str, which: str, count: int, x: str) -> str:
-        """[batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim], normed (Qwen3) and turned where q or k."""
-        file = self.file
-        shape = file.constant(f"shape.{count}_heads", [0, 0, count, self.spec.head_dim])
-        x = file.node("Reshape", [x, shape], f"{prefix}{which}_split")
-        if self.spec.qk_norm and which != "v":
-            x = self._norm(x, f"{prefix}self_attn.{which}_norm.weight", f"{prefix}{which}_normed")
-        x = file.node("Transpose", [x], f"{prefix}{which}_heads", perm=[0, 2, 1, 3])
-        if which == "v":
-            return x
-        return file.node("RotaryEmbedding", [x, "rope.cos", "rope.sin", "position_ids"], f"{prefix}{which}_turned")
+    def _heads(self, prefix: str, x: str) -> tuple[str, str, str]:
+        """[batch, tokens, all heads * head_dim] -> q, k, v [batch, heads, tokens, head_dim]; q and k turned by position.
+
+        The heads are laid out and turned together: at one token a step it is the number of nodes that costs.
+        """
+        file, spec = self.file, self.spec
+        q, kv = spec.num_heads, spec.num_kv_heads
+        x = file.node("Reshape", [x, file.constant("shape.heads", [0, 0, q + 2 * kv, spec.head_dim])], f"{prefix}heads")
+        if spec.qk_norm:
+            parts = [f"{prefix}{which}_by_token" for which in "qkv"]
+            file.multi_node("Split", [x, file.constant("split.heads", [q, kv, kv])], parts, axis=2)
+            for i, which in enumerate("qk"):
+                parts[i] = self._norm(parts[i], f"{prefix}self_attn.{which}_norm.weight", f"{prefix}{which}_normed")
+            x = file.node("Concat", parts, f"{prefix}heads_normed", axis=2)
+        x = file.node("Transpose", [x], f"{prefix}heads_first", perm=[0, 2, 1, 3])
+        sizes = file.constant("split.turned", [q + kv, kv])
+        turned, v = file.multi_node("Split", [x, sizes], [f"{prefix}to_turn", f"{prefix}v"], axis=1)
+        turned = file.node("RotaryEmbedding", [turned, "rope.cos", "rope.sin", "position_ids"], f"{prefix}turned")
+        sizes = file.constant("split.query", [q, kv])
+        query, k = file.multi_node("Split", [turned, sizes], [f"{prefix}q", f"{prefix}k"], axis=1)
+        return query, k, v
 
     def _cache(self, layer: int, kind: str, update: str) -> str:
         shape: list[int | str] = ["batch", self.spec.num_kv_heads, "cache", self.spec.head_dim]
@@ -191,18 +200,28 @@ class _GraphWriter:
         self.file.output(present, self.dtype, shape)
         return self.file.node("TensorScatter", [past, update, "write_indices"], present, axis=2, mode="linear")
 
-    def _linear(self, prefix: str, linear: Linear, x: str) -> str:
-        module = prefix + linear.name
-        weight = self.weights.linear(module)
+    def _product(self, prefix: str, linears: Sequence[Linear], x: str) -> str:
+        """x times the weights of linears that read the same input, side by side in one matrix where they are stored alike."""
+        names = [prefix + linear.name for linear in linears]
+        weights = [self.weights.linear(name) for name in names]
+        fused = _side_by_side(weights)
+        if fused is None:
+            parts = [self._matmul(name, weight, x) for name, weight in zip(names, weights, strict=True)]
+            y = self.file.node("Concat", parts, f"{prefix}{linears[0].fused_with}", axis=-1)
+        else:
+            y = self._matmul(names[0] if len(names) == 1 else f"{prefix}{linears[0].fused_with}", fused, x)
+        biases = [self.weights.bias(name) for name, linear in zip(names, linears, strict=True) if linear.bias]
+        present = [bias for bias in biases if bias is not None]
+        if not present:
+            return y
+        return self.file.node("Add", [y, self.file.tensor(f"{y}.bias", torch.cat(present), self.dtype)], f"{y}.biased")
+
+    def _matmul(self, module: str, weight: QuantizedLinear | torch.Tensor, x: str) -> str:
         if isinstance(weight, QuantizedLinear):
             matrix = self._quantized(module, weight)
         else:
             matrix = self.file.tensor(f"{module}.weight", weight.t(), self.dtype)
-        y = self.file.node("MatMul", [x, matrix], f"{module}.product")
-        bias = self.weights.bias(module) if linear.bias else None
-        if bias is None:
-            return y
-        return self.file.node("Add", [y, self.file.tensor(f"{module}.bias", bias, self.dtype)], f"{module}.biased")
+        return self.file.node("MatMul", [x, matrix], f"{module}.product")
 
     def _quantized(self, module: str, weight: QuantizedLinear) -> str:
         """Blocked DequantizeLinear of the transposed codes [in, out]: scales [in / group, out], zero points only if asymmetric."""
@@ -280,3 +299,22 @@ class _GraphWriter:
         codes = self.file.int8_in_columns(f"{LM_HEAD_MODULE}.codes", (size, vocab), strips())
         names = [codes, self.file.tensor(f"{LM_HEAD_MODULE}.scales", scales, self.dtype)]
         return self.file.node("DequantizeLinear", names, f"{LM_HEAD_MODULE}.dequantized", axis=0, block_size=HEAD_BLOCK)
+
+
+def _side_by_side(weights: Sequence[QuantizedLinear | torch.Tensor]) -> QuantizedLinear | torch.Tensor | None:
+    """The weights as one, outputs after outputs; None where they are not stored alike."""
+    if len(weights) == 1:
+        return weights[0]
+    quantized = [weight for weight in weights if isinstance(weight, QuantizedLinear)]
+    if not quantized:
+        return torch.cat([weight for weight in weights if isinstance(weight, torch.Tensor)])
+    kinds = {(weight.bits, weight.group_size, weight.symmetric) for weight in quantized}
+    if len(quantized) < len(weights) or len(kinds) > 1:
+        return None
+    zeros = [weight.zeros for weight in quantized if weight.zeros is not None]
+    return replace(
+        quantized[0],
+        codes=torch.cat([weight.codes for weight in quantized]),
+        scales=torch.cat([weight.scales for weight in quantized]),
+        zeros=torch.cat(zeros) if zeros else None,
+    )

@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from qtk.checkpoint.reader import require_finite
+from qtk.errors import InputError
 
 OPSET = 24
 # ONNX Runtime maps external data into memory, which needs page-aligned starts.
@@ -67,8 +67,12 @@ class GraphFile:
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Adds one node with one output, which also names the node. Returns the output's name."""
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
-        return output
+        return self.multi_node(kind, inputs, [output], **attributes)[0]
+
+    def multi_node(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> list[str]:
+        """Adds one node with several outputs, the first of which names it. Returns the outputs' names."""
+        self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), name=outputs[0], **attributes))
+        return list(outputs)
 
     def constant(self, name: str, values: Sequence[int]) -> str:
         """A small int64 vector held in the graph itself (a shape, axes), made once a name."""
@@ -143,8 +147,10 @@ class GraphFile:
 
 def _converted(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     result = tensor.to(dtype)
-    if result.dtype != tensor.dtype and dtype == torch.float16:
-        require_finite(result, f"{name} as float16")
+    if dtype == torch.float16 and tensor.dtype != dtype and not torch.isfinite(result).all():
+        raise InputError(
+            f"{name} holds values up to {tensor.abs().max():.3g}, and float16 ends at 65504. Build with --dtype float32."
+        )
     return result
 
 
