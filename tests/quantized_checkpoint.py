@@ -77,6 +77,7 @@ def write_quantized(
     copy_companions(checkpoint, out, config=json.dumps(config, indent=2).encode())
     for name, content in chosen.extra_files(scheme).items():
         (out / name).write_bytes(content)
+    chosen.finish(out)
     return out
 
 

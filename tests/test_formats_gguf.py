@@ -11,10 +11,12 @@ import torch
 from conftest import make_tiny, write_byte_tokenizer
 from quantized_checkpoint import transformers_logits, write_dequantized, write_quantized
 
+from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.formats.gguf import gguf_refusals, interleave_rows, pack_q4_0, pack_q8_0, write_gguf
 from qtk.quantization.formats.gguf_tokenizer import gguf_tokenizer
+from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 
@@ -82,6 +84,23 @@ def test_transformers_reads_the_same_model(tiny_bpe, tmp_path, variant: str) -> 
         logits = model(TOKENS).logits
     ours = transformers_logits(write_dequantized(directory, tmp_path / "float"), TOKENS)
     torch.testing.assert_close(logits, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_the_format_leaves_a_gptq_checkpoint_with_a_gguf_file_beside_it(tiny_bpe, tmp_path) -> None:
+    source = tiny_bpe("llama")
+    assert checkpoint_format("gguf").checkpoint_refusals(Checkpoint(source)) == []
+    out = write_quantized(source, tmp_path / "out", "gguf", LinearScheme(4, 64, True))
+    weights = ModelWeights.open(out)
+    assert weights.format is checkpoint_format("gptq")
+    stored = {t.name: t for t in gguf.GGUFReader(out / "model.gguf").tensors}["blk.2.ffn_down.weight"]
+    linear = weights.linear("model.layers.2.mlp.down_proj")
+    assert isinstance(linear, QuantizedLinear)
+    assert torch.equal(torch.from_numpy(stored.data.copy()), pack_q4_0(linear))
+
+
+def test_a_tokenizer_that_gguf_cannot_hold_is_refused_before_work(tiny) -> None:
+    (reason,) = checkpoint_format("gguf").checkpoint_refusals(Checkpoint(tiny("llama")))
+    assert "no merges" in reason
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -21,7 +21,7 @@ from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
-from qtk.errors import InputError, MachineError
+from qtk.errors import InputError, MachineError, listing
 from qtk.machine import PeakMemory, fast_matmul_dtype, limit_threads
 from qtk.models.registry import model_spec
 from qtk.models.spec import LM_HEAD, ModelSpec
@@ -86,6 +86,8 @@ def quantize_model(
     spec = model_spec(checkpoint)
     checkpoint.require_shapes(spec.all_tensors())
     container = checkpoint_format(options.format)
+    if reasons := container.checkpoint_refusals(checkpoint):
+        raise InputError(f"{model} cannot be stored as {container.name}:\n{listing(reasons)}")
     scheme = resolve_scheme(spec, options, container)
     device = _device(options.device)
     limit_threads(options.threads)
@@ -250,6 +252,7 @@ class _Run:
         copy_companions(self.checkpoint, self.work, config=(json.dumps(config, indent=2) + "\n").encode())
         for name, content in self.container.extra_files(self.scheme).items():
             (self.work / name).write_bytes(content)
+        self.container.finish(self.work)
 
     def _report(self, out: Path, seconds: float, memory: PeakMemory, budget: ActivationBudget) -> QuantizeReport:
         def mean(key: str) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -41,7 +42,7 @@ class Format(Protocol):
     """One container. `name` is what --format takes; `quant_method` is what config.json calls it.
 
     Formats derive from this class, so that those which need no more than one linear at a time inherit the empty
-    `scheme_refusals` and `extra_files`.
+    `scheme_refusals`, `checkpoint_refusals`, `extra_files` and `finish`.
     """
 
     name: str
@@ -53,6 +54,10 @@ class Format(Protocol):
 
     def scheme_refusals(self, scheme: QuantizationScheme) -> list[str]:
         """Why this combination of linears cannot be stored so, each by itself though it can; empty when it can."""
+        return []
+
+    def checkpoint_refusals(self, checkpoint: Checkpoint) -> list[str]:
+        """Why this model cannot be stored so, whatever its scheme: asked before any work; empty when it can."""
         return []
 
     def specs(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> dict[str, TensorSpec]:
@@ -70,6 +75,10 @@ class Format(Protocol):
     def extra_files(self, scheme: QuantizationScheme) -> dict[str, bytes]:
         """Files that this container has beside config.json: name -> content."""
         return {}
+
+    def finish(self, directory: Path) -> None:
+        """Adds what is made from the finished checkpoint in `directory`: called when all but the manifest is there."""
+        return None
 
     def read_scheme(self, checkpoint: Checkpoint, modules: Mapping[str, tuple[int, int]]) -> QuantizationScheme:
         """The scheme of a checkpoint in this format; InputError for a variant that qtk does not read."""

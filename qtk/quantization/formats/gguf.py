@@ -8,6 +8,7 @@ would round again. Source: ggml's block_q4_0 and block_q8_0 and llama.cpp's tens
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError, MachineError, listing
+from qtk.models.registry import model_spec
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, ModelSpec
 from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.formats.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
+from qtk.quantization.formats.gptq import GptqFormat
 from qtk.quantization.quantized_linear import QuantizedLinear
 
 if TYPE_CHECKING:
@@ -44,6 +48,7 @@ _NAMES = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
 }
+_NO_PACKAGE = "Writing GGUF needs the gguf package: pip install 'qtk[gguf]'."
 _BLOCK = 32
 _BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
 Kind = Literal["F32", "F16", "Q4_0", "Q8_0"]
@@ -57,6 +62,32 @@ class _Tensor:
     shape: tuple[int, ...]
     kind: Kind
     data: Callable[[], torch.Tensor]
+
+
+class GgufFormat(GptqFormat):
+    """A gptq checkpoint with model.gguf beside it: qtk and GPU runtimes read the one, llama.cpp runs the other."""
+
+    name = "gguf"
+
+    def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
+        return super().refusals(module, shape, scheme) + gguf_refusals(module, shape, scheme)
+
+    def checkpoint_refusals(self, checkpoint: Checkpoint) -> list[str]:
+        if importlib.util.find_spec("gguf") is None:
+            raise MachineError(_NO_PACKAGE)
+        spec = model_spec(checkpoint)
+        if spec.architecture not in _ARCHITECTURES:
+            return [f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(_ARCHITECTURES)}"]
+        try:
+            gguf_tokenizer(checkpoint.path, spec.vocab_size)
+        except InputError as error:
+            return [str(error)]
+        return []
+
+    def finish(self, directory: Path) -> None:
+        from qtk.quantization.model_weights import ModelWeights
+
+        write_gguf(ModelWeights.open(directory), directory / "model.gguf")
 
 
 def gguf_refusals(module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
@@ -88,7 +119,7 @@ def write_gguf(
     try:
         import gguf
     except ImportError:
-        raise MachineError("Writing GGUF needs the gguf package: pip install 'qtk[gguf]'.") from None
+        raise MachineError(_NO_PACKAGE) from None
     _require_fit(weights, embedding)
     tokenizer = gguf_tokenizer(weights.checkpoint.path, weights.spec.vocab_size)
     name, interleaved = _ARCHITECTURES[weights.spec.architecture]

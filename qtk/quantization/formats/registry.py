@@ -6,11 +6,12 @@ from qtk.errors import InputError
 from qtk.quantization.formats.awq import AwqFormat
 from qtk.quantization.formats.base import Format
 from qtk.quantization.formats.compressed_tensors import CompressedTensorsFormat
+from qtk.quantization.formats.gguf import GgufFormat
 from qtk.quantization.formats.gptq import GptqFormat
 from qtk.quantization.formats.modelopt import ModelOptFormat
 
 FORMATS: dict[str, Format] = {
-    f.name: f for f in (GptqFormat(), AwqFormat(), ModelOptFormat(), CompressedTensorsFormat())
+    f.name: f for f in (GptqFormat(), AwqFormat(), ModelOptFormat(), CompressedTensorsFormat(), GgufFormat())
 }
 
 
@@ -22,5 +23,5 @@ def checkpoint_format(name: str) -> Format:
 
 
 def format_of(quant_method: str) -> Format | None:
-    """The format that config.json's quant_method names, or None."""
+    """The format that config.json's quant_method names, or None. Of those that share one, the first registered reads it."""
     return next((f for f in FORMATS.values() if f.quant_method == quant_method), None)
