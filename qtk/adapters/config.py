@@ -107,7 +107,8 @@ def _refuse_kinds(raw: dict[str, Any], path: Path) -> None:
             f"{path}: peft_type is {kind!r}. qtk merges LORA adapters (LoRA, rsLoRA, DoRA), no other kind."
         )
     complaints = []
-    init = str(raw.get("init_lora_weights", True)).lower().replace("-", "_")
+    # Absent, null and false all mean that A and B alone were drawn, whichever way: the base is what it was.
+    init = str(raw.get("init_lora_weights") or False).lower().replace("-", "_")
     changed = next((name for prefix, name in _CHANGED_BASE.items() if init.startswith(prefix)), None)
     if changed:
         complaints.append(

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,8 +79,11 @@ def merge(
     """
     start = time.monotonic()
     recorder = ManifestRecorder("merge", options.model_dump(mode="json"))
-    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite) as directory:
-        base = Checkpoint(base_path)
+    with (
+        PeakMemory() as memory,
+        staged_directory(out, overwrite=overwrite) as directory,
+        closing(Checkpoint(base_path)) as base,
+    ):
         recorder.add_input("base", base.path, base.files)
         adapters = [open_adapter(Path(path)) for path in adapter_paths]
         for adapter in adapters:

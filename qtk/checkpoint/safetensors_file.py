@@ -58,7 +58,7 @@ class SafetensorsFile:
         try:
             self.tensors, self.metadata = self._read_header()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
