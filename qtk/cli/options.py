@@ -67,8 +67,24 @@ def _plain(annotation: Any) -> tuple[Any, bool]:
 
 def build(model: type[Model], values: dict[str, Any]) -> Model:
     """The options model from parsed values; InputError with every complaint of the model in one message."""
-    try:
-        return model(**{k: v for k, v in values.items() if k in model.model_fields})
-    except ValidationError as error:
-        lines = [f"--{'-'.join(str(p) for p in e['loc']).replace('_', '-')}: {e['msg']}" for e in error.errors()]
-        raise InputError("The options are wrong: " + "; ".join(lines)) from None
+    require_valid(values, model)
+    return model(**_of(model, values))
+
+
+def require_valid(values: dict[str, Any], *models: type[BaseModel]) -> None:
+    """InputError with every complaint of every model: for a command that builds several, before the first of them."""
+    lines = []
+    for model in models:
+        try:
+            model(**_of(model, values))
+        except ValidationError as error:
+            lines += [
+                f"--{'-'.join(str(p) for p in e['loc']).replace('_', '-')}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors()
+            ]
+    if lines:
+        raise InputError("The options are wrong: " + "; ".join(lines))
+
+
+def _of(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in model.model_fields}

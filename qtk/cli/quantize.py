@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from qtk.calibration.options import CalibrationOptions
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, options_from, require_valid
 from qtk.cli.output import emit, json_option, table
 from qtk.quantization.options import QuantizeOptions
 
@@ -33,6 +33,7 @@ def command(model: Path, output: Path, overwrite: bool, verbose: bool, as_json: 
     """
     from qtk.quantization.pipeline import quantize_model
 
+    require_valid(values, QuantizeOptions, CalibrationOptions)
     report = quantize_model(
         model, output, build(QuantizeOptions, values), build(CalibrationOptions, values), overwrite=overwrite
     )
