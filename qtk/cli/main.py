@@ -18,6 +18,7 @@ from qtk.errors import QtkError
 COMMANDS = {
     "merge": ("merge", "Merge LoRA adapters into a base model, streaming."),
     "quantize": ("quantize", "Quantize a float model to INT4."),
+    "plan": ("plan", "Say whether an engine fits a GPU, and the bound on its speed."),
     "build-engine": ("build_engine", "Build an inference engine for a GPU or the CPU."),
     "generate": ("generate", "Generate text with an engine."),
     "bench": ("bench", "Measure latency, divergence and accuracy; compare results."),

@@ -16,6 +16,8 @@ from qtk.targets.gpu import GpuProfile
 # backend -> module under qtk.engines with a class `Backend`; imported when used.
 BACKENDS = {
     "onnxruntime": "onnxruntime_backend",
+    "tensorrt": "tensorrt_backend",
+    "tensorrt-full": "tensorrt_full_backend",
 }
 
 

@@ -71,22 +71,24 @@ def _stop_tokens(model_dir: Path) -> tuple[int, ...]:
         return configured_eos_ids(model_dir)
 
 
-def graph_stage(path: Path, layers: tuple[int, int], file: str | None = None) -> Stage:
-    """The stage that the ONNX file at `path` describes; `file` is the plan compiled from it, where there is one."""
+def graph_stage(path: Path, layers: tuple[int, int], file: str | None = None, cache_length: int | None = None) -> Stage:
+    """The stage that the ONNX file at `path` describes; `file` is the plan compiled from it, where there is one, with
+    the cache frozen at `cache_length`."""
     graph = onnx.load(path, load_external_data=False).graph
     size = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
     return Stage(
         file=file or path.name,
         layers=layers,
-        inputs=tuple(map(_port, graph.input)),
-        outputs=tuple(map(_port, graph.output)),
+        inputs=tuple(_port(value, cache_length) for value in graph.input),
+        outputs=tuple(_port(value, cache_length) for value in graph.output),
         bytes=size if file is None else (path.parent / file).stat().st_size,
     )
 
 
-def _port(value: onnx.ValueInfoProto) -> Port:
+def _port(value: onnx.ValueInfoProto, cache_length: int | None) -> Port:
     tensor = value.type.tensor_type
-    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    names = [d.dim_param or d.dim_value for d in tensor.shape.dim]
+    shape = tuple(cache_length if name == "cache" and cache_length else name for name in names)
     return Port(name=value.name, dtype=_TYPE_NAMES[tensor.elem_type], shape=shape)
 
 

@@ -11,7 +11,7 @@ from qtk.errors import InputError
 from qtk.models.spec import ModelSpec
 from qtk.targets.gpu import GpuProfile
 
-BackendName = Literal["auto", "onnxruntime", "tensorrt"]
+BackendName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-full"]
 
 
 class BuildOptions(BaseModel):

@@ -20,13 +20,16 @@ ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
 
 def model_spec(checkpoint: Checkpoint) -> ModelSpec:
     """The spec of a checkpoint's model. InputError, listing the known ones, for an unknown architecture."""
-    names = checkpoint.config.get("architectures") or []
-    name = names[0] if isinstance(names, list) and names else None
-    if name not in ARCHITECTURES:
-        raise InputError(
-            f"{checkpoint.path / 'config.json'}: architecture {name!r} is not known. qtk knows {', '.join(ARCHITECTURES)}."
-        )
     try:
-        return ARCHITECTURES[name](checkpoint.config)
+        return spec_from_config(checkpoint.config, "config.json")
     except InputError as error:
         raise InputError(f"{checkpoint.path}: {error}") from None
+
+
+def spec_from_config(config: Mapping[str, Any], where: str) -> ModelSpec:
+    """The spec that a parsed config.json describes; `where` names it in errors."""
+    names = config.get("architectures") or []
+    name = names[0] if isinstance(names, list) and names else None
+    if name not in ARCHITECTURES:
+        raise InputError(f"{where}: architecture {name!r} is not known. qtk knows {', '.join(ARCHITECTURES)}.")
+    return ARCHITECTURES[name](config)

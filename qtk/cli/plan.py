@@ -1,0 +1,45 @@
+"""qtk plan: does it fit, and how fast could it be?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from qtk.cli.options import build, options_from
+from qtk.cli.output import emit, json_option, table
+from qtk.engines.plan import PlanOptions
+from qtk.errors import GateFailed, listing
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@options_from(PlanOptions, skip=("prepare_only", "accuracy_level", "lm_head_bits", "dtype", "backend"))
+@json_option
+def command(model: Path, as_json: bool, **values: object) -> None:
+    """Say whether an engine fits a GPU, by parts, and the bound on its speed. A directory with config.json is enough.
+
+    \b
+    qtk plan codefuse-deepseek-33b --gpu a10 --bits 4 --group-size 128
+    qtk plan int4 --gpu l4 --max-input-len 4096 --json
+    """
+    from qtk.engines.plan import plan_engine
+
+    plan = plan_engine(model, build(PlanOptions, values))
+    memory = plan.memory
+
+    def show(console: Console) -> None:
+        rows = [(part.name, part.bytes / 2**30, part.how) for part in memory.parts]
+        rows.append(("needed", memory.needed_bytes / 2**30, ""))
+        if memory.available_bytes is not None:
+            rows.append((memory.gpu, memory.available_bytes / 2**30, "fits" if memory.fits else "does not fit"))
+        title = f"{plan.model}: {plan.parameters / 1e9:.2f} billion parameters, {plan.weights}"
+        console.print(table(title, ("part", "GiB", ""), rows))
+        if memory.decode_bound_tokens_per_s is not None:
+            bound = f"No decoder is faster than {memory.decode_bound_tokens_per_s:.1f} tokens/s a row here"
+            console.print(f"{bound}: {memory.bound_of}.")
+
+    emit(plan, as_json, show)
+    if plan.refusals:
+        raise GateFailed(f"{plan.model} does not fit:\n{listing(plan.refusals)}")

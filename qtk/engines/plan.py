@@ -1,0 +1,79 @@
+"""`qtk plan`: whether an engine would fit its GPU and how fast it could be, from config.json alone, before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from qtk.engines.memory_plan import MemoryPlan, memory_plan
+from qtk.engines.options import BuildOptions, resolved_limits
+from qtk.engines.tensorrt_backend import cache_length
+from qtk.errors import InputError
+from qtk.models.registry import spec_from_config
+from qtk.models.spec import ModelSpec
+from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.model_weights import ModelWeights
+from qtk.targets.gpu import gpu_profile
+
+
+class PlanOptions(BuildOptions):
+    """The options of the engine that is planned, and how its weights will be stored."""
+
+    bits: Literal["auto", "4", "16"] = Field(
+        "auto", description="Width of the linears' weights. auto is what the model directory holds now."
+    )
+    group_size: int = Field(128, ge=1, description="Group size that goes with --bits 4.")
+    symmetric: bool = Field(True, description="Symmetric groups, that go with --bits 4.")
+
+
+class EnginePlan(BaseModel):
+    """The memory table, and every reason why the engine cannot be as asked."""
+
+    model: str
+    parameters: int
+    weights: str
+    memory: MemoryPlan
+    refusals: list[str]
+
+
+def plan_engine(model_dir: Path | str, options: PlanOptions) -> EnginePlan:
+    """Plans the engine of a model directory; config.json is enough. InputError for options that no engine can have."""
+    model_dir = Path(model_dir)
+    gpu = gpu_profile(options.gpu)
+    spec, schemes = _read(model_dir, options)
+    limits = resolved_limits(options, spec, gpu)
+    memory = memory_plan(spec, schemes, limits, gpu, cache_length(limits.max_positions))
+    kinds = sorted({(s.bits, s.group_size) for s in schemes.values() if s.bits < 16}) if schemes else []
+    return EnginePlan(
+        model=model_dir.name,
+        parameters=spec.parameters(),
+        weights=", ".join(f"INT{bits} group {group}" for bits, group in kinds) or "float16",
+        memory=memory,
+        refusals=memory.reasons(),
+    )
+
+
+def _read(model_dir: Path, options: PlanOptions) -> tuple[ModelSpec, dict[str, LinearScheme] | None]:
+    if options.bits == "auto" and any(model_dir.glob("*.safetensors")):
+        weights = ModelWeights.open(model_dir)
+        return weights.spec, dict(weights.scheme.modules) if weights.scheme else None
+    path = model_dir / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    spec = spec_from_config(config, str(path))
+    if options.bits != "4":
+        return spec, None
+    return spec, _uniform(spec, options)
+
+
+def _uniform(spec: ModelSpec, options: PlanOptions) -> dict[str, LinearScheme]:
+    odd = sorted({linear.in_features for linear in spec.linears() if linear.in_features % options.group_size})
+    if odd:
+        raise InputError(f"--group-size {options.group_size} does not divide the input sizes {odd} of this model.")
+    scheme = LinearScheme(4, options.group_size, options.symmetric)
+    return {name: scheme for name, _ in spec.all_linears()}

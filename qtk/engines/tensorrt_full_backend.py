@@ -1,0 +1,12 @@
+"""The `tensorrt-full` backend: the same graph compiled by NVIDIA's full TensorRT on the GPU it is for. Untested: no GPU."""
+
+from __future__ import annotations
+
+from qtk.engines import tensorrt_backend
+
+
+class Backend(tensorrt_backend.Backend):
+    """Backend "tensorrt-full"."""
+
+    def __init__(self) -> None:
+        super().__init__(tensorrt_backend.FULL)
