@@ -53,16 +53,18 @@ class CheckpointWriter:
         *,
         shard_bytes: int = DEFAULT_SHARD_BYTES,
         resume: bool = False,
+        file_name: str | None = None,
     ) -> None:
         """Lays the files out and reserves their space. MachineError (exit 4) when the disk has no room.
 
-        With `resume`, files that are already there with this very layout keep their data.
+        With `resume`, files that are already there with this very layout keep their data. With `file_name`, everything
+        goes into that one file, whatever its size.
         """
         self.directory = directory
         self.specs = dict(specs)
-        shards = _split(self.specs, shard_bytes)
+        shards = [self.specs] if file_name else _split(self.specs, shard_bytes)
         names = (
-            ["model.safetensors"]
+            [file_name or "model.safetensors"]
             if len(shards) == 1
             else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
         )
