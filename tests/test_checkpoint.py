@@ -1,0 +1,242 @@
+"""Safetensors directories: read by pread, written in shards, carried byte for byte, put in place in one step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import make_tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from qtk.checkpoint.reader import INDEX_NAME, Checkpoint, require_finite
+from qtk.checkpoint.safetensors_file import DTYPES, SafetensorsFile
+from qtk.checkpoint.staging import partial_path, staged_directory
+from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
+from qtk.errors import InputError, MachineError
+from qtk.models.rope import RopeSettings
+
+
+def random_tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randint(0, 2, shape).to(dtype) if dtype == torch.bool else (torch.randn(shape) * 9).to(dtype)
+
+
+def specs_of(tensors: dict[str, torch.Tensor]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.lists(
+        st.tuples(st.sampled_from(list(DTYPES.values())), st.lists(st.integers(0, 5), max_size=3)),
+        min_size=1,
+        max_size=6,
+    ),
+    shard_bytes=st.sampled_from([40, 10**9]),
+)
+def test_what_is_written_is_what_the_safetensors_package_reads(tmp_path_factory, content, shard_bytes) -> None:
+    directory = tmp_path_factory.mktemp("written")
+    tensors = {f"layer.{i}.weight": random_tensor(dtype, tuple(shape)) for i, (dtype, shape) in enumerate(content)}
+    with CheckpointWriter(directory, specs_of(tensors), shard_bytes=shard_bytes) as writer:
+        for name in reversed(tensors):  # any order will do
+            writer.write(name, tensors[name])
+    (directory / "config.json").write_text("{}")
+    theirs: dict[str, torch.Tensor] = {}
+    for path in directory.glob("*.safetensors"):
+        theirs |= load_file(path)
+    ours = Checkpoint(directory)
+    assert set(theirs) == set(ours.names) == set(tensors)
+    for name, tensor in tensors.items():
+        for read in (theirs[name], ours.tensor(name)):
+            assert read.dtype == tensor.dtype
+            assert read.shape == tensor.shape
+            assert _bytes(read) == _bytes(tensor)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
+
+
+def test_shards_and_their_index(tmp_path) -> None:
+    tensors = {f"w{i}": torch.full((100,), float(i)) for i in range(5)}
+    with CheckpointWriter(tmp_path, specs_of(tensors), shard_bytes=1000) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert names == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    index = json.loads((tmp_path / INDEX_NAME).read_text())
+    assert index["metadata"]["total_size"] == 2000
+    assert index["weight_map"]["w4"] == names[2]
+    with safe_open(tmp_path / names[0], "pt") as shard:
+        assert list(shard.keys()) == ["w0", "w1"]
+
+
+def test_rows_in_pieces_and_rows_read_alone(tmp_path) -> None:
+    tensor = torch.randn(10, 7)
+    with CheckpointWriter(tmp_path, {"w": TensorSpec(torch.float32, (10, 7))}) as writer:
+        writer.write_rows("w", 4, tensor[4:])
+        writer.write_rows("w", 0, tensor[:4])
+        writer.mark_written("w")
+    (tmp_path / "config.json").write_text("{}")
+    assert torch.equal(Checkpoint(tmp_path).rows("w", 3, 8), tensor[3:8])
+
+
+def test_a_tensor_that_was_forgotten_is_a_bug(tmp_path) -> None:
+    writer = CheckpointWriter(tmp_path, {"w": TensorSpec(torch.float32, (2,))})
+    with pytest.raises(ValueError, match="never written"):
+        writer.close()
+    writer.abandon()
+    with CheckpointWriter(tmp_path, {"w": TensorSpec(torch.float32, (2,))}) as writer:
+        with pytest.raises(ValueError, match="laid out as"):
+            writer.write("w", torch.zeros(3))
+        writer.write("w", torch.zeros(2))
+
+
+def test_resume_keeps_what_was_written(tmp_path) -> None:
+    specs = {"a": TensorSpec(torch.float32, (4,)), "b": TensorSpec(torch.float32, (4,))}
+    first = CheckpointWriter(tmp_path, specs)
+    first.write("a", torch.arange(4.0))
+    first.sync()
+    first.abandon()  # killed here
+    with CheckpointWriter(tmp_path, specs, resume=True) as second:
+        second.mark_written("a")
+        second.write("b", torch.ones(4))
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], torch.arange(4.0))
+
+
+def test_more_than_the_disk_holds_is_refused_before_anything_is_written(tmp_path) -> None:
+    with pytest.raises(MachineError, match="GB are needed"):
+        CheckpointWriter(tmp_path, {"w": TensorSpec(torch.float32, (10**12, 1000))})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_holds_only_what_was_asked_for(tmp_path) -> None:
+    save_file({f"w{i}": torch.zeros(4_000_000) for i in range(20)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.tensor("w0")
+    before = psutil.Process().memory_info().rss
+    for name in checkpoint.names:
+        checkpoint.tensor(name).sum()
+    assert psutil.Process().memory_info().rss - before < 80e6  # 320 MB passed by, 16 MB at a time
+
+
+def test_companions_and_config_are_carried_byte_for_byte(tiny, tmp_path) -> None:
+    source = Path(shutil.copytree(tiny("llama"), tmp_path / "source"))
+    odd = b'{\r\n   "b": 1,\t"a": 2.50}\n\n'
+    (source / "tokenizer_config.json").write_bytes(odd)
+    (source / "LICENSE.txt").write_bytes(b"\xff\xfe licence")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool.jinja").write_text("{{ x }}")
+    (source / "modeling_evil.py").write_text("raise SystemExit")
+    (source / "notes.bin").write_bytes(b"pickle?")
+    out = tmp_path / "out"
+    out.mkdir()
+    copy_companions(Checkpoint(source), out)
+    assert (out / "tokenizer_config.json").read_bytes() == odd
+    assert (out / "LICENSE.txt").read_bytes() == b"\xff\xfe licence"
+    assert (out / "additional_chat_templates" / "tool.jinja").is_file()
+    assert (out / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    assert not (out / "modeling_evil.py").exists()
+    assert not (out / "notes.bin").exists()
+
+
+def test_every_wrong_shape_is_listed(tiny) -> None:
+    checkpoint = Checkpoint(tiny("llama"))
+    with pytest.raises(InputError) as caught:
+        checkpoint.require_shapes({"nowhere": (1,), "model.norm.weight": (5,), "model.embed_tokens.weight": (320, 128)})
+    assert "nowhere: missing" in str(caught.value)
+    assert "model.norm.weight: shape [128], config.json says [5]" in str(caught.value)
+    assert "embed_tokens" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\x00" * 7, b"\xff" * 200, b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": 1}      '],
+    ids=["empty", "short", "absurd length", "no entries"],
+)
+def test_a_damaged_header_is_no_crash(tmp_path, damage: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(damage)
+    with pytest.raises(InputError, match="is no safetensors file"):
+        SafetensorsFile(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [4], "data_offsets": [0, 12]},
+        {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]},
+        {"dtype": "F32", "shape": [400], "data_offsets": [0, 1600]},
+        {"dtype": "Q4_0", "shape": [4], "data_offsets": [0, 16]},
+        {"shape": [4]},
+    ],
+)
+def test_an_entry_that_lies_is_refused(tmp_path, entry: dict) -> None:
+    header = json.dumps({"w": entry}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 16)
+    with pytest.raises(InputError):
+        SafetensorsFile(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn])
+def test_nan_is_found_in_every_float_dtype(dtype: torch.dtype) -> None:
+    values = torch.ones(64).to(dtype)
+    require_finite(values, "w")
+    values[17] = float("nan")
+    with pytest.raises(InputError, match="w holds 1 NaN"):
+        require_finite(values, "w")
+
+
+def test_both_spellings_of_rope_settings_in_a_checkpoint(tiny) -> None:
+    new = Checkpoint(tiny("llama-linear-rope")).config
+    assert "rope_parameters" in new
+    old = {k: v for k, v in new.items() if k != "rope_parameters"}
+    old |= {"rope_theta": 100000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert RopeSettings.from_config(old, 512) == RopeSettings.from_config(new, 512)
+
+
+def test_a_directory_appears_only_when_it_is_complete(tmp_path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), staged_directory(out) as work:
+        (work / "half").write_text("x")
+        assert not out.exists()
+        raise RuntimeError("the work failed")
+    assert list(tmp_path.iterdir()) == []
+    with staged_directory(out) as work:
+        (work / "whole").write_text("x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "whole"]
+
+
+def test_a_resumable_directory_is_found_again(tmp_path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), staged_directory(out, resumable=True) as work:
+        (work / "first half").write_text("x")
+        raise RuntimeError("killed")
+    assert (partial_path(out) / "first half").exists()
+    with staged_directory(out, resumable=True) as work:
+        assert (work / "first half").exists()
+    assert (out / "first half").exists()
+
+
+def test_two_commands_on_one_output_are_refused(tmp_path) -> None:
+    with (
+        staged_directory(tmp_path / "out"),
+        pytest.raises(InputError, match="Another qtk command is writing"),
+        staged_directory(tmp_path / "out"),
+    ):
+        pass
+
+
+def test_sharded_and_single_files_hold_the_same(tmp_path) -> None:
+    one = Checkpoint(make_tiny(tmp_path / "one", "qwen2"))
+    many = Checkpoint(make_tiny(tmp_path / "many", "qwen2", shard_size="200KB"))
+    assert len(many.weight_files) > 3
+    assert sorted(one.names) == sorted(many.names)
+    assert all(torch.equal(one.tensor(name), many.tensor(name)) for name in one.names)
