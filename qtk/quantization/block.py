@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,15 +19,20 @@ from qtk.models.spec import Linear, ModelSpec
 from qtk.progress import note
 from qtk.quantization.activations import ActivationBudget, RowStore
 from qtk.quantization.formats.base import LinearScheme
-from qtk.quantization.gptq import SingularHessian, gptq, proxy_error
+from qtk.quantization.gptq import SingularHessian, gptq
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.rtn import rtn
+
+_SAMPLE_TOKENS = 512  # tokens on which the log's errors are measured
+Inputs = Iterator[tuple[slice, list[torch.Tensor]]]
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What the log says of one linear. Errors are the share of the output's energy that rounding changes, tr(EHE')/tr(WHW'):
-    `error_before` of rounding to nearest, `error_after` of what is stored; None without calibration."""
+    """What the log says of one linear. Errors are shares of the output's energy on sample tokens of the calibration text,
+    |W X_float - Q X|^2 / |W X_float|^2: `error_before` with W rounded to nearest, `error_after` with what is stored. Both
+    include what earlier linears did to the inputs X where the float inputs are followed beside them. None without
+    calibration."""
 
     layer: str
     method: str
@@ -41,72 +46,105 @@ class LayerRecord:
 
 
 @dataclass
-class BlockInputs:
-    """The calibration state that passes from block to block.
+class Stream:
+    """The calibration rows on their way through one version of the model.
 
-    hidden: what the next block reads, [rows, seq_len, hidden_size] in the compute dtype; keep: [rows, seq_len] bool or
-    None when no row is padded; cos, sin: [seq_len, head_dim / 2].
+    hidden: what the next block reads, [rows, seq_len, hidden_size] in the compute dtype. weights: the present block by
+    name below its prefix, in the compute dtype.
     """
 
     hidden: RowStore
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What both streams share: keep [rows, seq_len] bool (None when no row is padded), cos and sin [seq_len, head_dim / 2]."""
+
     keep: torch.Tensor | None
     cos: torch.Tensor
     sin: torch.Tensor
-    budget: ActivationBudget
-    device: torch.device
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of what a set of linears reads, per real token: H = X^T X, C = (X_float - X)^T X (None without a float stream), both
+    [in, in] float32; sample: a few tokens of X and X_float, [tokens, in] float32."""
+
+    H: torch.Tensor
+    C: torch.Tensor | None
+    sample: tuple[torch.Tensor, torch.Tensor]
 
 
 class BlockQuantizer:
-    """Quantizes block after block; `quantize` leaves `inputs.hidden` holding the quantized block's output."""
+    """Quantizes block after block. `quantized` runs through the blocks as they are stored; `float_stream`, when there is
+    one, through the float blocks beside it, so that each set of linears is told how far its inputs are off."""
 
-    def __init__(self, spec: ModelSpec, inputs: BlockInputs) -> None:
-        self.spec, self.inputs = spec, inputs
+    def __init__(
+        self,
+        spec: ModelSpec,
+        rows: Rows,
+        budget: ActivationBudget,
+        device: torch.device,
+        quantized: Stream,
+        float_stream: Stream | None = None,
+    ) -> None:
+        self.spec, self.rows, self.budget, self.device = spec, rows, budget, device
+        self.quantized, self.float_stream = quantized, float_stream
+        self._streams = [quantized] if float_stream is None else [quantized, float_stream]
 
     def quantize(
         self, layer: int, weights: dict[str, torch.Tensor], schemes: Mapping[str, LinearScheme]
     ) -> tuple[dict[str, QuantizedLinear], list[LayerRecord]]:
-        """weights: the block in the compute dtype by name below its prefix; replaced by their quantized values as it goes.
-
-        schemes: name below the prefix -> scheme (bits 16: left alone). Returns the quantized linears and their records.
-        """
+        """weights: block `layer` as stored, by name below its prefix. schemes: linear names -> scheme (bits 16: left
+        alone). Returns the quantized linears and their records; the streams then hold the block's outputs."""
+        dtype = self.quantized.hidden.dtype
+        for stream in self._streams:
+            stream.weights = {name: weight.to(dtype) for name, weight in weights.items()}
         results: dict[str, QuantizedLinear] = {}
         records: list[LayerRecord] = []
 
-        def quantize_set(reads: str, inputs: Callable[[], Iterator[tuple[slice, torch.Tensor]]]) -> None:
+        def quantize_set(reads: str, inputs: Callable[[], Inputs]) -> None:
             members = [x for x in self.spec.linears() if x.reads == reads and schemes[x.name].bits < 16]
             if not members:
                 return
             start = time.monotonic()
-            H = self._hessian(inputs(), members[0].in_features)
+            statistics = self._statistics(inputs(), members[0].in_features)
             for scheme, group in itertools.groupby(members, key=lambda x: schemes[x.name]):
-                self._quantize_alike(layer, list(group), scheme, H, weights, results, records, start)
+                linears, facts = self._quantize_alike(layer, list(group), scheme, weights, statistics, start)
+                results.update(linears)
+                records.extend(facts)
                 start = time.monotonic()
+            for member in members:
+                name = f"{member.name}.weight"
+                self.quantized.weights[name] = results[member.name].dequantize(dtype)
 
-        spec, store = self.spec, self.inputs
-        hidden = store.hidden
+        spec, window = self.spec, self.spec.windows[layer]
 
-        def attention_inputs() -> Iterator[tuple[slice, torch.Tensor]]:
-            for rows in hidden.chunks():
-                yield rows, forward.attention_input(spec, weights, self._read(hidden, rows))
+        def attention_inputs() -> Inputs:
+            return self._each(
+                lambda s, x: forward.attention_input(spec, s.weights, x), [s.hidden for s in self._streams]
+            )
+
+        def mlp_inputs() -> Inputs:
+            return self._each(lambda s, x: forward.mlp_input(spec, s.weights, x), [s.hidden for s in self._streams])
 
         quantize_set("attention_input", attention_inputs)
-        values = self._store_like(hidden, spec.num_heads * spec.head_dim)
-        for rows, x in attention_inputs():
-            mask = forward.attention_mask(x.shape[1], self._keep(rows), spec.windows[layer], x.device)
-            self._write(values, rows, forward.attention_output(spec, weights, x, store.cos, store.sin, mask=mask))
-        quantize_set("attention_output", lambda: self._each(values))
-        self._add(hidden, values, weights, "self_attn.o_proj")
-
-        def mlp_inputs() -> Iterator[tuple[slice, torch.Tensor]]:
-            for rows in hidden.chunks():
-                yield rows, forward.mlp_input(spec, weights, self._read(hidden, rows))
-
+        values = self._stores(spec.num_heads * spec.head_dim)
+        for chunk, xs in attention_inputs():
+            mask = forward.attention_mask(xs[0].shape[1], self._keep(chunk), window, self.device)
+            for stream, store, x in zip(self._streams, values, xs, strict=True):
+                y = forward.attention_output(spec, stream.weights, x, self.rows.cos, self.rows.sin, mask=mask)
+                store.write(chunk, y.cpu())
+        quantize_set("attention_output", lambda: self._each(lambda s, x: x, values))
+        self._add("self_attn.o_proj", values)
         quantize_set("mlp_input", mlp_inputs)
-        values = self._store_like(hidden, spec.intermediate_size)
-        for rows, x in mlp_inputs():
-            self._write(values, rows, forward.mlp_hidden(weights, x))
-        quantize_set("mlp_hidden", lambda: self._each(values))
-        self._add(hidden, values, weights, "mlp.down_proj")
+        values = self._stores(spec.intermediate_size)
+        for chunk, xs in mlp_inputs():
+            for stream, store, x in zip(self._streams, values, xs, strict=True):
+                store.write(chunk, forward.mlp_hidden(stream.weights, x).cpu())
+        quantize_set("mlp_hidden", lambda: self._each(lambda s, x: x, values))
+        self._add("mlp.down_proj", values)
         return results, records
 
     def _quantize_alike(
@@ -114,78 +152,94 @@ class BlockQuantizer:
         layer: int,
         members: list[Linear],
         scheme: LinearScheme,
-        H: torch.Tensor,
-        weights: dict[str, torch.Tensor],
-        results: dict[str, QuantizedLinear],
-        records: list[LayerRecord],
+        weights: Mapping[str, torch.Tensor],
+        statistics: Statistics,
         start: float,
-    ) -> None:
+    ) -> tuple[dict[str, QuantizedLinear], list[LayerRecord]]:
         """Quantizes linears that share input and scheme as one stacked matrix: rows do not depend on each other."""
         W = torch.cat([weights[f"{m.name}.weight"].float() for m in members])
         prefix = self.spec.block_prefix(layer)
-        nearest = rtn(W, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits)
+        group_size, symmetric, bits = scheme.group_size, scheme.symmetric, scheme.bits
+        nearest = rtn(W, group_size, symmetric=symmetric, bits=bits)
         method, damping = "gptq", None
         try:
-            result = gptq(W, H, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits)
+            result = gptq(W, statistics.H, group_size, symmetric=symmetric, bits=bits, C=statistics.C)
             stacked, damping = result.linear, result.damping
         except SingularHessian:
             method, stacked = "rtn", nearest
             note(
                 f"WARNING: {prefix}{members[0].name}: the Hessian stays singular at every damping; rounded to nearest instead."
             )
-        row = 0
+        before = _output_error(W, nearest, statistics)
+        after = _output_error(W, stacked, statistics)
+        seconds = round((time.monotonic() - start) / len(members), 4)
+        linears, records, row = {}, [], 0
         for member in members:
-            part = stacked.rows(row, row + member.out_features)
-            rows = slice(row, row + member.out_features)
+            end = row + member.out_features
+            linears[member.name] = stacked.rows(row, end)
             records.append(
                 LayerRecord(
                     layer=prefix + member.name,
                     method=method,
-                    bits=scheme.bits,
-                    group_size=scheme.group_size,
-                    symmetric=scheme.symmetric,
-                    error_before=proxy_error(W[rows], nearest.rows(rows.start, rows.stop).dequantize(), H),
-                    error_after=proxy_error(W[rows], part.dequantize(), H),
+                    bits=bits,
+                    group_size=group_size,
+                    symmetric=symmetric,
+                    error_before=float(before[0, row:end].sum() / before[1, row:end].sum()),
+                    error_after=float(after[0, row:end].sum() / after[1, row:end].sum()),
                     damping=damping,
-                    seconds=round((time.monotonic() - start) / len(members), 4),
+                    seconds=seconds,
                 )
             )
-            results[member.name] = part
-            weights[f"{member.name}.weight"] = part.dequantize(weights[f"{member.name}.weight"].dtype)
-            row = rows.stop
+            row = end
+        return linears, records
 
-    def _hessian(self, inputs: Iterator[tuple[slice, torch.Tensor]], size: int) -> torch.Tensor:
-        """H = sum over real tokens of x x^T, divided by their number: [size, size] float32.
-
-        The products run in the inputs' dtype (bf16 where that is fast) and are summed in float32.
-        """
-        H = torch.zeros(size, size, device=self.inputs.device)
+    def _statistics(self, inputs: Inputs, size: int) -> Statistics:
+        """One pass over the rows. Products run in the inputs' dtype (bf16 where that is fast) and are summed in float32."""
+        H = torch.zeros(size, size, device=self.device)
+        C = None if self.float_stream is None else torch.zeros(size, size, device=self.device)
         tokens = 0
-        for rows, x in inputs:
-            keep = self._keep(rows)
-            flat = x.reshape(-1, size) if keep is None else x[keep]
-            H += (flat.t() @ flat).float()
-            tokens += flat.shape[0]
-        return H / max(tokens, 1)
+        samples: list[list[torch.Tensor]] = []
+        chunks = sum(1 for _ in self.quantized.hidden.chunks())
+        for chunk, xs in inputs:
+            keep = self._keep(chunk)
+            flat = [x.reshape(-1, size) if keep is None else x[keep] for x in xs]
+            H += (flat[0].t() @ flat[0]).float()
+            if C is not None:
+                C += ((flat[1] - flat[0]).t() @ flat[0]).float()
+            tokens += flat[0].shape[0]
+            stride = max(1, flat[0].shape[0] * chunks // _SAMPLE_TOKENS)
+            samples.append([x[::stride].float() for x in flat])
+        X, X_float = (torch.cat([s[i] for s in samples]) for i in (0, -1))
+        return Statistics(H / max(tokens, 1), None if C is None else C / max(tokens, 1), (X, X_float))
 
-    def _add(self, hidden: RowStore, values: RowStore, weights: Mapping[str, torch.Tensor], name: str) -> None:
-        """hidden += linear(values), and frees values."""
-        for rows, x in self._each(values):
-            self._write(hidden, rows, self._read(hidden, rows) + forward.linear(weights, name, x))
-        self.inputs.budget.release(values)
+    def _add(self, name: str, values: list[RowStore]) -> None:
+        """hidden += linear(values) in every stream, and frees values."""
+        for stream, store in zip(self._streams, values, strict=True):
+            for chunk in store.chunks():
+                y = forward.linear(stream.weights, name, self._read(store, chunk))
+                stream.hidden.write(chunk, (self._read(stream.hidden, chunk) + y).cpu())
+            self.budget.release(store)
 
-    def _store_like(self, store: RowStore, width: int) -> RowStore:
-        return self.inputs.budget.store(store.shape[0], store.shape[1], width, store.dtype)
+    def _stores(self, width: int) -> list[RowStore]:
+        return [self.budget.store(*s.hidden.shape[:2], width, s.hidden.dtype) for s in self._streams]
 
-    def _each(self, store: RowStore) -> Iterator[tuple[slice, torch.Tensor]]:
-        for rows in store.chunks():
-            yield rows, self._read(store, rows)
+    def _each(self, function: Callable[[Stream, torch.Tensor], torch.Tensor], stores: list[RowStore]) -> Inputs:
+        """Chunk by chunk, the function of what each stream's store holds."""
+        for chunk in stores[0].chunks():
+            pairs = zip(self._streams, stores, strict=True)
+            yield chunk, [function(stream, self._read(store, chunk)) for stream, store in pairs]
 
-    def _read(self, store: RowStore, rows: slice) -> torch.Tensor:
-        return store.read(rows).to(self.inputs.device)
+    def _read(self, store: RowStore, chunk: slice) -> torch.Tensor:
+        return store.read(chunk).to(self.device)
 
-    def _write(self, store: RowStore, rows: slice, values: torch.Tensor) -> None:
-        store.write(rows, values.cpu())
+    def _keep(self, chunk: slice) -> torch.Tensor | None:
+        return None if self.rows.keep is None else self.rows.keep[chunk].to(self.device)
 
-    def _keep(self, rows: slice) -> torch.Tensor | None:
-        return None if self.inputs.keep is None else self.inputs.keep[rows].to(self.inputs.device)
+
+def _output_error(W: torch.Tensor, linear: QuantizedLinear, statistics: Statistics) -> torch.Tensor:
+    """[2, out]: squared error of each output on the sample tokens, and the output's own energy."""
+    X, X_float = statistics.sample
+    wanted = X_float @ W.t()
+    return torch.stack(
+        ((wanted - X @ linear.dequantize().t()).square().sum(0), wanted.square().sum(0).clamp_min(1e-30))
+    )

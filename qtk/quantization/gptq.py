@@ -22,12 +22,10 @@ _PANEL = 32  # columns updated one by one inside a block
 
 @dataclass(frozen=True)
 class GptqResult:
-    """The quantized weight, damping used (fraction of mean diag H), and tr(E H E^T) of rounding to nearest and of GPTQ."""
+    """The quantized weight, and the damping used (a fraction of mean diag H)."""
 
     linear: QuantizedLinear
     damping: float
-    error_before: float
-    error_after: float
 
 
 class SingularHessian(Exception):
@@ -56,10 +54,16 @@ def gptq(
     *,
     symmetric: bool,
     bits: int = 4,
+    C: torch.Tensor | None = None,
+    alpha: float = 0.5,
     ladder: tuple[float, ...] = DAMPING_LADDER,
 ) -> GptqResult:
     """Quantizes W [out, in] float32 against H [in, in] float32. Rows are independent: linears that share an input may be stacked.
 
+    C: (X_float - X)^T X [in, in], where X are the inputs that the quantized model has and X_float those that it should
+    have. With it the rounding aims at W + alpha W C H^-1, which takes back the share alpha of the error that is already
+    in the inputs (GPTAQ, Li et al., 2025, arXiv:2504.02692, in closed form; alpha 1 would be the least-squares answer,
+    and fits the calibration text too closely).
     Raises SingularHessian when no rung of the ladder makes H positive definite.
     """
     dead = H.diagonal() <= 0
@@ -69,6 +73,11 @@ def gptq(
         W = W.masked_fill(dead, 0.0)
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
     U, damp = inverse_cholesky(H[order][:, order], ladder)
+    if C is not None:
+        correction = torch.empty_like(W)
+        correction[:, order] = (W @ C[:, order]) @ U.t() @ U
+        W = W.add(correction, alpha=alpha)
+    # What rounding a column costs once the columns after it have made up for it: GPTQ's own weight of its error.
     importance = torch.empty_like(H.diagonal())
     importance[order] = U.diagonal().pow(-2)
     if symmetric:
@@ -77,14 +86,7 @@ def gptq(
         scales, zeros = search_asymmetric(W, importance, group_size, bits)
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
     codes[:, order] = _round_columns(W.t()[order].contiguous(), U, order // group_size, scales, zeros, bits).t()
-    linear = QuantizedLinear(codes, scales, zeros, bits, group_size)
-    return GptqResult(linear, damp, float("nan"), proxy_error(W, linear.dequantize(), H))
-
-
-def proxy_error(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> float:
-    """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the share of the outputs' energy that the rounding changes."""
-    E = W - Q
-    return float(torch.linalg.vecdot(E @ H, E).sum() / torch.linalg.vecdot(W @ H, W).sum().clamp_min(1e-30))
+    return GptqResult(QuantizedLinear(codes, scales, zeros, bits, group_size), damp)
 
 
 def _round_columns(

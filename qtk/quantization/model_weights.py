@@ -72,8 +72,14 @@ class ModelWeights:
         name = f"{module}.bias"
         return self.checkpoint.tensor(name, finite=True) if name in self.checkpoint else None
 
+    def float_block(self, layer: int) -> dict[str, torch.Tensor]:
+        """Block `layer` of a float checkpoint as stored, by name below its prefix."""
+        prefix = self.spec.block_prefix(layer)
+        names = [n for n in self.checkpoint.names if n.startswith(prefix) and n in self.spec.block_tensors(layer)]
+        return {n.removeprefix(prefix): self.checkpoint.tensor(n, finite=True) for n in names}
+
     def block(self, layer: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Block `layer` as float tensors by name below its prefix: what `block_forward` takes."""
+        """Block `layer` as float tensors by name below its prefix, dequantized: what `block_forward` takes."""
         prefix = self.spec.block_prefix(layer)
         weights = {
             f"{n}.weight": self.checkpoint.tensor(f"{prefix}{n}.weight", finite=True).to(dtype)

@@ -13,6 +13,10 @@ class QuantizeOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["gptq", "rtn"] = Field("gptq", description="gptq, or rtn (round to nearest, no calibration).")
+    effort: Literal["fast", "default"] = Field(
+        "default",
+        description="fast: one pass; default: the float model runs beside, so that errors in the inputs are taken back.",
+    )
     bits: int = Field(4, description="Bits of a weight: 4 or 8.")
     group_size: int | Literal["auto"] = Field(
         "auto",

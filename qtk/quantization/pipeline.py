@@ -28,7 +28,7 @@ from qtk.models.spec import LM_HEAD, ModelSpec
 from qtk.models.tokenizer import TextTokenizer
 from qtk.progress import Progress, note
 from qtk.quantization.activations import ActivationBudget
-from qtk.quantization.block import BlockInputs, BlockQuantizer, LayerRecord
+from qtk.quantization.block import BlockQuantizer, LayerRecord, Rows, Stream
 from qtk.quantization.formats.base import Format, QuantizationScheme
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
@@ -207,20 +207,21 @@ class _Run:
         if self.rows is None:
             return None
         count, seq_len = self.rows.tokens.shape
-        hidden = budget.store(count, seq_len, self.spec.hidden_size, self.compute_dtype)
-        for rows in hidden.chunks():
-            hidden.write(rows, self.weights.embed(self.rows.tokens[rows], self.compute_dtype))
-        cos, sin = self.spec.rope.tables(self.spec.head_dim, seq_len)
-        keep = self.rows.keep() if self.rows.padded else None
-        return BlockQuantizer(
-            self.spec, BlockInputs(hidden, keep, cos.to(self.device), sin.to(self.device), budget, self.device)
-        )
+        cos, sin = (t.to(self.device) for t in self.spec.rope.tables(self.spec.head_dim, seq_len))
+        streams = []
+        for _ in range(1 if self.options.effort == "fast" else 2):
+            hidden = budget.store(count, seq_len, self.spec.hidden_size, self.compute_dtype)
+            for chunk in hidden.chunks():
+                hidden.write(chunk, self.weights.embed(self.rows.tokens[chunk], self.compute_dtype))
+            streams.append(Stream(hidden))
+        rows = Rows(self.rows.keep() if self.rows.padded else None, cos, sin)
+        return BlockQuantizer(self.spec, rows, budget, self.device, *streams)
 
     def _quantize_block(
         self, layer: int, quantizer: BlockQuantizer | None, writer: CheckpointWriter
     ) -> list[LayerRecord]:
         prefix = self.spec.block_prefix(layer)
-        weights = {n: w.to(self.device) for n, w in self.weights.block(layer, self.compute_dtype).items()}
+        weights = {n: w.to(self.device) for n, w in self.weights.float_block(layer).items()}
         schemes = {linear.name: self.scheme.modules[prefix + linear.name] for linear in self.spec.linears()}
         records: list[LayerRecord] = []
         if quantizer is None:
