@@ -222,7 +222,7 @@ def test_nan_and_infinity_are_named(base, adapter, tmp_path) -> None:
     assert "3 tensors" in sentence
     name = PREFIX + "model.layers.0.self_attn.q_proj.lora_B.weight"
     rewrite(adapter, lambda tensors: tensors[name].fill_(float("nan")))
-    assert f"{name}: 1024 values" in refusal(base, adapter, tmp_path)
+    assert name in refusal(base, adapter, tmp_path)
 
 
 def test_an_update_too_large_for_the_dtype(tmp_path) -> None:

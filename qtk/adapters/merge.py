@@ -28,7 +28,7 @@ from qtk.adapters.layout import base_layout
 from qtk.adapters.options import MergeOptions
 from qtk.adapters.plan import MergePlan, TensorPlan, make_plan
 from qtk.checkpoint.manifest import ManifestRecorder
-from qtk.checkpoint.reader import Checkpoint
+from qtk.checkpoint.reader import Checkpoint, all_finite
 from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import CheckpointWriter
 from qtk.errors import InputError, listing
@@ -341,7 +341,7 @@ def _added(streaming: _Streaming, rows: torch.Tensor, change: _Change, start: in
 
 def _copy(streaming: _Streaming, plan: TensorPlan, start: int, stop: int) -> None:
     rows = _read(streaming, plan, start, stop)
-    if not _finite(rows):
+    if not all_finite(rows):
         streaming.bad_base[plan.name] = None
     streaming.writer.write_rows(plan.name, start, rows)
 
@@ -354,23 +354,15 @@ def _change(streaming: _Streaming, plan: TensorPlan, change: _Change, start: int
     elif change.magnitude is not None:
         arithmetic.scale_rows_(wide, change.magnitude[start:stop])
     result = streaming.buffers.get("result", plan.spec.dtype, tuple(wide.shape)).copy_(wide)
-    if not _finite(result):
-        (streaming.bad_result if _finite(rows) else streaming.bad_base)[plan.name] = None
+    if not all_finite(result):
+        (streaming.bad_result if all_finite(rows) else streaming.bad_base)[plan.name] = None
     streaming.writer.write_rows(plan.name, start, result)
 
 
 def _write_tokens(streaming: _Streaming, plan: TensorPlan) -> None:
     for tokens in plan.tokens:
         rows = tokens.adapter.tensor(tokens.key).to(plan.spec.dtype)
-        if not _finite(rows):
+        if not all_finite(rows):
             streaming.bad_result[plan.name] = None
         for row, index in zip(rows, tokens.indices, strict=True):
             streaming.writer.write_rows(plan.name, index, row.unsqueeze(0))
-
-
-def _finite(rows: torch.Tensor) -> bool:
-    """Whether no value is NaN or Inf: one pass, since both show in the least and the greatest."""
-    if not rows.dtype.is_floating_point or not rows.numel():
-        return True
-    low, high = torch.aminmax(rows if rows.dtype.itemsize > 1 else rows.float())
-    return math.isfinite(low.item()) and math.isfinite(high.item())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -179,13 +180,18 @@ def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
 
 
 def require_finite(tensor: torch.Tensor, what: str) -> None:
-    """InputError "`what` holds NaN or Inf" unless every element is finite. One pass, no temporary of the tensor's size."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return
-    low, high = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
-    if not (torch.isfinite(low) and torch.isfinite(high)):
+    """InputError "`what` holds NaN or Inf" unless every element is finite."""
+    if not all_finite(tensor):
         bad = int((~torch.isfinite(tensor.float())).sum())
         raise InputError(f"{what} holds {bad} NaN or Inf values. The file is damaged or the training diverged.")
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is NaN or Inf: one pass, no temporary of the tensor's size, since both show in the extremes."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def total_bytes(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> int:
