@@ -32,8 +32,9 @@ class Step:
 class Executor(Protocol):
     """Owns the weights, the cache and the runtime's buffers."""
 
-    # The most tokens that one run takes well; longer prompts come in several runs.
+    # The most tokens that one run takes well (longer prompts come in several runs), and the most logits it gives a row.
     chunk_tokens: int
+    chunk_logits: int
 
     def start(self, batch: int) -> None:
         """Begins a call with `batch` rows: the cache holds nothing from here on."""
@@ -51,6 +52,8 @@ class Executor(Protocol):
 # backend -> (module, class): imported when used, so that no runtime is needed for what does not use it.
 EXECUTORS = {
     "onnxruntime": ("qtk.engines.onnxruntime_executor", "OnnxRuntimeExecutor"),
+    "tensorrt": ("qtk.engines.tensorrt_executor", "TensorRtExecutor"),
+    "tensorrt-full": ("qtk.engines.tensorrt_executor", "TensorRtExecutor"),
 }
 
 

@@ -26,6 +26,7 @@ class OnnxRuntimeExecutor:
     """An executor (see executor.py) over one ONNX Runtime session."""
 
     chunk_tokens = PREFILL_CHUNK
+    chunk_logits = PREFILL_CHUNK
 
     def __init__(
         self, directory: Path, description: EngineDescription, threads: int | None, accuracy_level: int | None

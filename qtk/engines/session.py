@@ -178,8 +178,9 @@ class DecoderSession:
         for number, row in enumerate(rows):
             ids[number, : len(row)] = row
         self._executor.start(batch)
-        for first in range(0, longest, self._executor.chunk_tokens):
-            stop = min(longest, first + self._executor.chunk_tokens)
+        chunk = self._executor.chunk_logits if every_position else self._executor.chunk_tokens
+        for first in range(0, longest, chunk):
+            stop = min(longest, first + chunk)
             positions = np.broadcast_to(np.arange(first, stop), (batch, stop - first))
             if every_position:
                 wanted = np.broadcast_to(np.arange(stop - first), (batch, stop - first))

@@ -52,8 +52,8 @@ class GpuProfile(BaseModel):
 
     @property
     def default_backend(self) -> str:
-        """What `--backend auto` means here: onnxruntime for the processor, else tensorrt where it can."""
-        return self.backends[0]
+        """What `--backend auto` means here."""
+        return "onnxruntime" if self.is_cpu else "tensorrt"
 
 
 def gpu_names() -> list[str]:

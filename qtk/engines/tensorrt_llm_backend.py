@@ -1,0 +1,169 @@
+"""The `tensorrt-llm` backend: the checkpoint of TensorRT-LLM's engine backend, and trtllm-build where it is installed.
+
+Engines exist up to TensorRT-LLM 1.2. From 1.3 on it runs a Hugging Face checkpoint in ModelOpt's layout directly:
+`qtk quantize --format modelopt` writes that, and nothing is built.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shlex
+from pathlib import Path
+
+from qtk.engines.backends import BuildJob
+from qtk.engines.describe import describe
+from qtk.engines.description import EngineDescription, Stage
+from qtk.engines.outside_tool import find_tool, run_tool, tool_help
+from qtk.engines.tensorrt_llm_checkpoint import ARCHITECTURES, DTYPE, Split, write_checkpoint
+from qtk.errors import MachineError
+from qtk.models.spec import ModelSpec
+from qtk.targets.table import LinearPlan, refusals, target
+
+TOOL = "trtllm-build"
+CONTAINER = "nvcr.io/nvidia/tensorrt-llm/release:1.1.0"
+_NEWER = "TensorRT-LLM 1.3 and later have no engines: they run what `qtk quantize --format modelopt` writes."
+_MOST_TOKENS = 8192  # trtllm-build's own bound on the tokens of one step
+
+
+class Backend:
+    """Backend "tensorrt-llm". Checkpoints are checked by a reader of their documentation; no engine was ever run by us."""
+
+    def refusals(self, job: BuildJob) -> list[str]:
+        spec, scheme, split = job.weights.spec, job.weights.scheme, _split(job)
+        reasons = split_refusals(spec, split)
+        if spec.architecture not in ARCHITECTURES:
+            reasons.append(
+                f"{spec.architecture}: qtk writes TensorRT-LLM checkpoints of {', '.join(ARCHITECTURES)} only"
+            )
+        windows = [window for window in spec.windows if window is not None]
+        if windows and job.limits.max_positions > min(windows):
+            reasons.append(
+                f"{job.limits.max_positions} positions: the checkpoint has no word for this model's attention window of "
+                f"{min(windows)} tokens, so prompt and output must stay within it"
+            )
+        if scheme is None:
+            return reasons
+        plans = {
+            name: LinearPlan(linear.out_features, linear.in_features, s.bits, s.group_size, s.symmetric)
+            for name, linear in spec.all_linears()
+            for s in (scheme.modules[name],)
+        }
+        reasons += refusals(target("tensorrt-llm"), job.gpu.sm, plans, tensor_parallel=split.tensor_parallel)
+        if floats := [name for name, plan in plans.items() if plan.bits == 16]:
+            reasons.append(f"{floats[0]} and {len(floats) - 1} more are in float; all linears of the blocks must be INT4")
+        if len({plan.group_size for plan in plans.values()}) > 1:
+            reasons.append("several group sizes; a TensorRT-LLM checkpoint has one")
+        return reasons
+
+    def build(self, job: BuildJob) -> EngineDescription:
+        tool = None if job.options.prepare_only else _require_tool()
+        flags = [] if tool is None else build_flags(job, tool_help(tool))
+        checkpoint = job.directory / "checkpoint"
+        checkpoint.mkdir()
+        write_checkpoint(job.weights, checkpoint, _split(job), job.on_block)
+        if tool is None:
+            return self._describe(job, "checkpoint/rank{}.safetensors", built=False, notes=prepared_notes(job))
+        run_tool([tool, *flags], job.directory)
+        version = check_engines(job.directory / "engine", _split(job))
+        note = f"Built by {TOOL} of TensorRT-LLM {version}, which alone can run it; never run by qtk."
+        return self._describe(job, "engine/rank{}.engine", built=True, notes=(note,))
+
+    def _describe(self, job: BuildJob, pattern: str, *, built: bool, notes: tuple[str, ...]) -> EngineDescription:
+        split, count = _split(job), job.weights.spec.num_layers
+        stages = []
+        for rank in range(split.ranks):
+            layers = split.layers(rank // split.tensor_parallel, count)
+            file = pattern.format(rank)
+            size = (job.directory / file).stat().st_size
+            stages.append(Stage(file=file, layers=(layers.start, layers.stop), inputs=(), outputs=(), bytes=size))
+        return describe(
+            job,
+            backend="tensorrt-llm",
+            dtype=DTYPE,
+            lm_head_bits=16,
+            stages=tuple(stages),
+            packages=("tensorrt-llm",),
+            built=built,
+            notes=notes,
+        )
+
+
+def split_refusals(spec: ModelSpec, split: Split) -> list[str]:
+    """Why a model cannot be cut so over ranks; empty when it can."""
+    tp, pp, reasons = split.tensor_parallel, split.pipeline_parallel, []
+    if spec.num_heads % tp:
+        reasons.append(f"--tp {tp} does not divide {spec.num_heads} attention heads")
+    if max(spec.num_kv_heads, tp) % min(spec.num_kv_heads, tp):
+        reasons.append(f"--tp {tp} neither divides {spec.num_kv_heads} key/value heads nor is a multiple of them")
+    if spec.intermediate_size % tp:
+        reasons.append(f"--tp {tp} does not divide the intermediate size {spec.intermediate_size}")
+    if spec.num_layers % pp:
+        reasons.append(f"--pp {pp} does not divide {spec.num_layers} layers")
+    return reasons
+
+
+def build_flags(job: BuildJob, known: str) -> list[str]:
+    """trtllm-build's flags with the limits of the job. `known`: what its --help prints; versions name the length apart."""
+    limits = job.limits
+    tokens = max(limits.max_input_len, min(_MOST_TOKENS, limits.max_batch * limits.max_input_len))
+    length = (
+        ["--max_seq_len", str(limits.max_positions)]
+        if "--max_seq_len" in known
+        else ["--max_output_len", str(limits.max_output_len)]
+    )
+    return [
+        *("--checkpoint_dir", "checkpoint"),
+        *("--output_dir", "engine"),
+        *("--max_batch_size", str(limits.max_batch)),
+        *("--max_input_len", str(limits.max_input_len)),
+        *length,
+        *("--max_num_tokens", str(tokens)),
+        *("--gemm_plugin", "auto"),
+    ]
+
+
+def prepared_notes(job: BuildJob) -> tuple[str, ...]:
+    """What to run, and where, to turn a prepared directory into an engine."""
+    command = shlex.join([TOOL, *build_flags(job, "--max_seq_len")])
+    return (
+        f"Not built. In this directory, on a machine with {job.gpu.title} and TensorRT-LLM up to 1.2 (say the container "
+        f"{CONTAINER}): {command}",
+        _NEWER,
+    )
+
+
+def check_engines(directory: Path, split: Split) -> str:
+    """The version that wrote the engines of every rank. MachineError where trtllm-build left less than it said."""
+    missing = [
+        name
+        for name in (f"rank{rank}.engine" for rank in range(split.ranks))
+        if not (directory / name).is_file() or not (directory / name).stat().st_size
+    ]
+    try:
+        version = str(json.loads((directory / "config.json").read_text(encoding="utf-8")).get("version", "unknown"))
+    except (OSError, ValueError, AttributeError):
+        missing.append("config.json")
+        version = ""
+    if missing:
+        raise MachineError(f"{TOOL} ended without an error but left no {', '.join(missing)}. Nothing was kept.")
+    return version
+
+
+def _split(job: BuildJob) -> Split:
+    return Split(job.options.tp, job.options.pp)
+
+
+def _require_tool() -> str:
+    tool = find_tool(TOOL)
+    if tool is None:
+        try:
+            found = importlib.metadata.version("tensorrt-llm")
+            state = f"TensorRT-LLM {found} is installed without it. {_NEWER}"
+        except importlib.metadata.PackageNotFoundError:
+            state = "TensorRT-LLM up to 1.2 brings it."
+        raise MachineError(
+            f"The tensorrt-llm backend needs {TOOL} on PATH, and it is not there. {state} "
+            "--prepare-only writes the checkpoint and says which command to run where."
+        )
+    return tool

@@ -1,0 +1,200 @@
+"""The `tensorrt` backend: real plans compiled here, without a GPU, for the GPUs they are meant for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from quantized_checkpoint import write_quantized
+
+from qtk.checkpoint.manifest import read_manifest
+from qtk.engines import tensorrt_backend
+from qtk.engines.build import build_engine
+from qtk.engines.description import Stage, read_description
+from qtk.engines.memory_plan import ModelBytes
+from qtk.engines.options import BuildOptions
+from qtk.engines.session import DecoderSession
+from qtk.engines.tensorrt_backend import check_plan_sizes, cut_stages, run_compiler, stage_bytes
+from qtk.engines.tensorrt_compile import CompileRequest
+from qtk.errors import InputError, MachineError
+from qtk.quantization.formats.base import LinearScheme
+
+needs_tensorrt = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed (extra tensorrt)"
+)
+INT4 = LinearScheme(4, 32, True)
+
+
+@pytest.fixture(scope="module")
+def int4(tiny, tmp_path_factory):
+    """int4("qwen3") -> a tiny INT4 checkpoint of that variant."""
+    made: dict[str, Path] = {}
+
+    def get(variant: str = "llama") -> Path:
+        if variant not in made:
+            out = tmp_path_factory.mktemp("int4") / variant
+            made[variant] = write_quantized(tiny(variant), out, "gptq", INT4)
+        return made[variant]
+
+    return get
+
+
+def layers_of(engine: Path, stage: int = 0) -> list[dict]:
+    return json.loads((engine / f"stage{stage}.layers.json").read_text())
+
+
+@needs_tensorrt
+@pytest.mark.parametrize(
+    ("gpu", "variant"),
+    [("a10", "llama"), ("a30", "qwen2"), ("l4", "qwen3"), ("rtx5090", "mistral-window"), ("a10", "llama-tied")],
+)
+def test_plans_hold_four_bit_weights_and_real_attention(int4, tmp_path, gpu: str, variant: str) -> None:
+    engine = tmp_path / "engine"
+    options = BuildOptions(gpu=gpu, max_input_len=200, max_output_len=50, max_batch_size=2)
+    description = build_engine(int4(variant), engine, options)
+    assert (description.backend, description.cache_length, description.dtype) == ("tensorrt", 256, "float16")
+    kinds = [layer["kind"] for layer in layers_of(engine)]
+    assert (kinds.count("KV_CACHE_UPDATE"), kinds.count("ATTENTION_INPUT")) == (6, 3)
+    packed = [layer for layer in layers_of(engine) if layer["kind"] == "DEQUANTIZE"]
+    assert len(packed) == 4 * 3
+    assert {layer["inputs"][0] for layer in packed} == {"INT4"}
+    cache = next(port for port in description.stages[0].inputs if port.name == "past_key.0")
+    assert cache.shape == ("batch", 2, 256, 32)
+    assert sorted(p.name for p in engine.glob("stage0*")) == [
+        "stage0.build.json",
+        "stage0.layers.json",
+        "stage0.log",
+        "stage0.plan",
+    ]
+    assert "tensorrt-rtx-cu13" in description.versions
+    assert read_manifest(engine).options["gpu"] == gpu
+    with pytest.raises(MachineError, match="GPU"):
+        DecoderSession.open(engine)
+
+
+@needs_tensorrt
+def test_a_model_too_large_for_the_machine_is_compiled_in_stages(int4, tmp_path, monkeypatch) -> None:
+    """Memory for two of the three blocks: two plans, the hidden state handed over."""
+
+    class Memory:
+        available = int(tensorrt_backend.PEAK_BASE_BYTES + tensorrt_backend.PEAK_PER_BYTE * 260_000)
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory)
+    description = build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="a10"))
+    assert [stage.layers for stage in description.stages] == [(0, 2), (2, 3)]
+    first, second = description.stages
+    assert first.outputs[0].name == "hidden_out"
+    assert {"hidden_in", "past_key.2"} <= {port.name for port in second.inputs}
+    assert {"input_ids", "logits_positions"} & {port.name for port in second.inputs} == {"logits_positions"}
+    Memory.available = tensorrt_backend.PEAK_BASE_BYTES + 1000
+    with pytest.raises(MachineError, match="even block by block"):
+        build_engine(int4(), tmp_path / "none", BuildOptions(gpu="a10"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_stages_are_few_consecutive_and_within_bounds() -> None:
+    sizes = ModelBytes(embedding=50, blocks=(10,) * 6, head=40)
+    assert cut_stages(sizes, False, 1000) == [(0, 6)]
+    assert cut_stages(sizes, False, 80) == [(0, 3), (3, 6)]
+    assert stage_bytes(sizes, False, (3, 6)) == 70
+    assert cut_stages(sizes, False, 60) == [(0, 1), (1, 5), (5, 6)]
+    assert cut_stages(sizes, False, 55) is None, "the embedding and one block need 60"
+    tied = ModelBytes(embedding=50, blocks=(10,) * 6, head=0)
+    assert stage_bytes(tied, True, (3, 6)) == 80, "a tied head is needed again in the last stage"
+    assert stage_bytes(tied, True, (0, 6)) == 110
+
+
+def test_a_plan_that_widened_its_weights_is_found() -> None:
+    sizes = ModelBytes(embedding=10_000_000, blocks=(50_000_000,) * 2, head=10_000_000)
+    stage = Stage(file="stage0.plan", layers=(0, 2), inputs=(), outputs=(), bytes=130_000_000)
+    check_plan_sizes((stage,), sizes, False)
+    for wrong in (400_000_000, 60_000_000):
+        with pytest.raises(MachineError, match=r"stage0.plan: .* for 120.0 MB"):
+            check_plan_sizes((stage.model_copy(update={"bytes": wrong}),), sizes, False)
+
+
+def test_what_tensorrt_cannot_take_is_refused_before_work(tiny, tmp_path, run_qtk) -> None:
+    overrides = {"model.layers.1.mlp.up_proj": LinearScheme(8, 32, True)}
+    model = write_quantized(tiny(), tmp_path / "asym", "gptq", LinearScheme(4, 32, False), overrides)
+    done = run_qtk(
+        "build-engine", model, "-o", tmp_path / "e", "--gpu", "a10", "--lm-head-bits", "8", "--dtype", "float32"
+    )
+    assert done.returncode == 2
+    for part in ("q_proj: asymmetric", "up_proj: 8 bits", "--lm-head-bits 8", "--dtype float32"):
+        assert part in done.stderr
+    assert not (tmp_path / "e").exists()
+    for words, sentence in (
+        (("--gpu", "h100"), "SM90"),
+        (("--gpu", "a10", "--backend", "onnxruntime"), "does not build for a10"),
+    ):
+        done = run_qtk("build-engine", tiny(), "-o", tmp_path / "e", *words)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+
+
+def test_without_the_library_nothing_is_written_and_prepare_only_is_named(int4, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt_rtx" else real(name))
+    with pytest.raises(MachineError, match=r"pip install 'qtk\[tensorrt\]'.*--prepare-only"):
+        build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="a10"))
+    assert list(tmp_path.iterdir()) == []
+    description = build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="a10", prepare_only=True))
+    assert not description.built
+    assert (tmp_path / "engine" / "stage0.onnx").is_file()
+    assert read_description(tmp_path / "engine").notes[0].startswith("Not built")
+    with pytest.raises(InputError, match="only prepared"):
+        DecoderSession.open(tmp_path / "engine")
+
+
+def test_full_tensorrt_needs_its_library(int4, tmp_path) -> None:
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("full TensorRT is installed")
+    with pytest.raises(MachineError, match="tensorrt-full"):
+        build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="h100", backend="tensorrt-full"))
+
+
+@needs_tensorrt
+def test_a_refusal_of_the_parser_comes_with_its_reasons(int4, tmp_path) -> None:
+    """The cache left symbolic is what TensorRT refuses: its sentence must reach the user, and the log stay."""
+    from qtk.engines.graph import GraphOptions, write_graph
+    from qtk.quantization.model_weights import ModelWeights
+
+    graph = write_graph(ModelWeights.open(int4()), tmp_path, GraphOptions(tensorrt_backend.torch.float16, 64))
+    one = (1, 1, 1)
+    request = CompileRequest(
+        library="tensorrt_rtx",
+        graph=graph,
+        plan=tmp_path / "p.plan",
+        layers=tmp_path / "l.json",
+        compute_capability="8.6",
+        frozen={},
+        ranges={"batch": one, "tokens": one, "wanted": one, "cache": one},
+    )
+    with pytest.raises(InputError, match=r"(?s)could not compile model\.onnx.*static sequence length"):
+        run_compiler(request, tmp_path / "log")
+    assert not (tmp_path / "p.plan").exists()
+
+
+def test_a_killed_compiler_is_a_lack_of_memory(tmp_path, monkeypatch) -> None:
+    """A stand-in interpreter that kills itself as the kernel does when memory is out."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text("#!/bin/sh\nkill -9 $$\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    paths = {name: tmp_path / name for name in ("graph", "plan", "layers")}
+    request = CompileRequest(library="x", compute_capability="8.6", frozen={}, ranges={}, **paths)
+    with pytest.raises(MachineError, match="want of memory"):
+        run_compiler(request, tmp_path / "log")
+
+
+@needs_tensorrt
+@pytest.mark.slow
+def test_smollm2_for_an_a10(smollm2, tmp_path) -> None:
+    int4 = write_quantized(smollm2, tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
+    description = build_engine(int4, tmp_path / "engine", BuildOptions(gpu="a10"))
+    assert 110e6 < description.stages[0].bytes < 145e6
