@@ -120,12 +120,13 @@ class NamespaceJail:
             pass
 
     def separate(self) -> None:
-        """Before the fork of the supervisor, which becomes process 1 of the job."""
-        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
+        """Before the fork of the supervisor, which becomes process 1 of a process space of its own."""
+        kernel.unshare(kernel.CLONE_NEWPID)
 
     def close(self, limits: Limits) -> None:
         """In the supervisor: private temp directory and process list, then the new root."""
         kernel.die_with_parent()
+        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
         plain = kernel.MS_NOSUID | kernel.MS_NODEV
         disk = f"size={limits.disk_bytes},nr_inodes={limits.disk_files},mode=1777"
         kernel.mount("tmpfs", f"{self.root}/tmp", "tmpfs", plain, disk)  # noqa: S108

@@ -37,6 +37,11 @@ def unshare(flags: int) -> None:
     _check(_LIBC.unshare(flags), "unshare")
 
 
+def enter_process_space(handle: int) -> None:
+    """This process's next children are made in the process space that the open /proc/PID/ns/pid file names."""
+    _check(_LIBC.setns(handle, CLONE_NEWPID), "setns")
+
+
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
     encoded = kind.encode() if kind else None
     call = f"mount {target}"

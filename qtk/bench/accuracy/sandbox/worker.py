@@ -26,6 +26,7 @@ from qtk.bench.accuracy.sandbox.job import Job, Outcome, broken_sandbox
 from qtk.bench.accuracy.sandbox.supervisor import Tree, run_job
 
 _MODULE = "qtk.bench.accuracy.sandbox.worker"  # under -m this file's own name is __main__
+_AT_ONCE = 4  # guards that may still be leaving while the next job starts
 _GRACE_SECONDS = 15.0  # beyond the steps' own clocks, which the supervisor keeps
 
 
@@ -35,9 +36,13 @@ class Worker:
     def __init__(self, plan: JailPlan) -> None:
         self.plan = plan
         self.group: ControlGroup | None = None
+        self._leaving: list[int] = []
+        self._own_space: int | None = None
         self.jail: NamespaceJail | DirectoryJail | None = None
         if plan.level in ("namespaces", "user-namespaces"):
             self.jail = NamespaceJail(plan)
+            if plan.level == "namespaces":
+                self._own_space = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         elif plan.level in ("landlock", "rlimits"):
             self.jail = DirectoryJail(plan)
             kernel.adopt_orphans()
@@ -47,21 +52,48 @@ class Worker:
             self.group = ControlGroup(f"qtk-{os.getpid()}", job.limits)
         before = self.group.killed_for_memory()
         read, write = os.pipe()
-        guard = os.fork()
-        if guard == 0:
-            os.close(read)
-            self._guard(job, write)
+        guard = self._fork_supervisor(job, write) if self._own_space is not None else self._fork_guard(job, write)
         os.close(write)
         outcome = self._await(read, guard, sum(step.wall_seconds for step in job.steps) + _GRACE_SECONDS)
         if isinstance(self.jail, DirectoryJail):
             Tree(alone=False).kill()  # what the guard left, should it have been killed itself
+            self._leaving.clear()
             self.jail.tidy()
+        self._bury(_AT_ONCE)
         if outcome.ending == "exited" and outcome.exit_code != 0 and self.group.killed_for_memory() > before:
             return Outcome(**{**outcome.as_json(), "ending": "memory"})
         return outcome
 
+    def _bury(self, keep: int) -> None:
+        """Waits for ended guards until at most `keep` are left.
+
+        The kernel takes milliseconds to dismantle namespaces whose processes are dead; the next job need not wait.
+        """
+        self._leaving = [guard for guard in self._leaving if os.waitpid(guard, os.WNOHANG)[0] == 0]
+        while len(self._leaving) > keep:
+            os.waitpid(self._leaving.pop(0), 0)
+
+    def _fork_supervisor(self, job: Job, write: int) -> int:
+        """As root one fork does: the worker points its next child into a new process space, and then back."""
+        assert self.jail is not None
+        assert self._own_space is not None
+        assert self.group is not None
+        self.jail.separate()
+        supervisor = os.fork()
+        if supervisor == 0:
+            _supervise(self.jail, job, write, self.group)
+        kernel.enter_process_space(self._own_space)
+        return supervisor
+
+    def _fork_guard(self, job: Job, write: int) -> int:
+        guard = os.fork()
+        if guard == 0:
+            self._guard(job, write)
+        return guard
+
     def end(self) -> None:
-        """Leaves nothing: neither the control group nor the scratch directory."""
+        """Leaves nothing: no process, neither the control group nor the scratch directory."""
+        self._bury(0)
         if self.group is not None:
             self.group.remove()
         with contextlib.suppress(OSError):
@@ -73,7 +105,6 @@ class Worker:
         """In the forked guard: separates, forks the supervisor (process 1 inside), and ends when that ends."""
         try:
             kernel.die_with_parent()
-            os.setsid()
             assert self.group is not None
             self.group.enter()
             if self.jail is None:
@@ -82,7 +113,7 @@ class Worker:
                 self.jail.separate()
                 supervisor = os.fork()
                 if supervisor == 0:
-                    _supervise(self.jail, job, write)
+                    _supervise(self.jail, job, write, None)
                 os.close(write)
                 os.waitpid(supervisor, 0)
         except BaseException as error:
@@ -108,7 +139,7 @@ class Worker:
             data += more
         if late:
             os.kill(guard, signal.SIGKILL)
-        os.waitpid(guard, 0)
+        self._leaving.append(guard)
         os.close(read)
         if late:
             return broken_sandbox(f"the supervisor gave no answer within {seconds:.0f} s")
@@ -118,9 +149,12 @@ class Worker:
             return broken_sandbox(f"the supervisor ended without an answer: {data[-500:].decode('utf-8', 'replace')}")
 
 
-def _supervise(jail: Any, job: Job, write: int) -> None:
+def _supervise(jail: Any, job: Job, write: int, group: ControlGroup | None) -> None:
     """In the supervisor. Never returns."""
     try:
+        if group is not None:
+            group.enter()
+        os.setsid()
         jail.close(job.limits)
         outcome = run_job(job, Tree(jail.alone), jail.confine)
     except BaseException as error:
@@ -162,7 +196,7 @@ def inside_bubblewrap() -> None:
     write = os.dup(1)
     os.set_inheritable(write, False)
     os.dup2(2, 1)
-    _supervise(OuterJail(), job, write)
+    _supervise(OuterJail(), job, write, None)
 
 
 def main() -> None:

@@ -1,0 +1,83 @@
+"""The source before the tests: header, prompt and answer put together as each language wants it."""
+
+from __future__ import annotations
+
+import re
+
+from qtk.bench.accuracy.suites import Suite
+from qtk.bench.accuracy.tasks import Task
+
+# Headers that codefuse-evaluation puts before C++ programs, where the prompt has not the very same line.
+_CPP_INCLUDES = (
+    *("stdlib.h", "algorithm", "math.h", "stdio.h", "vector", "string", "climits", "cstring", "iostream"),
+    "stdexcept",
+)
+# Go packages that an answer may use without saying so; by the name it is used under.
+_GO_PACKAGES = {
+    path.rsplit("/", 1)[-1]: path
+    for path in ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
+}
+_GO_IMPORTS = re.compile(r'^import\s*(?:\(([^)]*)\)|("[^"]+"))[^\S\n]*\n?', re.MULTILINE)
+_GO_NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|`[^`]*`', re.DOTALL)
+
+
+def continued(suite: Suite, task: Task, continuation: str) -> str:
+    """The source when the model continued the prompt: prompt + continuation, with what the language wants around it."""
+    if task.language == "go":
+        return go_source(task, task.prompt.replace(task.imports, "", 1) + continuation, task.imports)
+    if task.language == "cpp":
+        return cpp_includes(task.prompt) + task.prompt + continuation
+    if suite.layout == "mbpp":
+        return f"{suite.python_header}{continuation}\n{task.setup}\n"
+    return f"{header(suite, task)}{task.prompt}{continuation}"
+
+
+def whole(suite: Suite, task: Task, code: str, preamble: str) -> str:
+    """The source when the answer defines the function itself; `preamble` is what of the prompt stands before it."""
+    if task.language == "go":
+        return go_source(task, code, task.imports)
+    if task.language == "cpp":
+        return cpp_includes(preamble + code) + preamble + code
+    if suite.layout == "mbpp":
+        return f"{suite.python_header}{code}\n{task.setup}\n"
+    return f"{header(suite, task)}{preamble}{code}"
+
+
+def header(suite: Suite, task: Task) -> str:
+    """The suite's own lines before a program of this language."""
+    return suite.python_header if task.language == "python" else ""
+
+
+def cpp_includes(present: str) -> str:
+    """The usual headers that `present` does not include yet."""
+    return "".join(f"#include<{name}>\n" for name in _CPP_INCLUDES if f"#include<{name}>" not in present)
+
+
+def go_source(task: Task, body: str, prompt_imports: str) -> str:
+    """Package clause and imports, then `body`.
+
+    Imports of the prompt and of the answer are joined and kept only where the body uses them, because Go refuses an
+    unused import; the tests' own set-up has its imports already.
+    """
+    paths = dict.fromkeys(_go_paths(prompt_imports))
+    paths |= dict.fromkeys(_go_paths(body))
+    body = re.sub(r"^package\s+\w+[^\S\n]*\n", "", _GO_IMPORTS.sub("", body), flags=re.MULTILINE)
+    names = {path.rsplit("/", 1)[-1]: path for path in paths} | _GO_PACKAGES
+    used = set(re.findall(r"\b(\w+)\.", _GO_NOISE.sub(" ", body)))
+    there = set(_go_paths(task.setup))
+    wanted = sorted(path for name, path in names.items() if name in used and path not in there)
+    # A second import declaration may stand right after the first.
+    block = "import (\n" + "".join(f'    "{path}"\n' for path in wanted) + ")\n" if wanted else ""
+    return f"{task.setup}\n{block}{body}"
+
+
+def _go_paths(source: str) -> list[str]:
+    found = []
+    for block, single in _GO_IMPORTS.findall(source):
+        found += re.findall(r'"([^"]+)"', block or single)
+    return found
+
+
+def reference_source(suite: Suite, task: Task) -> str:
+    """The known solution as a source before the tests."""
+    return continued(suite, task, task.reference)

@@ -1,0 +1,160 @@
+"""Runs answers in the sandbox: the references first, then every sample, in parallel; one verdict each."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qtk.bench.accuracy.answers import Answer
+from qtk.bench.accuracy.compatibility import bigcode_source, codefuse_source
+from qtk.bench.accuracy.extraction import Extracted, extract
+from qtk.bench.accuracy.programs import reference_source
+from qtk.bench.accuracy.sandbox.job import Job, Level, Outcome
+from qtk.bench.accuracy.sandbox.pool import Workers
+from qtk.bench.accuracy.suites import Suite
+from qtk.bench.accuracy.tasks import Task
+from qtk.bench.accuracy.toolchains.base import Rules, Toolchain, Verdict
+from qtk.bench.accuracy.toolchains.registry import TOOLCHAINS
+from qtk.errors import MachineError, listing
+from qtk.progress import Progress
+
+_KEPT_TEXT = 2000  # characters of what a program printed, kept in the record of a task that did not pass
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The verdict on one sample, how its program came about, and the end of what it printed if it did not pass."""
+
+    answer: Answer
+    verdict: Verdict
+    how: str
+    seconds: float
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    def record(self) -> dict[str, object]:
+        """The line of tasks.jsonl."""
+        line: dict[str, object] = {
+            "suite": self.answer.suite,
+            "language": self.answer.language,
+            "task_id": self.answer.task_id,
+            "sample": self.answer.sample,
+            "verdict": self.verdict,
+            "extracted_as": self.how,
+            "seconds": self.seconds,
+        }
+        if self.verdict != "passed":
+            line |= {"exit_code": self.exit_code, "stdout": self.stdout, "stderr": self.stderr}
+        return line
+
+
+class Scorer:
+    """Scores one language of a suite at one sandbox level.
+
+    with Scorer(suite, "java", level="namespaces", rules="qtk", workers=2) as scorer:
+        scorer.check_references(tasks)
+        for scored in scorer.score(tasks, answers): ...
+    """
+
+    def __init__(self, suite: Suite, language: str, *, level: Level, rules: Rules, workers: int | None) -> None:
+        """MachineError when the language's commands or libraries are absent."""
+        self.suite, self.language, self.rules = suite, language, rules
+        if language not in TOOLCHAINS:
+            raise MachineError(f"qtk cannot run {language} programs.")
+        self.toolchain: Toolchain = TOOLCHAINS[language](seconds=suite.seconds)
+        self.toolchain.prepare()
+        preload = _imported(suite.python_header) if language == "python" else ()
+        self._workers = Workers(level, count=workers, readable=self.toolchain.readable, preload=preload)
+
+    def __enter__(self) -> Scorer:
+        self._workers.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._workers.__exit__(*details)
+
+    def check_references(self, tasks: Sequence[Task]) -> None:
+        """Runs the known solutions. MachineError, with the missing libraries if they show, unless all pass.
+
+        A language whose references fail here would charge the machine's faults to the model.
+        """
+        jobs = ((task.task_id, self._job(reference_source(self.suite, task), task)) for task in tasks)
+        failed: dict[str, Outcome] = {}
+        label = f"{self.suite.name} {self.language}: reference solutions"
+        for task_id, outcome in self._run(jobs, label, len(tasks)):
+            # References are known programs: the strictest published rule would only punish their output.
+            if self.toolchain.verdict(outcome, "qtk") != "passed":
+                failed[task_id] = outcome
+        if not failed:
+            return
+        missing = self.toolchain.missing(failed.values())
+        why = f"Missing: {', '.join(missing)}." if missing else f"The first says: {_complaint(failed)}"
+        raise MachineError(
+            f"{len(failed)} of {len(tasks)} reference solutions of {self.suite.name} {self.language} do not pass on this "
+            f"machine, so it cannot be scored. {why}\n{listing(failed)}"
+        )
+
+    def score(self, tasks: Sequence[Task], answers: Sequence[Answer]) -> Iterator[Scored]:
+        """A verdict for every answer, as they come."""
+        by_id = {task.task_id: task for task in tasks}
+        how: dict[Answer, str] = {}
+
+        def jobs() -> Iterator[tuple[Answer, Job]]:
+            for answer in answers:
+                task = by_id[answer.task_id]
+                extracted = self.extracted(task, answer.generation)
+                how[answer] = extracted.how
+                yield answer, self._job(extracted.source, task)
+
+        label = f"{self.suite.name} {self.language}: running answers"
+        passed = 0
+
+        def detail() -> str:
+            return f"{passed} passed"
+
+        for answer, outcome in self._run(jobs(), label, len(answers), detail):
+            verdict = self.toolchain.verdict(outcome, self.rules)
+            passed += verdict == "passed"
+            texts = (outcome.stdout[-_KEPT_TEXT:], outcome.stderr[-_KEPT_TEXT:])
+            yield Scored(answer, verdict, how.pop(answer), outcome.seconds, outcome.exit_code, *texts)
+
+    def extracted(self, task: Task, generation: str) -> Extracted:
+        """The source before the tests, by the rules in force."""
+        if self.rules == "codefuse":
+            return Extracted(codefuse_source(self.suite, task, generation), "continuation")
+        if self.rules == "bigcode":
+            return Extracted(bigcode_source(self.suite, task, generation), "continuation")
+        return extract(self.suite, task, generation)
+
+    def _job(self, source: str, task: Task) -> Job:
+        return self.toolchain.job(source, task, self._workers.environment)
+
+    def _run(
+        self, jobs: Iterable[tuple[Any, Job]], label: str, total: int, detail: Callable[[], str] = lambda: ""
+    ) -> Iterator[tuple[Any, Outcome]]:
+        with Progress(label, total, "programs") as progress:
+            for key, outcome in self._workers.run(jobs):
+                if outcome.ending == "sandbox":
+                    raise MachineError(f"The sandbox failed, which is not the model's fault: {outcome.stderr.strip()}")
+                yield key, outcome
+                progress.advance(1, detail())
+
+
+def _imported(source: str) -> tuple[str, ...]:
+    """The modules that a header imports: loaded once a worker, so that no program pays for them."""
+    found: dict[str, None] = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= dict.fromkeys(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found[node.module] = None
+    return ("typing", "math", "random", *found)
+
+
+def _complaint(failed: dict[str, Outcome]) -> str:
+    task_id, outcome = next(iter(failed.items()))
+    text = (outcome.stderr or outcome.stdout).strip()[-400:]
+    return f"{task_id}: {outcome.ending}, exit code {outcome.exit_code}. {text}"

@@ -1,0 +1,105 @@
+"""Reads just enough of a programming language to know where a function ends: strings, comments, braces, indentation."""
+
+from __future__ import annotations
+
+import re
+
+# String and comment forms by language; what they hold must not count as braces.
+_SKIP = {
+    "cpp": re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL),
+    "java": re.compile(r'//[^\n]*|/\*.*?\*/|"""(?:\\.|.)*?"""|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL),
+    "javascript": re.compile(
+        r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|`(?:\\.|[^`\\])*`'
+        r"|(?<=[(,=+:\[!&|?{};\n])\s*/(?![*/])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n\[])+/",
+        re.DOTALL,
+    ),
+    "go": re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|`[^`]*`', re.DOTALL),
+}
+BRACED = frozenset(_SKIP)
+
+
+def blanked(source: str, language: str) -> str:
+    """The source with strings and comments blanked out, every other character where it was."""
+    return _SKIP[language].sub(lambda found: re.sub(r"[^\n]", " ", found.group(0)), source)
+
+
+def open_braces(source: str, language: str) -> int:
+    """How many braces are open at the end."""
+    plain = blanked(source, language)
+    return plain.count("{") - plain.count("}")
+
+
+def block_end(source: str, language: str, depth: int) -> int | None:
+    """Index just behind the brace that closes `depth` open blocks; None while one is still open."""
+    for index, character in enumerate(blanked(source, language)):
+        if character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                return index + 1
+    return None
+
+
+def without_block(source: str, language: str, header: re.Pattern[str]) -> str:
+    """The source without the first block (class, function) whose header matches."""
+    found = header.search(blanked(source, language))
+    if found is None:
+        return source
+    opening = source.find("{", found.start())
+    end = block_end(source[opening:], language, 0) if opening >= 0 else None
+    return source[: found.start()] + (source[opening + end :] if end is not None else "")
+
+
+def indented_end(text: str) -> int | None:
+    """Index where an indented Python block certainly ends: the first later line that starts in column 0.
+
+    A comment in column 0 does not end it, nor what stands inside a triple-quoted string. None while the block may go
+    on, or when the text does not begin with an indented line.
+    """
+    quote, begun, position = "", False, 0
+    for line in text.split("\n"):
+        stripped = line.strip()
+        if not quote and stripped:
+            if not line[0].isspace():
+                if not begun:
+                    return None
+                if not stripped.startswith("#"):
+                    return position
+            else:
+                begun = True
+        quote = _open_quote(line, quote)
+        position += len(line) + 1
+    return None
+
+
+def _open_quote(line: str, quote: str) -> str:
+    """The triple quote that is open after the line."""
+    position = 0
+    while True:
+        if quote:
+            end = line.find(quote, position)
+            if end < 0:
+                return quote
+            position, quote = end + 3, ""
+        else:
+            found = re.compile(r"\"\"\"|'''|#").search(line, position)
+            if found is None or found.group(0) == "#":
+                return ""
+            position, quote = found.end(), found.group(0)
+
+
+# The name that a definition at the start of a line gives, by language.
+_NEXT_DEFINITION = {
+    "python": re.compile(r"(?:async\s+)?(?:def|class)\s+(\w+)"),
+    "cpp": re.compile(r"(?:struct|class)\s+(\w+)|[A-Za-z_][\w:<>,&* ]*?[\s&*>](\w+)\s*\("),
+    "javascript": re.compile(r"(?:async\s+)?(?:function|const|let|var|class)\s+(\w+)"),
+    "go": re.compile(r"(?:func|type)\s+(\w+)"),
+    "java": re.compile(r"(?:final\s+|abstract\s+|static\s+)*class\s+(\w+)"),
+}
+
+
+def helper_name(line: str, language: str) -> str | None:
+    """The name that this line begins to define at the top level, or None."""
+    found = _NEXT_DEFINITION[language].match(line)
+    return next((name for name in found.groups() if name), None) if found else None

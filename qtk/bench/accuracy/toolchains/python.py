@@ -1,0 +1,26 @@
+"""Python: the program is forked from the worker's own interpreter, so it starts in milliseconds."""
+
+from __future__ import annotations
+
+from qtk.bench.accuracy.sandbox.job import Job, Outcome
+from qtk.bench.accuracy.sandbox.supervisor import MEMORY_ERROR_EXIT, SYNTAX_ERROR_EXIT
+from qtk.bench.accuracy.tasks import Task
+from qtk.bench.accuracy.toolchains.base import Requirement, Rules, Toolchain, Verdict, new_sentinel
+
+
+class Python(Toolchain):
+    """Solution, then tests, as one script."""
+
+    language = "python"
+    requirements = (Requirement("No module named 'numpy'", "numpy", "pip install numpy"),)
+
+    def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
+        files = {"main.py": f"{solution}\n{task.tests}\n"}
+        return Job(files, (self._run(script="main.py"),), new_sentinel(), environment, self.limits)
+
+    def verdict(self, outcome: Outcome, rules: Rules) -> Verdict:
+        if outcome.ending == "exited" and outcome.exit_code == SYNTAX_ERROR_EXIT:
+            return "compile_error"
+        if outcome.ending == "exited" and outcome.exit_code == MEMORY_ERROR_EXIT:
+            return "out_of_memory"
+        return super().verdict(outcome, rules)

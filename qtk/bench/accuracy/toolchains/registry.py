@@ -1,0 +1,14 @@
+"""The languages that programs can be run in. A new one is one file and one line here."""
+
+from __future__ import annotations
+
+from qtk.bench.accuracy.toolchains.base import Toolchain
+from qtk.bench.accuracy.toolchains.cpp import Cpp
+from qtk.bench.accuracy.toolchains.go import Go
+from qtk.bench.accuracy.toolchains.java import Java
+from qtk.bench.accuracy.toolchains.javascript import JavaScript
+from qtk.bench.accuracy.toolchains.python import Python
+
+TOOLCHAINS: dict[str, type[Toolchain]] = {
+    toolchain.language: toolchain for toolchain in (Python, Java, Cpp, JavaScript, Go)
+}
