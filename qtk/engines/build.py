@@ -28,6 +28,8 @@ def build_engine(
     out = Path(out_dir)
     gpu = gpu_profile(options.gpu)
     name = backend_name(options, gpu)
+    if options.tp * options.pp > 1 and name != "tensorrt-llm":
+        raise InputError(f"--tp and --pp are for --backend tensorrt-llm; a {name} engine runs on one device.")
     backend = engine_backend(name)
     weights = ModelWeights.open(model_dir)
     limits = resolved_limits(options, weights.spec, gpu)

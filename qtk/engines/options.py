@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +12,7 @@ from qtk.errors import InputError
 from qtk.models.spec import ModelSpec
 from qtk.targets.gpu import GpuProfile
 
-BackendName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-full"]
+BackendName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-full", "tensorrt-edgellm", "tensorrt-llm"]
 
 
 class BuildOptions(BaseModel):
@@ -39,6 +40,11 @@ class BuildOptions(BaseModel):
     )
     lm_head_bits: Literal["auto", "8", "16"] = Field(
         "auto", description="8 rounds the output head to 8 bits. auto is 8 on cpu for INT4 models at accuracy level 4."
+    )
+    tp: int = Field(1, ge=1, description="GPUs that share each layer (tensor-parallel ranks; tensorrt-llm only).")
+    pp: int = Field(1, ge=1, description="GPUs that share the layers (pipeline-parallel stages; tensorrt-llm only).")
+    edgellm_bin: Path | None = Field(
+        None, description="Directory of tensorrt-edgellm-export, which has an environment of its own (default: PATH)."
     )
     prepare_only: bool = Field(False, description="Write everything but the plan, and say which command builds it.")
 

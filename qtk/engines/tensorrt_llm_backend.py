@@ -17,7 +17,7 @@ from qtk.engines.description import EngineDescription, Stage
 from qtk.engines.outside_tool import find_tool, run_tool, tool_help
 from qtk.engines.tensorrt_llm_checkpoint import ARCHITECTURES, DTYPE, Split, write_checkpoint
 from qtk.errors import MachineError
-from qtk.models.spec import ModelSpec
+from qtk.models.spec import Linear, ModelSpec
 from qtk.targets.table import LinearPlan, refusals, target
 
 TOOL = "trtllm-build"
@@ -45,13 +45,15 @@ class Backend:
         if scheme is None:
             return reasons
         plans = {
-            name: LinearPlan(linear.out_features, linear.in_features, s.bits, s.group_size, s.symmetric)
+            name: LinearPlan(_outputs(linear, spec, split), linear.in_features, s.bits, s.group_size, s.symmetric)
             for name, linear in spec.all_linears()
             for s in (scheme.modules[name],)
         }
         reasons += refusals(target("tensorrt-llm"), job.gpu.sm, plans, tensor_parallel=split.tensor_parallel)
         if floats := [name for name, plan in plans.items() if plan.bits == 16]:
-            reasons.append(f"{floats[0]} and {len(floats) - 1} more are in float; all linears of the blocks must be INT4")
+            reasons.append(
+                f"{floats[0]} and {len(floats) - 1} more are in float; all linears of the blocks must be INT4"
+            )
         if len({plan.group_size for plan in plans.values()}) > 1:
             reasons.append("several group sizes; a TensorRT-LLM checkpoint has one")
         return reasons
@@ -87,6 +89,13 @@ class Backend:
             built=built,
             notes=notes,
         )
+
+
+def _outputs(linear: Linear, spec: ModelSpec, split: Split) -> int:
+    """Output rows over all ranks: more than the linear has where ranks outnumber key/value heads and hold copies."""
+    if linear.name.endswith(("k_proj", "v_proj")):
+        return len(split.kv_heads(0, spec.num_kv_heads)) * spec.head_dim * split.tensor_parallel
+    return linear.out_features
 
 
 def split_refusals(spec: ModelSpec, split: Split) -> list[str]:
