@@ -1,0 +1,97 @@
+"""Progress: silent when short, plain lines in a pipe, a bar on a terminal, nothing on stdout, nothing with --quiet."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qtk import progress
+from qtk.progress import Progress, note, silence_progress
+
+SCRIPT = """
+import sys, time
+from qtk import progress
+progress._SILENT_SECONDS, progress._LINE_EVERY_SECONDS = 0.05, 0.0
+with progress.Progress("quantize", total=4, unit="block") as bar:
+    for layer in range(4):
+        time.sleep(0.06)
+        bar.advance(1, f"error {layer}")
+print("the result")
+"""
+
+
+def test_short_work_says_nothing(capfd) -> None:
+    with Progress("merge", total=3, unit="tensor") as bar:
+        for _ in range(3):
+            bar.advance()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_plain_lines_with_an_estimate_in_a_pipe() -> None:
+    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert result.stdout == "the result\n"
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4
+    assert lines[1].startswith("quantize: 2/4 block, ")
+    assert "s left; error 1" in lines[1]
+
+
+def test_a_bar_with_an_estimate_on_a_terminal() -> None:
+    main_end, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(main_end, 4096)
+        except OSError:  # the other end was closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(main_end)
+    assert process.communicate()[0] == b"the result\n"
+    text = shown.decode()
+    assert "quantize" in text
+    assert "ETA" in text
+    assert "4/4" in text
+
+
+def test_lines_come_at_intervals_and_count_without_a_total(capfd, monkeypatch) -> None:
+    monkeypatch.setattr(progress, "_SILENT_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
+    with Progress("latency", total=None, unit="calls") as bar:
+        bar.advance(3, "64/32")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("latency: 3 calls, ")
+    assert err.endswith("; 64/32\n")
+
+
+def test_quiet_silences_everything(capfd, monkeypatch) -> None:
+    monkeypatch.setattr(progress, "_SILENT_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_QUIET", False)
+    silence_progress()
+    with Progress("quantize", total=1) as bar:
+        bar.advance()
+    note("a fact")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_option_of_the_command_line(run_qtk, tiny, tmp_path: Path, quiet: bool) -> None:
+    words = ["quantize", tiny(), "-o", tmp_path / "out", "--group-size", 32, "--samples", 1, "--seq-len", 16]
+    result = run_qtk(*(["--quiet"] if quiet else []), *words)
+    assert result.returncode == 0, result.stderr
+    assert ("WARNING: 16 calibration tokens" in result.stderr) != quiet
