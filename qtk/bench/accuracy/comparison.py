@@ -1,0 +1,244 @@
+"""Two accuracy results of the same tasks, held against each other: what changed, how surely, and is it too much."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qtk.bench.accuracy.results import AccuracyResult, LanguageScore
+from qtk.bench.accuracy.statistics import mcnemar_exact, mean_and_error, paired_difference
+from qtk.errors import InputError, listing
+from qtk.shipped import load_yaml, shipped_directory, shipped_names
+
+_BASELINES = "bench/baselines"
+_CERTAIN = 1.96  # standard errors: two-sided 95 %
+Verdict = Literal["within tolerance", "within tolerance, uncertain", "beyond tolerance, uncertain", "beyond tolerance"]
+
+
+class CompareOptions(BaseModel):
+    """What is called too much, and what is printed beside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    tolerance: float = Field(2.0, ge=0, description="Largest loss of pass@1 to accept, in percentage points.")
+    baseline: str = Field(
+        "codefuse-deepseek-33b-int4", description="Published before/after to print beside: a name, a YAML file or none."
+    )
+
+
+class PublishedPair(BaseModel):
+    """One language's published pass@1 before and after, in percent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    before: float
+    after: float
+
+
+class Baseline(BaseModel):
+    """A published comparison."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    summary: str
+    suite: str
+    tasks: int
+    scores: dict[str, PublishedPair]
+
+
+class LanguageComparison(BaseModel):
+    """One language of one suite; all rates and differences in percentage points.
+
+    lost: tasks that passed before and fail after; gained: the other way round (with several samples a task: whose share
+    fell or rose, and then there is no p_value). difference: after - before over the same tasks, with the standard error
+    of the paired difference. p_value: exact McNemar.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    suite: str
+    language: str
+    tasks: int
+    before: float
+    before_error: float | None
+    after: float
+    after_error: float | None
+    difference: float
+    difference_error: float | None
+    lost: list[str]
+    gained: list[str]
+    p_value: float | None
+    verdict: Verdict
+    published: PublishedPair | None = None
+
+
+class Comparison(BaseModel):
+    """The result of `qtk bench compare`."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["qtk-accuracy-comparison"] = "qtk-accuracy-comparison"
+    before: str
+    after: str
+    tolerance: float
+    rules: str
+    languages: list[LanguageComparison]
+    baseline: Baseline | None
+    differences: list[str]
+
+    @property
+    def beyond(self) -> list[LanguageComparison]:
+        """The languages whose measured loss is above the tolerance."""
+        return [row for row in self.languages if row.verdict.startswith("beyond")]
+
+
+def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptions) -> Comparison:
+    """Pairs the tasks of two results. InputError, with every reason, when they were not scored on the same terms."""
+    baseline = load_baseline(options.baseline)
+    first = {(score.suite, score.language): score for score in before.scores}
+    second = {(score.suite, score.language): score for score in after.scores}
+    _require_comparable(before, after, first, second)
+    rows = [_compare_language(first[key], second[key], options.tolerance, baseline) for key in first if key in second]
+    return Comparison(
+        before=before.model or before.answers or "",
+        after=after.model or after.answers or "",
+        tolerance=options.tolerance,
+        rules=before.rules,
+        languages=rows,
+        baseline=baseline,
+        differences=_differences(before, after, first, second),
+    )
+
+
+Scores = dict[tuple[str, str], LanguageScore]
+
+
+def _require_comparable(before: AccuracyResult, after: AccuracyResult, first: Scores, second: Scores) -> None:
+    wrong = []
+    if before.rules != after.rules:
+        wrong.append(f"extraction rules: {before.rules} before, {after.rules} after")
+    if before.prompt_format != after.prompt_format:
+        wrong.append(f"prompt format: {before.prompt_format} before, {after.prompt_format} after")
+    if not first.keys() & second.keys():
+        wrong.append("no suite and language is in both")
+    for key in first.keys() & second.keys():
+        name = " ".join(key)
+        if first[key].file_sha256 != second[key].file_sha256:
+            wrong.append(f"{name}: the task files differ")
+        elif apart := first[key].tasks.keys() ^ second[key].tasks.keys():
+            wrong.append(f"{name}: {len(apart)} tasks are only in one of the two, such as {min(apart)}")
+    if wrong:
+        raise InputError(f"The two results were not made on the same terms:\n{listing(wrong)}")
+
+
+def _differences(before: AccuracyResult, after: AccuracyResult, first: Scores, second: Scores) -> list[str]:
+    """What differs between the runs without making them incomparable: to be read beside the figures."""
+    found = [f"{' '.join(key)} is only in one of the two" for key in sorted(first.keys() ^ second.keys())]
+    for key in sorted(before.decoding.keys() | after.decoding.keys()):
+        if (old := before.decoding.get(key)) != (new := after.decoding.get(key)):
+            found.append(f"decoding, {key}: {old} before, {new} after")
+    if before.sandbox != after.sandbox:
+        found.append(f"sandbox: {before.sandbox.get('level')} before, {after.sandbox.get('level')} after")
+    return found
+
+
+def _compare_language(
+    before: LanguageScore, after: LanguageScore, tolerance: float, baseline: Baseline | None
+) -> LanguageComparison:
+    old, new = before.rates(), after.rates()
+    names = list(old)
+    lost = [name for name in names if new[name] < old[name]]
+    gained = [name for name in names if new[name] > old[name]]
+    single = all(len(verdicts) == 1 for score in (before, after) for verdicts in score.tasks.values())
+    old_mean, old_error = mean_and_error([old[name] for name in names])
+    new_mean, new_error = mean_and_error([new[name] for name in names])
+    difference, error = paired_difference([old[name] for name in names], [new[name] for name in names])
+    published = baseline.scores.get(before.language) if baseline and baseline.suite == before.suite else None
+    return LanguageComparison(
+        suite=before.suite,
+        language=before.language,
+        tasks=len(names),
+        before=100 * old_mean,
+        before_error=_points(old_error),
+        after=100 * new_mean,
+        after_error=_points(new_error),
+        difference=100 * difference,
+        difference_error=_points(error),
+        lost=lost,
+        gained=gained,
+        p_value=mcnemar_exact(len(lost), len(gained)) if single else None,
+        verdict=verdict(100 * difference, _points(error), tolerance),
+        published=published,
+    )
+
+
+def _points(share: float) -> float | None:
+    return None if math.isnan(share) else 100 * share
+
+
+def verdict(difference: float, error: float | None, tolerance: float) -> Verdict:
+    """The measured loss against the tolerance; uncertain while the tolerance lies within 1.96 standard errors of it.
+
+    An error of 0 (nothing flipped) is certain about these tasks only; of an unknown error nothing is certain.
+    """
+    distance = difference + tolerance  # above 0: within
+    sure = error is not None and abs(distance) > _CERTAIN * error
+    if distance >= 0:
+        return "within tolerance" if sure or error == 0 else "within tolerance, uncertain"
+    return "beyond tolerance" if sure else "beyond tolerance, uncertain"
+
+
+def load_baseline(name: str) -> Baseline | None:
+    """A published comparison by name or YAML path; None for "none"."""
+    if name == "none":
+        return None
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = shipped_directory(_BASELINES) / f"{name}.yaml"
+        if not path.is_file():
+            names = ", ".join(shipped_names(_BASELINES))
+            raise InputError(f"There is no baseline {name!r}. Baselines: {names}, a YAML file, or none.")
+    try:
+        return Baseline.model_validate(load_yaml(path))
+    except ValidationError as error:
+        raise InputError(f"{path} does not describe a baseline: {error}") from None
+
+
+def plot(comparison: Comparison, path: Path) -> None:
+    """Draws pass@1 before and after with standard errors, and the published pairs, into a .png, .svg or .pdf file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(1.5 + 1.6 * len(comparison.languages), 4.2), layout="constrained")
+    width, places = 0.36, range(len(comparison.languages))
+    for offset, name, color in ((-width / 2, "before", "#7a9cc6"), (width / 2, "after", "#d18f52")):
+        axes.bar(
+            [place + offset for place in places],
+            [getattr(row, name) for row in comparison.languages],
+            width,
+            yerr=[getattr(row, f"{name}_error") or 0.0 for row in comparison.languages],
+            capsize=3,
+            label=name,
+            color=color,
+        )
+        published = [
+            (place + offset, getattr(row.published, name))
+            for place, row in zip(places, comparison.languages, strict=True)
+            if row.published is not None
+        ]
+        if published:
+            label = f"published, {name}"
+            axes.plot(
+                *zip(*published, strict=True), "D", markersize=5, markeredgecolor="black", color=color, label=label
+            )
+    axes.set_xticks(list(places), [f"{row.suite}\n{row.language}" for row in comparison.languages])
+    axes.set_ylabel("pass@1 (%), ± standard error")
+    axes.set_ylim(0, 100)
+    axes.legend(fontsize="small")
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}.") from None
+    finally:
+        pyplot.close(figure)

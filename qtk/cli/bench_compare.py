@@ -1,0 +1,93 @@
+"""qtk bench compare: two accuracy results of the same tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from qtk.bench.accuracy.comparison import CompareOptions
+from qtk.cli.options import build, options_from
+from qtk.cli.output import emit, json_option, table
+
+
+@click.command("compare")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@options_from(CompareOptions)
+@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Also draw it: a .png, .svg or .pdf file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the comparison to this JSON file.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@click.option("--gate", is_flag=True, help="Exit with 3 when a language lost more than the tolerance.")
+@json_option
+def command(
+    before: Path,
+    after: Path,
+    plot_file: Path | None,
+    output: Path | None,
+    overwrite: bool,
+    gate: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Compare two results of `qtk bench accuracy` (directories or result.json): flips, exact McNemar test, verdict.
+
+    \b
+    qtk bench compare scores-bf16 scores-int4
+    qtk bench compare scores-bf16 scores-int4 --tolerance 1 --gate --plot loss.svg -o comparison.json
+    """
+    from qtk.bench.accuracy.comparison import compare, plot
+    from qtk.bench.accuracy.results import read_result
+    from qtk.bench.results import require_writable, write_result
+    from qtk.errors import GateFailed
+
+    options = build(CompareOptions, values)
+    for file in (output, plot_file):
+        if file is not None:
+            require_writable(file, overwrite=overwrite)
+    result = compare(read_result(before), read_result(after), options)
+    if plot_file is not None:
+        plot(result, plot_file)
+    if output is not None:
+        write_result(result, output)
+    columns = (
+        *("suite", "language", "tasks", "before %", "± SE", "after %", "± SE", "change", "± SE", "lost", "gained"),
+        *("p", "verdict", "published"),
+    )
+    rows = [
+        (
+            row.suite,
+            row.language,
+            row.tasks,
+            *(
+                None if value is None else round(value, 2)
+                for value in (row.before, row.before_error, row.after, row.after_error)
+            ),
+            *(None if value is None else round(value, 2) for value in (row.difference, row.difference_error)),
+            len(row.lost),
+            len(row.gained),
+            None if row.p_value is None else round(row.p_value, 4),
+            row.verdict,
+            f"{row.published.before:.2f} -> {row.published.after:.2f}" if row.published else None,
+        )
+        for row in result.languages
+    ]
+
+    def show(console: Console) -> None:
+        title = f"pass@1 before and after; tolerance {options.tolerance:g} points; rules: {result.rules}"
+        console.print(table(title, columns, rows))
+        for row in result.languages:
+            for name, tasks in (("lost", row.lost), ("gained", row.gained)):
+                if tasks:
+                    console.print(f"{row.suite} {row.language}, {name}: {', '.join(tasks)}")
+        for difference in result.differences:
+            console.print(f"note: {difference}")
+        if result.baseline is not None and any(row.published for row in result.languages):
+            console.print(f"published: {result.baseline.summary}")
+
+    emit(result, as_json, show)
+    if gate and result.beyond:
+        names = ", ".join(f"{row.suite} {row.language} ({row.difference:+.2f} points)" for row in result.beyond)
+        raise GateFailed(f"More was lost than the tolerance of {options.tolerance:g} points: {names}.")
