@@ -14,6 +14,7 @@ from qtk.quantization.formats.base import LinearScheme, QuantizationScheme
 from qtk.quantization.formats.registry import FORMATS, checkpoint_format, format_of
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.repack import repack
 
 # (format, bits, symmetric) that each container can hold.
 HOLDS = [
@@ -197,3 +198,27 @@ def test_variants_that_qtk_does_not_read_are_named(tiny, tmp_path, name: str, va
     changed_config(out, **values)
     with pytest.raises(InputError, match=word):
         ModelWeights.open(out)
+
+
+@pytest.mark.parametrize("name", ["awq", "modelopt", "compressed-tensors", "gptq"])
+def test_repacked_codes_are_the_same(tiny, tmp_path, name: str) -> None:
+    source = write_quantized(
+        tiny("qwen2"), tmp_path / "in", "gptq" if name != "gptq" else "awq", LinearScheme(4, 64, True)
+    )
+    (tmp_path / "out").mkdir()
+    repack(ModelWeights.open(source), FORMATS[name], tmp_path / "out")
+    before, after = ModelWeights.open(source), ModelWeights.open(tmp_path / "out")
+    assert after.format is FORMATS[name]
+    for module, linear in before.spec.all_linears():
+        assert torch.equal(after.float_linear(module, torch.float32), before.float_linear(module, torch.float32))
+        assert (after.bias(module) is None) == (not linear.bias)
+    assert torch.equal(after.lm_head(torch.float32), before.lm_head(torch.float32))
+
+
+def test_repacking_refuses_what_does_not_fit(tiny, tmp_path) -> None:
+    source = write_quantized(tiny("llama"), tmp_path / "in", "gptq", LinearScheme(4, 64, False))
+    with pytest.raises(InputError, match="asymmetric") as caught:
+        repack(ModelWeights.open(source), FORMATS["modelopt"], tmp_path)
+    assert "layers.2.mlp.down_proj" in str(caught.value)
+    with pytest.raises(InputError, match="not quantized"):
+        repack(ModelWeights.open(tiny("llama")), FORMATS["modelopt"], tmp_path)

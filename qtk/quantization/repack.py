@@ -1,0 +1,71 @@
+"""The same codes in another container: a quantized checkpoint written again, bit for bit, as another runtime wants it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
+from qtk.errors import InputError, listing
+from qtk.quantization.formats.base import Format
+from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.quantized_linear import QuantizedLinear
+
+
+def repack(
+    weights: ModelWeights, container: Format, directory: Path, on_block: Callable[[int], None] = lambda layer: None
+) -> None:
+    """Writes `weights` in `container` into the existing, empty `directory`, one linear in memory at a time.
+
+    InputError for a model that is not quantized, or with every reason why the container cannot hold it.
+    """
+    scheme, spec, checkpoint = weights.scheme, weights.spec, weights.checkpoint
+    if scheme is None:
+        raise InputError(f"{checkpoint.path} is not quantized: `qtk quantize` writes the {container.name} container.")
+    if reasons := repack_refusals(weights, container):
+        raise InputError(f"{checkpoint.path} cannot be stored as {container.name}:\n{listing(reasons, 500)}")
+    floats = []
+    specs: dict[str, TensorSpec] = {}
+    for name, shape in spec.all_tensors().items():
+        module = name.removesuffix(".weight")
+        linear = scheme.modules.get(module)
+        if linear is None or linear.bits == 16:
+            floats.append(name)
+            specs[name] = TensorSpec(checkpoint.info(name).dtype, checkpoint.info(name).shape)
+        else:
+            specs |= container.specs(module, (shape[0], shape[1]), linear)
+    with CheckpointWriter(directory, specs) as writer:
+        for name in floats:
+            writer.write(name, checkpoint.tensor(name))
+        for layer in range(spec.num_layers):
+            for member in spec.linears():
+                _write_linear(weights, spec.block_prefix(layer) + member.name, container, writer)
+            on_block(layer)
+        if "lm_head" in scheme.modules:
+            _write_linear(weights, "lm_head", container, writer)
+    config = {**checkpoint.config, "quantization_config": container.quantization_config(scheme)}
+    copy_companions(checkpoint, directory, config=(json.dumps(config, indent=2) + "\n").encode())
+    for name, content in container.extra_files(scheme).items():
+        (directory / name).write_bytes(content)
+    container.finish(directory)
+
+
+def repack_refusals(weights: ModelWeights, container: Format) -> list[str]:
+    """Why a quantized model cannot be stored in this container; empty when it can."""
+    scheme, spec = weights.scheme, weights.spec
+    if scheme is None:
+        return []
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
+    shapes["lm_head"] = (spec.vocab_size, spec.hidden_size)
+    reasons = [
+        r for name, s in scheme.modules.items() if s.bits < 16 for r in container.refusals(name, shapes[name], s)
+    ]
+    return reasons + container.scheme_refusals(scheme) + container.checkpoint_refusals(weights.checkpoint)
+
+
+def _write_linear(weights: ModelWeights, module: str, container: Format, writer: CheckpointWriter) -> None:
+    weight = weights.linear(module)
+    if isinstance(weight, QuantizedLinear):
+        for name, tensor in container.pack(module, weight).items():
+            writer.write(name, tensor)
