@@ -298,13 +298,14 @@ class TestAnotherBase:
         place = Path(shutil.copytree(base, tmp_path / "deepseek-coder-6.7b-instruct"))
         self.take(place, self.named(adapter, name), tmp_path)
 
-    def test_a_base_that_states_its_name_or_lies_in_a_hub_cache(self, base, adapter, tmp_path) -> None:
+    def test_a_base_that_states_its_name_or_lies_in_a_hub_cache(self, base, adapter, tmp_path, capsys) -> None:
         self.named(adapter, "HuggingFaceTB/SmolLM2-135M")
         cached = tmp_path / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / ("a" * 40)
         shutil.copytree(base, cached)
         self.take(cached, adapter, tmp_path)
         stated = Path(shutil.copytree(base, tmp_path / "base"))
         self.take(stated, adapter, tmp_path)  # a directory called "base" says nothing
+        assert "states no name" in capsys.readouterr().err
         configure(stated, "config.json", _name_or_path="bigcode/starcoder2-3b")
         assert "starcoder2-3b" in refusal(stated, adapter, tmp_path)
 

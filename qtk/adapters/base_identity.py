@@ -17,6 +17,7 @@ import torch
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
+from qtk.progress import note
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_CACHE = re.compile(r"models--(.+?)--(.+)")
@@ -28,7 +29,10 @@ _SAMPLE_ROWS = 4
 
 
 def disagreement(named: str | None, base: Checkpoint) -> str | None:
-    """A sentence when the model that the adapter names is another one than `base`; None when it agrees or is not said."""
+    """A sentence when the model that the adapter names is another one than `base`; None when it agrees or says nothing.
+
+    A hub id that cannot be compared with anything is noted on stderr.
+    """
     if not named:
         return None
     if Path(named).is_dir():
@@ -43,7 +47,10 @@ def disagreement(named: str | None, base: Checkpoint) -> str | None:
     if _NAMELESS.fullmatch(wanted):
         return None
     known = [name for name in map(_plain, _names(base)) if not _NAMELESS.fullmatch(name)]
-    if not known or any(wanted in name or name in wanted for name in known):
+    if not known:
+        note(f"The adapter says it was trained on {named}; {base.path} states no name to compare that with.")
+        return None
+    if any(wanted in name or name in wanted for name in known):
         return None
     return f"was trained on {named}, and {base.path} goes by {' or '.join(sorted(set(known)))}"
 
