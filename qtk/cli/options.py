@@ -19,7 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def options_from(model: type[BaseModel], *, skip: tuple[str, ...] = ()) -> Callable[[Command], Command]:
     """A decorator that adds one option a field: name, type, default and help (the field's description) from the model.
 
-    bool -> --flag/--no-flag, Literal -> a choice, tuple -> a repeatable option.
+    bool -> --flag/--no-flag (or what the field's json_schema_extra calls "off"), Literal -> a choice, tuple -> a repeatable option.
     """
 
     def decorate(command: Command) -> Command:
@@ -41,7 +41,8 @@ def _option(name: str, field: Any) -> Callable[[Command], Command]:
         "show_default": default not in (None, (), ""),
     }
     if kind is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", name, **settings)
+        off = (field.json_schema_extra or {}).get("off", f"no-{flag[2:]}")
+        return click.option(f"{flag}/--{off}", name, **settings)
     if get_origin(kind) is Literal:
         return click.option(
             flag, name, type=click.Choice([str(v) for v in get_args(kind)]), **{**settings, "default": _str(default)}

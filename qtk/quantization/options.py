@@ -22,7 +22,11 @@ class QuantizeOptions(BaseModel):
         "auto",
         description="Input columns that share a scale: 32, 64, 128, or auto (the largest that divides every layer).",
     )
-    sym: bool = Field(True, description="Symmetric codes (zero point in the middle), or asymmetric.")
+    sym: bool = Field(
+        True,
+        description="Symmetric codes (zero point in the middle), or asymmetric.",
+        json_schema_extra={"off": "asym"},
+    )
     format: str = Field("gptq", description="Container of the checkpoint.")
     override: tuple[str, ...] = Field(
         (),
