@@ -29,7 +29,7 @@ ROWS = {
     ),
     "tensorrt-full": ("gptq", 90, [75], [({"symmetric": False}, "--sym"), ({"group_size": 32}, "--group-size 64")]),
     "tensorrt-edgellm": (
-        "gptq",
+        "modelopt",
         86,
         [75, 90],
         [

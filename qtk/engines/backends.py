@@ -18,6 +18,7 @@ BACKENDS = {
     "onnxruntime": "onnxruntime_backend",
     "tensorrt": "tensorrt_backend",
     "tensorrt-full": "tensorrt_full_backend",
+    "tensorrt-edgellm": "tensorrt_edgellm_backend",
     "tensorrt-llm": "tensorrt_llm_backend",
 }
 

@@ -80,7 +80,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "tensorrt-edgellm",
             "TensorRT Edge-LLM 0.11",
-            ("gptq", "modelopt"),
+            ("modelopt", "gptq"),
             bits=(4,),
             group_sizes=(64, 128),
             asymmetric=False,

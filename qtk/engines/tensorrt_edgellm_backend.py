@@ -1,0 +1,157 @@
+"""The `tensorrt-edgellm` backend: NVIDIA's TensorRT runtime for LLMs, whose exporter runs here and whose builder on the GPU.
+
+Its export reads our checkpoint with NVIDIA's own loader and needs no GPU: what it wrote is checked against our weights.
+Its builder starts from the checkpoint itself, so the engine directory keeps that and the command to run on the target.
+Both tools live in an environment of their own, since they pin torch and transformers.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+
+from qtk.engines.backends import BuildJob
+from qtk.engines.describe import describe, graph_stage
+from qtk.engines.description import EngineDescription
+from qtk.engines.outside_tool import find_tool, run_tool
+from qtk.errors import MachineError, listing
+from qtk.machine import gpus
+from qtk.quantization.formats.registry import checkpoint_format
+from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.repack import repack, repack_refusals
+from qtk.targets.table import LinearPlan, refusals, target
+
+EXPORT, BUILD = "tensorrt-edgellm-export", "tensorrt-edgellm-build"
+# Their own layout: a permutation of the activations goes into the graph for every gptq linear, even the identity; a
+# modelopt one has a product by ones instead, which fuses with the norm before it.
+CONTAINER = "modelopt"
+_GEMM = "Int4GroupwiseGemmPlugin"
+_ATTENTION = "AttentionPlugin"
+
+
+class Backend:
+    """Backend "tensorrt-edgellm". The export is run in the tests; no engine was ever run by us."""
+
+    def refusals(self, job: BuildJob) -> list[str]:
+        scheme, spec = job.weights.scheme, job.weights.spec
+        if scheme is None:
+            return ["the model is not quantized; quantize it first (`qtk quantize --sym`)"]
+        plans = {
+            name: LinearPlan(linear.out_features, linear.in_features, s.bits, s.group_size, s.symmetric)
+            for name, linear in spec.all_linears()
+            for s in (scheme.modules[name],)
+        }
+        reasons = refusals(target("tensorrt-edgellm"), job.gpu.sm, plans)
+        return reasons or repack_refusals(job.weights, checkpoint_format(CONTAINER))
+
+    def build(self, job: BuildJob) -> EngineDescription:
+        tools = job.options.edgellm_bin
+        export, build = find_tool(EXPORT, tools), find_tool(BUILD, tools)
+        if export is None:
+            raise MachineError(
+                f"The tensorrt-edgellm backend needs {EXPORT}, and it is not {f'in {tools}' if tools else 'on PATH'}. It "
+                "wants an environment of its own: python -m venv ENV; ENV/bin/pip install torch==2.13.0; ENV/bin/pip "
+                "install 'tensorrt-edgellm[export]==0.11.0'; then --edgellm-bin ENV/bin."
+            )
+        if not job.options.prepare_only and (build is None or not gpus()):
+            what = f"{BUILD} and a GPU" if build is None else "a GPU, and there is none here"
+            raise MachineError(
+                f"Building a TensorRT Edge-LLM engine needs {what}. --prepare-only exports and checks the model here and "
+                "leaves the directory ready for one command on the target."
+            )
+        checkpoint = job.directory / "checkpoint"
+        checkpoint.mkdir()
+        repack(job.weights, checkpoint_format(CONTAINER), checkpoint, job.on_block)
+        # CUDA hidden, so that the export is the same with a GPU in the machine and without.
+        run_tool(
+            [export, "--target-sm", str(job.gpu.sm), "checkpoint", "onnx"],
+            job.directory,
+            environment={"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        )
+        graph = job.directory / "onnx" / "llm" / "model.onnx"
+        check_export(graph, job.weights)
+        flags = build_flags(job)
+        if not job.options.prepare_only and build is not None:
+            run_tool([build, *flags], job.directory)
+            if not any(path.stat().st_size for path in (job.directory / "engine").rglob("*.engine")):
+                raise MachineError(f"{BUILD} ended without an error but left no engine. Nothing was kept.")
+        built = not job.options.prepare_only
+        note = f"Built by {BUILD}; never run by qtk." if built else prepared_note(job, flags)
+        return describe(
+            job,
+            backend="tensorrt-edgellm",
+            dtype=torch.float16,
+            lm_head_bits=16,
+            stages=(graph_stage(graph, (0, job.weights.spec.num_layers)),),
+            packages=("onnx",),
+            built=built,
+            notes=(note,),
+        )
+
+
+def build_flags(job: BuildJob) -> list[str]:
+    """The builder's flags with the limits of the job."""
+    return [
+        *("--model-dir", "checkpoint"),
+        *("--engine-dir", "engine"),
+        *("--max-batch-size", str(job.limits.max_batch)),
+        *("--max-input-len", str(job.limits.max_input_len)),
+        *("--max-kv-cache-capacity", str(job.limits.max_positions)),
+    ]
+
+
+def prepared_note(job: BuildJob, flags: list[str]) -> str:
+    return (
+        f"Exported and checked, not built. In this directory, on a machine with {job.gpu.title} and tensorrt-edgellm: "
+        f"{shlex.join([BUILD, *flags])}"
+    )
+
+
+def check_export(path: Path, weights: ModelWeights) -> None:
+    """That NVIDIA's loader took every linear as we mean it: one INT4 plugin node each, our sizes, group and scales, our
+    codes (counted, since their order is the kernel's), and one attention node a layer. MachineError otherwise.
+    """
+    spec = weights.spec
+    model = onnx.load(path)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = {}
+    for node in model.graph.node:
+        if node.op_type.startswith(_GEMM):
+            nodes[node.input[1].rpartition(".")[0]] = node
+    wrong = []
+    for module, linear in spec.all_linears():
+        key = next((name for name in nodes if name.endswith(module)), None)
+        if key is None:
+            wrong.append(f"{module}: no {_GEMM} node")
+            continue
+        node, weight = nodes.pop(key), weights.linear(module)
+        assert isinstance(weight, QuantizedLinear)
+        said = {a.name: a.i for a in node.attribute}
+        if (said.get("gemm_n"), said.get("gemm_k")) != (linear.out_features, linear.in_features):
+            wrong.append(f"{module}: sizes {said.get('gemm_n')} x {said.get('gemm_k')}")
+        if said.get("group_size") != weight.group_size:
+            wrong.append(f"{module}: group {said.get('group_size')}, not {weight.group_size}")
+        packed, scales = (torch.from_numpy(numpy_helper.to_array(stored[name]).copy()) for name in node.input[1:3])
+        if not torch.equal(scales, weight.scales.to(torch.float16).t()):
+            wrong.append(f"{module}: other scales")
+        if not _same_codes(packed, weight.codes):
+            wrong.append(f"{module}: other codes")
+    wrong += [f"{name}: an INT4 node that belongs to no linear" for name in nodes]
+    attention = sum(node.op_type == _ATTENTION for node in model.graph.node)
+    if attention != spec.num_layers:
+        wrong.append(f"{attention} attention nodes for {spec.num_layers} layers")
+    if wrong:
+        raise MachineError(f"{EXPORT} wrote another model than it was given:\n{listing(wrong)}")
+
+
+def _same_codes(packed: torch.Tensor, codes: torch.Tensor) -> bool:
+    """Whether the packed nibbles, in whatever order, are our codes, unsigned or in two's complement."""
+    raw = packed.contiguous().view(torch.uint8).flatten()
+    theirs = torch.bincount(torch.cat((raw & 15, raw >> 4)).long(), minlength=16)
+    ours = torch.bincount(codes.flatten().long(), minlength=16)
+    return torch.equal(theirs, ours) or torch.equal(theirs, torch.bincount((codes ^ 8).flatten().long(), minlength=16))

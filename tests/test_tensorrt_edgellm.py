@@ -1,0 +1,163 @@
+"""TensorRT Edge-LLM: what is prepared for it, the driver of its exporter, and NVIDIA's exporter itself as the judge."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_tiny, write_byte_tokenizer
+from quantized_checkpoint import owners_python, write_quantized
+
+from qtk.engines.build import build_engine
+from qtk.engines.description import read_description
+from qtk.engines.options import BuildOptions
+from qtk.engines.tensorrt_edgellm_backend import check_export
+from qtk.errors import InputError, MachineError
+from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.model_weights import ModelWeights
+
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 2}
+
+
+def int4(base: Path, variant: str, container: str, scheme: LinearScheme) -> Path:
+    source = make_tiny(base / "float", variant, **SIZES)
+    write_byte_tokenizer(source)
+    return write_quantized(source, base / "int4", container, scheme)
+
+
+def prepare(model: Path, out: Path, tools: Path | None, **options) -> Path:
+    settings = {"gpu": "a10", "backend": "tensorrt-edgellm", "prepare_only": True, "edgellm_bin": tools}
+    build_engine(model, out, BuildOptions(**{**settings, "max_input_len": 64, "max_output_len": 32, **options}))
+    return out
+
+
+# Writes the graph that the exporter would, with the codes in another order; or one with a wrong code, or nothing.
+STAND_IN = """#!{python}
+import pathlib, sys, numpy as np, onnx
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import load_file
+mode = "{mode}"
+print("exporting", sys.argv[1:], flush=True)
+if mode == "fail":
+    sys.exit("ValueError: projection is not 64-aligned")
+stored, nodes, kept, layers = load_file("checkpoint/model.safetensors"), [], [], 0
+for name in sorted(stored):
+    if name.endswith(".weight_scale"):
+        module = name.removesuffix(".weight_scale")
+        codes, scales = stored[module + ".weight"].copy(), stored[name].astype(np.float16).T.copy()
+        if mode == "wrong" and module.endswith("1.mlp.down_proj"):
+            codes[0, 0] ^= 1
+        kept += [
+            numpy_helper.from_array(codes[::-1].astype(np.uint8).view(np.int8).copy(), "_m." + module + ".weight"),
+            numpy_helper.from_array(scales, "_m." + module + ".weight_scale"),
+        ]
+        n, k = codes.shape[0] * 2, codes.shape[1]
+        nodes.append(helper.make_node(
+            "Int4GroupwiseGemmPluginV2", ["x", "_m." + module + ".weight", "_m." + module + ".weight_scale"], [module],
+            domain="trt_edgellm", gemm_n=n, gemm_k=k, group_size=k // scales.shape[0]))
+        if module.endswith("o_proj"):
+            nodes.append(helper.make_node("AttentionPlugin", ["x"], [module + ".a"], domain="trt_edgellm"))
+x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 4])
+graph = helper.make_graph(nodes, "m", [x], [x], kept)
+out = pathlib.Path(sys.argv[-1]) / "llm"
+out.mkdir(parents=True)
+onnx.save(helper.make_model(graph), out / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """stand_in("wrong") -> a directory with an executable tensorrt-edgellm-export that behaves so."""
+
+    def make(mode: str) -> Path:
+        tools = tmp_path / "tools"
+        tools.mkdir()
+        tool = tools / "tensorrt-edgellm-export"
+        tool.write_text(STAND_IN.format(python=sys.executable, mode=mode))
+        tool.chmod(0o755)
+        return tools
+
+    return make
+
+
+def test_the_prepared_directory_holds_all_and_says_the_command(stand_in, tmp_path) -> None:
+    model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True))
+    out = prepare(model, tmp_path / "out", stand_in("good"), max_batch_size=2)
+    described = read_description(out)
+    assert not described.built
+    command = "tensorrt-edgellm-build --model-dir checkpoint --engine-dir engine --max-batch-size 2 --max-input-len 64"
+    assert f"{command} --max-kv-cache-capacity 96" in described.notes[0]
+    assert "'--target-sm', '86'" in (out / "tensorrt-edgellm-export.log").read_text()
+    inside = ModelWeights.open(out / "checkpoint")
+    assert inside.format is not None
+    assert inside.format.name == "modelopt"
+    assert json.loads((out / "checkpoint" / "hf_quant_config.json").read_text())["quantization"]["group_size"] == 64
+
+
+def test_a_wrong_code_is_found(stand_in, tmp_path) -> None:
+    model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True))
+    with pytest.raises(MachineError, match=r"layers\.1\.mlp\.down_proj: other codes"):
+        prepare(model, tmp_path / "out", stand_in("wrong"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_export_keeps_its_log(stand_in, tmp_path) -> None:
+    model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True))
+    with pytest.raises(MachineError, match="not 64-aligned"):
+        prepare(model, tmp_path / "out", stand_in("fail"))
+    assert "exporting" in (tmp_path / "out.tensorrt-edgellm-export.log").read_text()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_it_cannot_take_is_refused_before_work(stand_in, tiny, tmp_path) -> None:
+    tools = stand_in("good")
+    with pytest.raises(InputError, match="symmetric weights only"):
+        prepare(int4(tmp_path / "a", "llama", "gptq", LinearScheme(4, 64, False)), tmp_path / "out", tools)
+    with pytest.raises(InputError, match="not 32"):
+        prepare(int4(tmp_path / "b", "llama", "gptq", LinearScheme(4, 32, True)), tmp_path / "out", tools)
+    with pytest.raises(InputError, match="not quantized"):
+        prepare(tiny("llama"), tmp_path / "out", tools)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_machine_lacks_is_said(stand_in, tmp_path) -> None:
+    model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MachineError, match="--edgellm-bin"):
+        prepare(model, tmp_path / "out", tmp_path / "empty")
+    with pytest.raises(MachineError, match="--prepare-only"):
+        prepare(model, tmp_path / "out", stand_in("good"), prepare_only=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "container", "group"),
+    [("llama", "gptq", 128), ("llama", "modelopt", 128), ("qwen2", "gptq", 64)],
+)
+def test_nvidia_s_exporter_reads_what_we_mean(tmp_path, variant: str, container: str, group: int) -> None:
+    tool = Path(owners_python("edgellm")).with_name("tensorrt-edgellm-export")
+    model = int4(tmp_path, variant, container, LinearScheme(4, group, True))
+    done = subprocess.run(
+        [tool, "--target-sm", "86", model, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_export(tmp_path / "out" / "llm" / "model.onnx", ModelWeights.open(model))
+
+
+@pytest.mark.slow
+def test_smollm2_is_prepared_with_nvidia_s_exporter(smollm2, tmp_path) -> None:
+    tools = Path(owners_python("edgellm")).parent
+    model = write_quantized(smollm2, tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
+    out = prepare(model, tmp_path / "out", tools)
+    data = (out / "onnx" / "llm" / "model.onnx.data").stat().st_size
+    # Codes, scales and the fp16 head of a tied embedding.
+    assert 100e6 < data < 135e6
