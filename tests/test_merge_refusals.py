@@ -338,6 +338,15 @@ def test_added_tokens_that_do_not_add_up(base, tmp_path) -> None:
     assert "occur twice" in refusal(base, tokens, tmp_path)
 
 
+def test_an_output_that_is_an_input(base, adapter, tmp_path) -> None:
+    first = tmp_path / "first"
+    merge(base, [adapter], first, MergeOptions())
+    before = (first / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="is the input"):
+        merge(first, [adapter], tmp_path / "x" / ".." / "first", MergeOptions(), overwrite=True)
+    assert (first / "model.safetensors").read_bytes() == before
+
+
 def test_tokenizers_are_chosen(base, adapter, tmp_path, capsys) -> None:
     assert "takes exactly one" in refusal(base, adapter, tmp_path, tokenizer="adapter")
     (adapter / "tokenizer.json").write_text("{}")

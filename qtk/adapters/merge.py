@@ -36,7 +36,7 @@ from qtk.machine import PeakMemory, usable_cores
 from qtk.progress import Progress
 
 _SLICE_ELEMENTS = 1 << 20  # 2 MB of bf16 and 4 MB of float32: what a core's share of the cache holds
-_MOST_WORKERS = 8
+_MOST_WORKERS = 4  # memory bandwidth is used up by then, and each holds its slices
 
 
 class MergedAdapter(BaseModel):
@@ -78,6 +78,7 @@ def merge(
     either, and for an `out` that exists; MachineError for a full disk. Nothing is left under the final name then.
     """
     start = time.monotonic()
+    _require_apart(out, [base_path, *adapter_paths])
     recorder = ManifestRecorder("merge", options.model_dump(mode="json"))
     with (
         PeakMemory() as memory,
@@ -119,6 +120,13 @@ def merge(
         peak_memory_bytes=memory.peak_bytes,
         memory_above_start_bytes=memory.above,
     )
+
+
+def _require_apart(out: Path, inputs: Sequence[Path]) -> None:
+    """An output that is an input would, with --overwrite, replace what it was made from."""
+    same = [path for path in inputs if path.resolve() == out.resolve()]
+    if same:
+        raise InputError(f"The output {out} is the input {same[0]}. Give another -o.")
 
 
 def _weights(given: Sequence[float], adapters: Sequence[Adapter]) -> tuple[float, ...]:
