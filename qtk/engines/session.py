@@ -18,7 +18,7 @@ from qtk.engines.sampling import Sampler
 from qtk.errors import InputError, listing
 from qtk.models.tokenizer import TextTokenizer
 
-OnToken = Callable[[int, int], None]
+OnToken = Callable[[int, int], bool | None]
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class DecoderSession:
         """Continues each prompt (token ids) by up to max_new_tokens tokens.
 
         Greedy at temperature 0. `stop`: token ids that end a row (default: those of the model's generation_config);
-        ignore_eos runs on to max_new_tokens. on_token(row, token) is called for every token as it comes. Rows of unequal
-        length give exactly what each gives alone. InputError for empty or over-long prompts and unknown tokens.
+        ignore_eos runs on to max_new_tokens. on_token(row, token) is called for every token as it comes; a true answer
+        ends the row with that token. Rows of unequal length give exactly what each gives alone. InputError for empty or over-long prompts and unknown tokens.
         """
         start = time.perf_counter()
         self._check(prompts, max_new_tokens)
@@ -109,8 +109,9 @@ class DecoderSession:
                     open_rows.discard(row)
                     continue
                 tokens[row].append(token)
-                if on_token is not None:
-                    on_token(row, token)
+                if on_token is not None and on_token(row, token):
+                    finish[row] = "stop"
+                    open_rows.discard(row)
 
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)
         last = np.empty((batch, self.vocab_size), np.float32)
