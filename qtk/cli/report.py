@@ -22,10 +22,10 @@ def command(directory: Path, out: Path | None, title: str | None, overwrite: boo
     qtk report runs/smollm2-135m --overwrite
     qtk report . -o report
     """
+    from qtk.recipes.run import is_run, measured_directories
     from qtk.release.report import reportable_directories, write_report
 
+    sources = measured_directories(directory) if is_run(directory) else reportable_directories(directory)
     target = out or directory / "report"
-    written = write_report(
-        reportable_directories(directory), target, title=title or directory.resolve().name, overwrite=overwrite
-    )
+    written = write_report(sources, target, title=title or directory.resolve().name, overwrite=overwrite)
     emit({"report": str(written)}, as_json, lambda console: console.print(str(written)))

@@ -231,6 +231,11 @@ def _state(run_dir: Path) -> RunState:
     return state
 
 
+def measured_directories(run_dir: Path) -> list[Path]:
+    """The directories of the run's steps but its report, in their order: what a report is written from."""
+    return [run_dir / record.directory for record in _state(run_dir).steps.values() if record.stage != "report"]
+
+
 def verify_run(run_dir: Path) -> list[Finding]:
     """The findings of every step's chain. InputError where no run was begun, or a step's directory is gone."""
     state = _state(run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import qtk
+from qtk.bench.accuracy.comparison import CompareOptions, Comparison, compare
+from qtk.bench.accuracy.results import AccuracyResult
 from qtk.bench.divergence import DivergenceResult
 from qtk.bench.latency import LatencyReport
 from qtk.bench.results import RESULT_NAME
@@ -55,17 +58,18 @@ class Material:
     engines: list[tuple[Made, EngineDescription]] = field(default_factory=list)
     latencies: list[tuple[Made, LatencyReport]] = field(default_factory=list)
     divergences: list[tuple[Made, DivergenceResult]] = field(default_factory=list)
+    accuracies: list[tuple[Made, AccuracyResult]] = field(default_factory=list)
 
 
 def reportable_directories(directory: Path) -> list[Path]:
-    """The directories below `directory` that qtk wrote, but no report. InputError when there is none."""
+    """The directories below `directory` that qtk wrote, but no report, as they were made. InputError for none."""
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory.")
-    found = sorted(path.parent for path in directory.glob(f"*/{MANIFEST_NAME}"))
-    found = [path for path in found if read_manifest(path).kind != "report"]
+    manifests = {path.parent: read_manifest(path.parent) for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))}
+    found = [path for path, manifest in manifests.items() if manifest.kind != "report"]
     if not found:
         raise InputError(f"{directory} holds no directory that qtk wrote, so there is nothing to report.")
-    return found
+    return sorted(found, key=lambda path: (manifests[path].started, manifests[path].ended))
 
 
 def write_report(directories: Sequence[Path], out: Path, *, title: str, overwrite: bool = False) -> Path:
@@ -81,9 +85,9 @@ def write_report(directories: Sequence[Path], out: Path, *, title: str, overwrit
 
 
 def gather(directories: Sequence[Path]) -> Material:
-    """Reads what the directories hold, in the order in which they were made."""
+    """Reads what the directories hold, in the order given: where two are compared, the first one is the yardstick."""
     made = [Made(path, read_manifest(path), file_digest(path / MANIFEST_NAME).sha256) for path in directories]
-    material = Material(sorted(made, key=lambda m: (m.manifest.started, m.manifest.ended)))
+    material = Material(made)
     for one in material.made:
         kind = one.manifest.kind
         if kind == "merge":
@@ -96,6 +100,8 @@ def gather(directories: Sequence[Path]) -> Material:
             material.latencies.append((one, LatencyReport.model_validate(_result(one.path))))
         elif kind == "divergence":
             material.divergences.append((one, DivergenceResult.model_validate(_result(one.path))))
+        elif kind == "accuracy":
+            material.accuracies.append((one, AccuracyResult.model_validate(_result(one.path))))
     return material
 
 
@@ -133,6 +139,7 @@ def render(material: Material, work: Path, title: str) -> str:
         worst={name: _worst(lines) for name, lines in logs.items()},
         error_plots=plots,
         latency_plot=latency_plot and latency_plot.name,
+        comparisons=_comparisons(material),
         ratios=latency_ratios([report for _, report in material.latencies]),
         notes_report=lambda made: made.manifest.notes.get("report", {}),
         engine_paths=[made.path for made, _ in material.engines],
@@ -196,6 +203,15 @@ def latency_ratios(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _comparisons(material: Material) -> list[Comparison]:
+    """The first accuracy result, the float model's in a run, against each later one that was made on the same terms."""
+    found = []
+    for _, result in material.accuracies[1:]:
+        with contextlib.suppress(InputError):  # other tasks or other rules: nothing to compare
+            found.append(compare(material.accuracies[0][1], result, CompareOptions(baseline="none")))
+    return found
 
 
 def _read_log(directory: Path) -> list[dict[str, Any]]:

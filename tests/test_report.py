@@ -1,0 +1,128 @@
+"""The report: numbers as a reader wants them, accuracy before and after, and nothing said that was not measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from qtk.bench.accuracy.results import AccuracyResult, score_language
+from qtk.bench.latency import LatencyReport, Quantiles, ShapeLatency
+from qtk.bench.results import measure_into, require_writable, write_result
+from qtk.errors import InputError
+from qtk.release.report import figure, latency_ratios, reportable_directories, write_report
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.12345, 3, "0.123"),
+        (12.345, 3, "12.3"),
+        (1234.5, 3, "1234"),
+        (0.99995, 3, "1.000"),
+        (0.000447, 3, "4.47e-04"),
+        (0.0, 3, "0.00"),
+        (8.0, 4, "8.000"),
+        (None, 3, "-"),
+        (float("nan"), 3, "-"),
+        (-33.333, 3, "-33.3"),
+    ],
+)
+def test_figures(value, digits: int, text: str) -> None:
+    assert figure(value, digits) == text
+
+
+def latency(engine: str, rates: dict[tuple[int, int], float]) -> LatencyReport:
+    times = Quantiles(mean=1.0, p50=1.0, p90=1.0, p99=1.0)
+    shapes = [
+        ShapeLatency(
+            input_len=entry,
+            output_len=output,
+            batch_size=1,
+            runs=3,
+            tokens_per_s=rate,
+            standard_error=0.1,
+            decode_tokens_per_s=rate,
+            ttft_ms=times,
+            inter_token_ms=times,
+            call_seconds=[1.0],
+        )
+        for (entry, output), rate in rates.items()
+    ]
+    return LatencyReport(
+        engine=engine,
+        backend="onnxruntime",
+        gpu="cpu",
+        dtype="float32",
+        accuracy_level=4,
+        lm_head_bits=16,
+        threads=None,
+        processor="p",
+        first_call_ms=1.0,
+        shapes=shapes,
+    )
+
+
+def test_ratios_only_where_every_engine_ran_the_shape() -> None:
+    slow = latency("engine-float", {(16, 8): 10.0, (64, 32): 20.0})
+    fast = latency("engine", {(16, 8): 25.0})
+    assert latency_ratios([slow, fast]) == [{"shape": "16/8", "ratios": {"engine-float": 1.0, "engine": 2.5}}]
+    assert latency_ratios([slow]) == []
+
+
+class _Nothing(BaseModel):
+    pass
+
+
+def accuracy(out: Path, passed: int) -> None:
+    tasks = {f"Python/{i}": ["passed" if i < passed else "failed"] for i in range(6)}
+    result = AccuracyResult(
+        qtk_version="0",
+        model=out.name,
+        answers=None,
+        rules="qtk",
+        prompt_format="plain",
+        decoding={},
+        sandbox={"level": "namespaces"},
+        scores=[score_language("humaneval-x", "python", Path("tasks.jsonl"), "0" * 64, tasks, [1])],
+        skipped={"humaneval-x go": "go is not installed"},
+        seconds=1.0,
+        machine={},
+    )
+    measure_into(out, "accuracy", _Nothing(), {}, lambda: result)
+
+
+def test_accuracy_before_and_after(tmp_path) -> None:
+    accuracy(tmp_path / "accuracy-float", 5)
+    accuracy(tmp_path / "accuracy", 3)
+    assert len(reportable_directories(tmp_path)) == 2
+    order = [tmp_path / "accuracy-float", tmp_path / "accuracy"]
+    text = write_report(order, tmp_path / "report", title="Ours").read_text()
+    assert text.startswith("# Ours\n")
+    assert "| accuracy-float | humaneval-x | python | 6 | 83.33 |" in text
+    assert "| humaneval-x | python | 83.33 | 50.00 | -33.3 |" in text
+    assert "humaneval-x go: go is not installed" in text
+    for absent in ("## Latency", "## Engines", "## Sizes", "## Quantization", "None"):
+        assert absent not in text
+
+
+def test_nothing_to_report_is_a_sentence(tmp_path) -> None:
+    with pytest.raises(InputError, match="nothing to report"):
+        reportable_directories(tmp_path)
+    with pytest.raises(InputError, match="is not a directory"):
+        reportable_directories(tmp_path / "nowhere")
+
+
+def test_a_result_file_is_checked_before_the_work_and_written_whole(tmp_path) -> None:
+    path = tmp_path / "r.json"
+    write_result(latency("e", {}), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+    for target, complaint in (
+        (path, "exists already"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "no" / "r.json", "is not a directory"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            require_writable(target)
+    require_writable(path, overwrite=True)
