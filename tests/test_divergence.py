@@ -98,6 +98,22 @@ def test_sliding_windows_are_masked(tiny) -> None:
     assert result.pooled.perplexity == pytest.approx(math.exp(torch.cat(losses).mean()), rel=1e-3)
 
 
+def test_an_engine_is_measured_like_a_checkpoint(tiny, tmp_path) -> None:
+    """The float engine of a model predicts as the model does, whatever pieces its logits come in."""
+    from qtk.engines.build import build_engine
+    from qtk.engines.options import BuildOptions
+
+    limits = BuildOptions(max_input_len=96, max_output_len=32, max_batch_size=1)
+    build_engine(tiny("llama"), tmp_path / "engine", limits)
+    result = measure_divergence(tmp_path / "engine", tiny("llama"), DivergenceOptions(rows=2, seq_len=96))
+    assert result.pooled.kl.mean < 1e-6
+    assert result.pooled.top1_agreement.mean > 0.99
+    assert result.pooled.tokens == 4 * 95
+    assert result.engine_settings["backend"] == "onnxruntime"
+    with pytest.raises(InputError, match="takes at most 128 tokens, --seq-len is 200"):
+        measure_divergence(tmp_path / "engine", tiny("llama"), DivergenceOptions(rows=2, seq_len=200))
+
+
 def test_standard_error_of_independent_rows_is_the_usual_one() -> None:
     values = torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     estimate = clustered([value[None] for value in values])
