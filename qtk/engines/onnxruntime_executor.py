@@ -16,8 +16,9 @@ from qtk.engines.executor import Step
 from qtk.errors import InputError
 from qtk.machine import usable_cores
 
-# Attention reads the masked tail of the cache too, so the cache grows with the call, in steps of this many slots.
-CACHE_STEP = 128
+# Attention reads the masked tail of the cache too, so the cache grows with the call: finely while it is short, coarsely
+# when growing means copying much.
+CACHE_STEPS = (32, 128)
 PREFILL_CHUNK = 256
 _DTYPES = {"float32": np.float32, "float16": np.float16}
 
@@ -68,8 +69,9 @@ class OnnxRuntimeExecutor:
 
     def reserve(self, positions: int) -> int:
         if positions > self._length:
-            length = -(-positions // CACHE_STEP) * CACHE_STEP
-            self._resize(length)
+            least, most = CACHE_STEPS
+            step = min(most, max(least, self._length // 4 // least * least))
+            self._resize(-(-positions // step) * step)
         return self._length
 
     def _resize(self, length: int) -> None:
