@@ -16,6 +16,7 @@ from qtk.recipes.run import run_recipe, run_summary, verify_run
 from qtk.recipes.schema import Recipe, read_recipe, recipe_path
 from qtk.recipes.sources import resolve_source
 from qtk.recipes.steps import recipe_steps
+from qtk.release.inspection import inspect_directory
 from qtk.shipped import shipped_directory, shipped_names
 
 TINY = {
@@ -278,13 +279,15 @@ def test_the_commands(run_qtk, first_run, tmp_path) -> None:
     refused = run_qtk("run", first_run / "recipe.yaml", "-o", first_run)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    both = run_qtk("run", first_run / "recipe.yaml", "-o", first_run, "--resume", "--overwrite")
-    assert both.returncode == 2
     report = run_qtk("report", first_run, "-o", tmp_path / "report", "--title", "Ours", "--json")
     assert report.returncode == 0, report.stderr
     assert Path(json.loads(report.stdout)["report"]).read_text().startswith("# Ours\n")
     inspected = json.loads(run_qtk("inspect", first_run, "--json").stdout)
     assert [step["step"] for step in inspected["steps"]] == ALL
+
+
+def test_what_the_steps_left_is_recognized(first_run) -> None:
     for name, kind in (("quantized", "model"), ("engine", "engine"), ("latency", "result")):
-        assert json.loads(run_qtk("inspect", first_run / name, "--json").stdout)["kind"] == kind
-    assert run_qtk("report", tmp_path / "nowhere").returncode == 2
+        assert inspect_directory(first_run / name).kind == kind
+    assert "21 linears 4 bits, group 32, symmetric" in inspect_directory(first_run / "quantized").facts["quantization"]
+    assert inspect_directory(first_run.parent / "adapter").facts["rank"] == 4
