@@ -8,13 +8,15 @@ from qtk.engines.backends import BuildJob
 from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription
 from qtk.engines.graph import HEAD_BLOCK, GraphOptions, write_graph
+from qtk.engines.linear_plans import table_refusals
+from qtk.targets.table import target
 
 
 class Backend:
     """Backend "onnxruntime"."""
 
     def refusals(self, job: BuildJob) -> list[str]:
-        reasons = []
+        reasons = table_refusals(target("onnxruntime"), None, job.weights)
         if not job.gpu.is_cpu:
             reasons.append(f"--backend onnxruntime builds for cpu, not for {job.gpu.name}")
         if job.options.lm_head_bits == "8" and job.weights.spec.hidden_size % HEAD_BLOCK:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from qtk.engines.linear_plans import linear_plans
 from qtk.engines.memory_plan import MemoryPlan, memory_plan
 from qtk.engines.options import BuildOptions, resolved_limits
 from qtk.engines.tensorrt_backend import cache_length
@@ -16,7 +17,8 @@ from qtk.models.registry import spec_from_config
 from qtk.models.spec import ModelSpec
 from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
-from qtk.targets.gpu import gpu_profile
+from qtk.targets.gpu import GpuProfile, gpu_profile
+from qtk.targets.table import refusals, target
 
 
 class PlanOptions(BuildOptions):
@@ -52,8 +54,19 @@ def plan_engine(model_dir: Path | str, options: PlanOptions) -> EnginePlan:
         parameters=spec.parameters(),
         weights=", ".join(f"INT{bits} group {group}" for bits, group in kinds) or "float16",
         memory=memory,
-        refusals=memory.reasons(),
+        refusals=memory.reasons() + _backend_refusals(options, gpu, spec, schemes),
     )
+
+
+def _backend_refusals(
+    options: PlanOptions, gpu: GpuProfile, spec: ModelSpec, schemes: dict[str, LinearScheme] | None
+) -> list[str]:
+    """Why the default backend would not take the model as it is stored, scales' signs aside."""
+    name = gpu.default_backend if options.backend == "auto" else options.backend
+    if name not in gpu.backends:
+        return [f"{name} does not build for {gpu.name}: {', '.join(gpu.backends)} do. {gpu.advice}".strip()]
+    plans = linear_plans(spec, schemes)
+    return refusals(target(name), gpu.sm, plans) if plans else []
 
 
 def _read(model_dir: Path, options: PlanOptions) -> tuple[ModelSpec, dict[str, LinearScheme] | None]:

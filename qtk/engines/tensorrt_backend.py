@@ -20,12 +20,14 @@ from qtk.engines.backends import BuildJob
 from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription, Stage
 from qtk.engines.graph import GraphOptions, write_graph
+from qtk.engines.linear_plans import table_refusals
 from qtk.engines.memory_plan import ModelBytes, memory_plan, model_bytes
 from qtk.engines.tensorrt_compile import CompileRequest
 from qtk.errors import InputError, MachineError, listing
 from qtk.machine import gpus
 from qtk.progress import Progress, note
 from qtk.quantization.model_weights import LM_HEAD_MODULE
+from qtk.targets.table import target
 
 CACHE_STEP = 128
 # Positions whose logits one run gives when scoring.
@@ -71,13 +73,7 @@ class Backend:
             reasons.append("--dtype float32: TensorRT's attention and cache kernels take float16 only")
         if options.lm_head_bits == "8":
             reasons.append("--lm-head-bits 8: TensorRT dequantizes blocks of 4 bits only; leave the head at 16")
-        for module, linear in (scheme.modules if scheme else {}).items():
-            if linear.bits == 16:
-                continue
-            if linear.bits != 4:
-                reasons.append(f"{module}: {linear.bits} bits; TensorRT dequantizes blocks of 4 bits only")
-            elif not linear.symmetric:
-                reasons.append(f"{module}: asymmetric; TensorRT takes symmetric INT4 only (quantize with --sym)")
+        reasons += table_refusals(target(self.library.backend), job.gpu.sm, weights)
         plan = memory_plan(
             weights.spec,
             scheme.modules if scheme else None,
