@@ -27,7 +27,18 @@ class QuantizeOptions(BaseModel):
         description="Symmetric codes (zero point in the middle), or asymmetric.",
         json_schema_extra={"off": "asym"},
     )
-    format: str = Field("gptq", description="Container of the checkpoint.")
+    format: str = Field(
+        "auto",
+        description="Container: gptq, awq, modelopt, compressed-tensors or gguf. auto is what the target reads, else gptq.",
+    )
+    gpu: str | None = Field(
+        None, description="GPU that the model is for (see `qtk gpus`): decides what is auto, refuses what it cannot run."
+    )
+    backend: str = Field(
+        "auto",
+        description="Runtime that the model is for: one of build-engine's backends, vllm, llama.cpp or onnxruntime-genai. "
+        "auto is the GPU's first.",
+    )
     override: tuple[str, ...] = Field(
         (),
         description="PATTERN=SETTINGS for modules whose name matches the pattern (* and ?): bits:8, bits:16 (left in float), "

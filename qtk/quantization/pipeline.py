@@ -36,6 +36,7 @@ from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.rtn import rtn
 from qtk.quantization.scheme import LM_HEAD_MODULE, resolve_scheme
+from qtk.quantization.target_settings import for_target, require_target
 
 LOG_NAME = "quantization-log.jsonl"
 _WORK = ".calibration"  # spilled activations, removed before the directory is complete
@@ -85,10 +86,12 @@ def quantize_model(
         raise InputError(f"{model} is quantized already. Quantize the float model that it was made from.")
     spec = model_spec(checkpoint)
     checkpoint.require_shapes(spec.all_tensors())
+    options = for_target(options, spec)
     container = checkpoint_format(options.format)
     if reasons := container.checkpoint_refusals(checkpoint):
         raise InputError(f"{model} cannot be stored as {container.name}:\n{listing(reasons)}")
     scheme = resolve_scheme(spec, options, container)
+    require_target(options, spec, scheme)
     device = _device(options.device)
     limit_threads(options.threads)
     with staged_directory(out, overwrite=overwrite) as work, PeakMemory() as memory, torch.inference_mode():

@@ -200,8 +200,12 @@ def refusals(
     reasons = [*_gpu(row, sm), *_container(row, container)]
     quantized = {name: plan for name, plan in linears.items() if plan.bits < 16}
     if negative_scales and not row.negative_scales:
+        others = [
+            other.backend for other in TARGETS.values() if other.negative_scales and (not sm or _runs_on(other, sm))
+        ]
         reasons.append(
-            f"{row.title} takes no negative scales, and this model has them: quantize for it with --backend {row.backend}"
+            f"{row.title} takes no negative scales, and symmetric weights that use their whole range have them; "
+            f"{', '.join(others)} take them"
         )
     if act_order and not row.act_order:
         reasons.append(

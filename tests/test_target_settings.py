@@ -1,0 +1,99 @@
+"""qtk quantize --gpu and --backend: the target decides what is left at auto, and refuses before any work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import make_tiny, write_byte_tokenizer
+
+from qtk.checkpoint.manifest import read_manifest
+from qtk.errors import InputError
+from qtk.models.llama import spec as llama_spec
+from qtk.quantization.formats.registry import FORMATS, checkpoint_format
+from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.scheme import resolve_scheme
+from qtk.quantization.target_settings import for_target, require_target
+from qtk.targets.table import TARGETS
+
+SIZES = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 320,
+}
+
+
+def settle(**options) -> QuantizeOptions:
+    spec = llama_spec(SIZES)
+    chosen = for_target(QuantizeOptions(**options), spec)
+    require_target(chosen, spec, resolve_scheme(spec, chosen, checkpoint_format(chosen.format)))
+    return chosen
+
+
+def test_without_a_target_the_format_is_gptq() -> None:
+    assert settle().format == "gptq"
+    assert settle().group_size == "auto"
+    assert settle(format="awq").format == "awq"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "backend", "container", "group_size"),
+    [
+        ("a10", "auto", "gptq", 64),
+        ("a10", "tensorrt-llm", "modelopt", 64),
+        ("a10", "tensorrt-edgellm", "modelopt", 64),
+        ("a10", "vllm", "gptq", 64),
+        ("cpu", "auto", "gptq", 64),
+        (None, "llama.cpp", "gguf", 64),
+        (None, "onnxruntime-genai", "gptq", 64),
+    ],
+)
+def test_the_target_decides(gpu: str | None, backend: str, container: str, group_size: int) -> None:
+    chosen = settle(gpu=gpu, backend=backend)
+    assert (chosen.format, chosen.group_size) == (container, group_size)
+
+
+def test_every_container_of_the_table_is_one_that_qtk_writes() -> None:
+    assert {name for row in TARGETS.values() for name in row.containers} <= set(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gpu": "a10", "sym": False}, ["symmetric weights only", "--sym", "(14 linears)"]),
+        ({"gpu": "a10", "bits": 8}, ["no 8-bit weights"]),
+        ({"gpu": "a10", "backend": "tensorrt-llm", "group_size": 32}, ["not 32", "--group-size 64"]),
+        ({"gpu": "a10", "backend": "tensorrt-llm", "format": "compressed-tensors", "group_size": 32}, ["not 32"]),
+        ({"gpu": "rtx5090", "backend": "tensorrt-llm"}, ["SM120", "tensorrt-edgellm"]),
+        ({"gpu": "a10", "backend": "tensorrt-full"}, ["negative scales", "tensorrt-edgellm"]),
+        ({"backend": "onnxruntime-genai", "format": "compressed-tensors"}, ["--format gptq"]),
+        ({"gpu": "a11"}, ["a10"]),
+        ({"backend": "tensorflow"}, ["tensorrt-llm"]),
+    ],
+)
+def test_what_the_target_cannot_run_is_refused(options: dict, words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        settle(**options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_command_writes_what_the_target_reads(run_qtk, tmp_path) -> None:
+    source = make_tiny(tmp_path / "float", "llama", num_hidden_layers=1)
+    write_byte_tokenizer(source)
+    words = ["quantize", source, "-o", tmp_path / "out", "--method", "rtn", "--gpu", "a10"]
+    done = run_qtk(*words, "--backend", "tensorrt-llm", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["format"] == "modelopt"
+    assert json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"]["group_size"] == 128
+    weights = ModelWeights.open(tmp_path / "out")
+    assert weights.format is FORMATS["modelopt"]
+    assert read_manifest(tmp_path / "out").options["gpu"] == "a10"
+    done = run_qtk("quantize", source, "-o", tmp_path / "no", "--method", "rtn", "--gpu", "a10", "--asym")
+    assert done.returncode == 2
+    assert "symmetric weights only" in done.stderr
+    assert not (tmp_path / "no").exists()
