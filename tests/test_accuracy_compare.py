@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ def result(
     """A result of humaneval-x in which these task numbers of each language passed."""
     scores = [
         score_language(
-            "humaneval-x", language, Path("x.jsonl"), sha256,
+            "humaneval-x", language, "x.jsonl", sha256,
             {f"T/{n}": ["passed" if n in numbers else "failed"] for n in range(tasks)}, [1],
         )
         for language, numbers in passed.items()
@@ -84,7 +83,7 @@ def test_what_differs_harmlessly_is_noted():
 def test_several_samples_a_task_have_no_mcnemar():
     def sampled(second: str) -> AccuracyResult:
         tasks = {f"T/{n}": ["passed", second] for n in range(4)}
-        return result({}, scores=[score_language("humaneval-x", "go", Path("x"), "0", tasks, [1])])
+        return result({}, scores=[score_language("humaneval-x", "go", "x", "0", tasks, [1])])
 
     [row] = compare(sampled("passed"), sampled("failed"), CompareOptions()).languages
     assert row.p_value is None

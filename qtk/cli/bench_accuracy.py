@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from qtk.bench.accuracy.run import AccuracyOptions
+from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
 
 
 @click.command("accuracy")
-@click.option("--generations", type=click.Path(path_type=Path), help="Score the answers in this JSONL file.")
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--generations", type=click.Path(path_type=Path), help="Score the answers in this JSONL file instead.")
+@click.option(
+    "--save-generations", type=click.Path(path_type=Path), help="Also write the model's answers to this file."
+)
 @options_from(AccuracyOptions)
+@options_from(ModelOptions)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to write.")
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing directory.")
 @json_option
 def command(
-    generations: Path | None, output: Path, resume: bool, overwrite: bool, as_json: bool, **values: Any
+    model: Path | None,
+    generations: Path | None,
+    save_generations: Path | None,
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    **values: Any,
 ) -> None:
-    """Score answers by running their programs in a sandbox.
+    """Let MODEL (an engine or a checkpoint) write programs, run them in a sandbox, and count what passes.
 
     \b
-    qtk bench accuracy --suite humaneval-x:python,java --generations answers.jsonl -o scores
+    qtk bench accuracy engine --suite humaneval-x:python,java --data data -o scores
+    qtk bench accuracy engine --suite mbpp --prompt chat --max-new-tokens 256 -o scores
+    qtk bench accuracy engine --suite likelihood:python -o likelihood
+    qtk bench accuracy --suite humaneval --generations answers.jsonl -o scores
     """
+    from qtk.bench.accuracy.language_run import ANSWERS_NAME
     from qtk.bench.accuracy.run import run_accuracy
+    from qtk.bench.results import require_writable
     from qtk.errors import InputError
 
-    options = build(AccuracyOptions, values)
-    if generations is None:
-        raise InputError("Give the answers to score with --generations FILE.")
-    result = run_accuracy(options, output, answers=generations, resume=resume, overwrite=overwrite)
-    ks = [rate.k for rate in result.scores[0].pass_at]
+    if save_generations is not None:
+        if model is None:
+            raise InputError("--save-generations keeps a model's answers; give a MODEL.")
+        require_writable(save_generations, overwrite=overwrite)
+    result = run_accuracy(
+        build(AccuracyOptions, values),
+        output,
+        answers=generations,
+        model=model,
+        model_options=build(ModelOptions, values),
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if save_generations is not None:
+        shutil.copyfile(output / ANSWERS_NAME, save_generations)
+    ks = [rate.k for rate in result.scores[0].pass_at] if result.scores else []
     columns = ("suite", "language", "tasks", *(text for k in ks for text in (f"pass@{k} %", "± SE")), "verdicts")
     rows = [
         (
@@ -52,8 +81,16 @@ def command(
         for score in result.scores
     ]
 
+    likelihoods = [
+        (score.suite, score.language, len(score.tasks), score.mean, score.standard_error) for score in result.likelihood
+    ]
+
     def show(console: Console) -> None:
-        console.print(table(f"Accuracy, rules: {result.rules}; sandbox: {result.sandbox['level']}", columns, rows))
+        if rows:
+            console.print(table(f"Accuracy, rules: {result.rules}; sandbox: {result.sandbox['level']}", columns, rows))
+        if likelihoods:
+            heads = ("suite", "language", "tasks", "mean", "± SE")
+            console.print(table("Log-likelihood of the references, nats per token", heads, likelihoods))
         for name, reason in result.skipped.items():
             console.print(f"not scored: {name}: {reason}")
 

@@ -90,7 +90,8 @@ class DecoderSession:
 
         Greedy at temperature 0. `stop`: token ids that end a row (default: those of the model's generation_config);
         ignore_eos runs on to max_new_tokens. on_token(row, token) is called for every token as it comes; a true answer
-        ends the row with that token. Rows of unequal length give exactly what each gives alone. InputError for empty or over-long prompts and unknown tokens.
+        ends the row with that token. Rows of unequal length give exactly what each gives alone. InputError for empty or
+        over-long prompts and unknown tokens.
         """
         start = time.perf_counter()
         self._check(prompts, max_new_tokens)

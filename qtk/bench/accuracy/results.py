@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qtk.bench.accuracy.likelihood import LikelihoodScore
 from qtk.bench.accuracy.statistics import mean_and_error, pass_at_k
 from qtk.bench.results import RESULT_NAME
 from qtk.errors import InputError
@@ -44,7 +45,8 @@ class AccuracyResult(BaseModel):
     """The content of result.json.
 
     model: the engine or model directory, or None for answers from a file. rules: whose extraction and program assembly
-    was used. skipped: suite and language -> why it was not scored. sandbox: level, what it promises, limits.
+    was used. likelihood: one entry a language of a likelihood suite. skipped: suite and language -> why it was not
+    scored. sandbox: level, what it promises, limits.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,13 +59,14 @@ class AccuracyResult(BaseModel):
     decoding: dict[str, Any]
     sandbox: dict[str, str]
     scores: list[LanguageScore]
+    likelihood: list[LikelihoodScore] = Field(default_factory=list)
     skipped: dict[str, str] = Field(default_factory=dict)
     seconds: float
     machine: dict[str, object]
 
 
 def score_language(
-    suite: str, language: str, file: Path, sha256: str, tasks: Mapping[str, Sequence[str]], ks: Sequence[int]
+    suite: str, language: str, file: str, sha256: str, tasks: Mapping[str, Sequence[str]], ks: Sequence[int]
 ) -> LanguageScore:
     """pass@k and the counts. `tasks`: task_id -> the verdicts of its samples. InputError for a k beyond the samples."""
     fewest = min(len(verdicts) for verdicts in tasks.values())
@@ -77,7 +80,7 @@ def score_language(
     return LanguageScore(
         suite=suite,
         language=language,
-        file=file.name,
+        file=file,
         file_sha256=sha256,
         pass_at=rates,
         verdicts=dict(counts.most_common()),

@@ -10,12 +10,13 @@ from typing import Any
 from qtk.bench.accuracy.answers import Answer
 from qtk.bench.accuracy.compatibility import bigcode_source, codefuse_source
 from qtk.bench.accuracy.extraction import Extracted, extract
+from qtk.bench.accuracy.options import Rules
 from qtk.bench.accuracy.programs import reference_source
 from qtk.bench.accuracy.sandbox.job import Job, Level, Outcome
 from qtk.bench.accuracy.sandbox.pool import Workers
 from qtk.bench.accuracy.suites import Suite
 from qtk.bench.accuracy.tasks import Task
-from qtk.bench.accuracy.toolchains.base import Rules, Toolchain, Verdict
+from qtk.bench.accuracy.toolchains.base import LanguageUnavailable, Toolchain, Verdict
 from qtk.bench.accuracy.toolchains.registry import TOOLCHAINS
 from qtk.errors import MachineError, listing
 from qtk.progress import Progress
@@ -60,10 +61,10 @@ class Scorer:
     """
 
     def __init__(self, suite: Suite, language: str, *, level: Level, rules: Rules, workers: int | None) -> None:
-        """MachineError when the language's commands or libraries are absent."""
+        """LanguageUnavailable when the language's commands or libraries are absent."""
         self.suite, self.language, self.rules = suite, language, rules
         if language not in TOOLCHAINS:
-            raise MachineError(f"qtk cannot run {language} programs.")
+            raise LanguageUnavailable(f"qtk cannot run {language} programs.")
         self.toolchain: Toolchain = TOOLCHAINS[language](seconds=suite.seconds)
         self.toolchain.prepare()
         preload = _imported(suite.python_header) if language == "python" else ()
@@ -77,7 +78,7 @@ class Scorer:
         self._workers.__exit__(*details)
 
     def check_references(self, tasks: Sequence[Task]) -> None:
-        """Runs the known solutions. MachineError, with the missing libraries if they show, unless all pass.
+        """Runs the known solutions. LanguageUnavailable, with the missing libraries if they show, unless all pass.
 
         A language whose references fail here would charge the machine's faults to the model.
         """
@@ -92,7 +93,7 @@ class Scorer:
             return
         missing = self.toolchain.missing(failed.values())
         why = f"Missing: {', '.join(missing)}." if missing else f"The first says: {_complaint(failed)}"
-        raise MachineError(
+        raise LanguageUnavailable(
             f"{len(failed)} of {len(tasks)} reference solutions of {self.suite.name} {self.language} do not pass on this "
             f"machine, so it cannot be scored. {why}\n{listing(failed)}"
         )

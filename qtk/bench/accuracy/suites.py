@@ -27,12 +27,14 @@ class SuiteLanguage(BaseModel):
 class Suite(BaseModel):
     """A suite as its YAML describes it.
 
+    kind: programs are generated and run; likelihood reads how probable a model finds the reference solutions.
     package: a Python package that carries the file of the single language itself. python_header: lines put before
     every Python program. seconds: the clock of one run (compiling has its own). prompt: how a task becomes a prompt.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
+    kind: Literal["programs", "likelihood"] = "programs"
     summary: str
     source: str
     licence: str
@@ -42,7 +44,6 @@ class Suite(BaseModel):
     challenge_tests: bool = False
     python_header: str = ""
     seconds: float = Field(10.0, gt=0)
-    stop: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 def suite_names() -> list[str]:

@@ -9,12 +9,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from qtk.bench.accuracy.options import Rules
 from qtk.bench.accuracy.sandbox.job import MIB, Job, Limits, Outcome, Step
 from qtk.bench.accuracy.tasks import Task
 from qtk.errors import MachineError
 
+
+class LanguageUnavailable(MachineError):
+    """This machine lacks what a language needs: other languages can still be scored."""
+
+
 Verdict = Literal["passed", "failed", "compile_error", "timeout", "out_of_memory", "output_limit", "sandbox_error"]
-Rules = Literal["qtk", "codefuse", "bigcode"]
 _MEMORY_WORDS = ("MemoryError", "std::bad_alloc", "java.lang.OutOfMemoryError", "heap out of memory", "out of memory")
 
 
@@ -40,10 +45,10 @@ class Toolchain(ABC):
     requirements: tuple[Requirement, ...] = ()
 
     def prepare(self) -> None:
-        """Looks for the commands. MachineError names the ones that are absent."""
+        """Looks for the commands. LanguageUnavailable names the ones that are absent."""
         absent = [command for command in self.commands if shutil.which(command) is None]
         if absent:
-            raise MachineError(f"{self.language} needs {' and '.join(absent)} ({self.install}).")
+            raise LanguageUnavailable(f"{self.language} needs {' and '.join(absent)} ({self.install}).")
 
     @property
     def readable(self) -> tuple[str, ...]:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from qtk.bench.accuracy.sandbox.job import MIB, Job
 from qtk.bench.accuracy.tasks import Task
-from qtk.bench.accuracy.toolchains.base import Requirement, Toolchain, new_sentinel, roomy
-from qtk.errors import MachineError
+from qtk.bench.accuracy.toolchains.base import LanguageUnavailable, Requirement, Toolchain, new_sentinel, roomy
 
 _TESTIFY = "github.com/stretchr/testify/assert"
 _TEST = re.compile(r"^func (Test\w*)\(\w+ \*testing\.T\)", re.MULTILINE)
@@ -97,7 +96,7 @@ def _packages() -> str:
         if path and (Path(path) / "src" / _TESTIFY).is_dir():
             break
     else:
-        raise MachineError("go needs testify (apt install golang-github-stretchr-testify-dev).")
+        raise LanguageUnavailable("go needs testify (apt install golang-github-stretchr-testify-dev).")
     _cache().mkdir(parents=True, exist_ok=True)
     form = "{{if .Export}}packagefile {{.ImportPath}}={{.Export}}{{end}}"
     answer = subprocess.run(
@@ -115,5 +114,5 @@ def _packages() -> str:
         cwd="/",
     )
     if answer.returncode:
-        raise MachineError(f"go cannot build its standard library and testify: {answer.stderr.strip()[-500:]}")
+        raise LanguageUnavailable(f"go cannot build its standard library and testify: {answer.stderr.strip()[-500:]}")
     return answer.stdout.replace("\n\n", "\n")

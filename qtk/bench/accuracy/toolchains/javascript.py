@@ -6,9 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+from qtk.bench.accuracy.options import Rules
 from qtk.bench.accuracy.sandbox.job import MIB, Job, Outcome
 from qtk.bench.accuracy.tasks import Task
-from qtk.bench.accuracy.toolchains.base import Requirement, Rules, Toolchain, Verdict, new_sentinel, roomy
+from qtk.bench.accuracy.toolchains.base import Requirement, Toolchain, Verdict, new_sentinel, roomy
 
 _SYNTAX_ERROR_EXIT, _ASSERTION_EXIT = 97, 96
 # console.assert only prints and leaves the exit code 0. The runner counts, and says at the end that the end was reached.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from qtk.bench.accuracy.options import Rules
 from qtk.bench.accuracy.sandbox.job import Job, Outcome
 from qtk.bench.accuracy.sandbox.supervisor import MEMORY_ERROR_EXIT, SYNTAX_ERROR_EXIT
 from qtk.bench.accuracy.tasks import Task
-from qtk.bench.accuracy.toolchains.base import Requirement, Rules, Toolchain, Verdict, new_sentinel
+from qtk.bench.accuracy.toolchains.base import Requirement, Toolchain, Verdict, new_sentinel
 
 
 class Python(Toolchain):

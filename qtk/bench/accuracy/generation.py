@@ -1,0 +1,117 @@
+"""Answers from an engine: batches of prompts of like length, each row stopped as soon as its answer is certain."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from qtk.bench.accuracy.answers import Answer
+from qtk.bench.accuracy.compatibility import bigcode_stops
+from qtk.bench.accuracy.extraction import certain_end
+from qtk.bench.accuracy.options import ModelOptions, Rules
+from qtk.bench.accuracy.prompts import encode, prompt_text
+from qtk.bench.accuracy.suites import Suite
+from qtk.bench.accuracy.tasks import Task
+from qtk.engines.build import build_engine
+from qtk.engines.description import is_engine
+from qtk.engines.options import BuildOptions
+from qtk.engines.session import DecoderSession
+from qtk.engines.text import TextPieces
+from qtk.errors import InputError, listing
+from qtk.progress import Progress, note
+
+Key = tuple[str, str, str, int]
+
+
+class ModelAnswers:
+    """Generates the answers of a suite's tasks with one session."""
+
+    def __init__(self, session: DecoderSession, options: ModelOptions, rules: Rules) -> None:
+        """InputError when several samples are asked for without a temperature: they would all be the same."""
+        if options.samples > 1 and options.temperature == 0:
+            raise InputError("--samples above 1 needs a --temperature above 0: greedy samples are all the same.")
+        self.session, self.options, self.rules = session, options, rules
+
+    def __call__(
+        self, suite: Suite, language: str, tasks: Sequence[Task], take: Callable[[Answer], None], finished: set[Key]
+    ) -> None:
+        """Calls `take` with every answer that is not in `finished`. InputError names every prompt that is too long."""
+        wanted = [
+            (task, sample)
+            for task in tasks
+            for sample in range(self.options.samples)
+            if (suite.name, language, task.task_id, sample) not in finished
+        ]
+        prompts = {task.task_id: self._prompt(suite, task) for task, _ in wanted}
+        self._require_room(suite, language, prompts)
+        # Like lengths together: a batch is padded to its longest prompt.
+        wanted.sort(key=lambda item: len(prompts[item[0].task_id]))
+        size = min(self.options.batch_size or self.session.limits.max_batch, self.session.limits.max_batch)
+        with Progress(f"{suite.name} {language}: generating", len(wanted), "answers") as progress:
+            for start in range(0, len(wanted), size):
+                batch = wanted[start : start + size]
+                texts = self._generate(suite, batch, [prompts[task.task_id] for task, _ in batch])
+                for (task, sample), text in zip(batch, texts, strict=True):
+                    take(Answer(suite.name, language, task.task_id, sample, text))
+                progress.advance(len(batch))
+
+    def _prompt(self, suite: Suite, task: Task) -> list[int]:
+        text = prompt_text(suite, task, self.options.prompt)
+        if self.rules == "bigcode" and self.options.prompt == "plain":
+            text = text.strip()
+        return encode(self.session.tokenizer, text, self.options.prompt)
+
+    def _require_room(self, suite: Suite, language: str, prompts: dict[str, list[int]]) -> None:
+        room = self.session.limits.max_positions - self.options.max_new_tokens
+        long = [f"{name}: {len(ids)} tokens" for name, ids in prompts.items() if len(ids) > room]
+        if long:
+            raise InputError(
+                f"The engine holds {self.session.limits.max_positions} tokens, so with --max-new-tokens "
+                f"{self.options.max_new_tokens} these prompts of {suite.name} {language} are too long:\n{listing(long)}"
+            )
+
+    def _generate(self, suite: Suite, batch: list[tuple[Task, int]], prompts: list[list[int]]) -> list[str]:
+        tokenizer = self.session.tokenizer
+        pieces = [TextPieces(tokenizer) for _ in batch]
+        texts = [""] * len(batch)
+
+        def on_token(row: int, token: int) -> bool:
+            piece = pieces[row].add(token)
+            texts[row] += piece
+            # Only the end of a line or of a fence can make an answer certain.
+            return ("\n" in piece or "`" in piece) and self._certain(suite, batch[row][0], texts[row])
+
+        first, sample = batch[0]
+        seed = self.options.seed + zlib.crc32(f"{suite.name} {first.task_id} {sample}".encode())
+        made = self.session.generate(
+            prompts,
+            self.options.max_new_tokens,
+            temperature=self.options.temperature,
+            top_p=self.options.top_p,
+            seed=seed,
+            on_token=on_token,
+        )
+        return [tokenizer.decode(tokens) for tokens in made.tokens]
+
+    def _certain(self, suite: Suite, task: Task, text: str) -> bool:
+        if self.rules == "codefuse":
+            return False  # that harness lets the model go on to its end-of-sequence token
+        if self.rules == "bigcode":
+            return any(stop in text for stop in bigcode_stops(suite))
+        return certain_end(suite, task, text, chat=self.options.prompt != "plain")
+
+
+@contextmanager
+def open_model(model: Path, threads: int | None) -> Iterator[DecoderSession]:
+    """A session on an engine directory; a checkpoint is first built into a CPU engine in a temporary directory."""
+    if is_engine(model):
+        yield DecoderSession.open(model, threads)
+        return
+    with TemporaryDirectory(prefix="qtk-engine-") as folder:
+        note(f"qtk: {model} is no engine; a temporary one is built for the CPU.")
+        engine = Path(folder) / "engine"
+        build_engine(model, engine, BuildOptions())
+        yield DecoderSession.open(engine, threads)

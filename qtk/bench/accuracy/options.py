@@ -1,0 +1,51 @@
+"""Options of `qtk bench accuracy`: what is scored, and how a model is asked. Light to import: the command line reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Rules = Literal["qtk", "codefuse", "bigcode"]
+PromptFormat = Literal["plain", "chat", "codefuse"]
+
+
+class AccuracyOptions(BaseModel):
+    """What `qtk bench accuracy` scores, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    suite: tuple[str, ...] = Field(
+        ("humaneval",), min_length=1, description="NAME, NAME:python,java or a YAML file; repeatable."
+    )
+    data: Path | None = Field(None, description="Folder (or file) of the tasks; default: the variable QTK_DATA.")
+    limit: int | None = Field(None, ge=1, description="Only the first N tasks of each language.")
+    compat: Literal["none", "codefuse", "bigcode"] = Field(
+        "none", description="Extract answers by another harness's rules instead of qtk's own."
+    )
+    k: tuple[int, ...] = Field((1,), min_length=1, description="pass@k to report; repeatable.")
+    sandbox: Literal["auto", "namespaces", "bubblewrap", "user-namespaces", "landlock", "rlimits"] = Field(
+        "auto", description="How programs are shut in; auto takes the strongest that works here."
+    )
+    allow_unsandboxed: bool = Field(False, description="Run programs with limits only where nothing better works.")
+    workers: int | None = Field(None, ge=1, description="Programs at once. Default: the usable cores.")
+
+    @property
+    def rules(self) -> Rules:
+        return "qtk" if self.compat == "none" else self.compat
+
+
+class ModelOptions(BaseModel):
+    """How a model is asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: PromptFormat = Field("plain", description="Plain completion, the model's chat template, or CodeFuse's.")
+    max_new_tokens: int = Field(512, ge=1, description="Most new tokens an answer.")
+    samples: int = Field(1, ge=1, description="Answers a task; more than one needs --temperature.")
+    temperature: float = Field(0.0, ge=0, description="0 takes the most likely token.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the smallest set of tokens with this probability.")
+    seed: int = Field(0, description="Seed of the draws.")
+    batch_size: int | None = Field(None, ge=1, description="Rows at once. Default: what the engine takes.")
+    threads: int | None = Field(None, ge=1, description="CPU threads. Default: all usable cores.")
