@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,13 @@ from quantized_checkpoint import write_quantized
 from safetensors.torch import load_file
 
 from qtk.engines.build import build_engine
-from qtk.engines.description import read_description
+from qtk.engines.description import Limits, read_description
+from qtk.engines.memory_plan import memory_plan
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError, MachineError
 from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
+from qtk.targets.gpu import gpu_profile
 
 # Sizes whose quarter is a multiple of 64; a vocabulary that neither 64 nor 4 divides; fewer key/value heads than ranks.
 SIZES = {
@@ -238,6 +241,17 @@ def test_what_a_version_or_gpu_cannot_take(int4, tiny, tmp_path) -> None:
         prepare(tiny("mistral-window"), tmp_path / "out")
     with pytest.raises(InputError, match="one device"):
         prepare(int4("llama"), tmp_path / "out", gpu="cpu", backend="onnxruntime", tp=2)
+
+
+def test_more_gpus_hold_what_one_cannot(int4) -> None:
+    weights = ModelWeights.open(int4("llama"))
+    spec = replace(weights.spec, num_layers=120, hidden_size=8192, intermediate_size=28672, num_heads=64, head_dim=128)
+    limits = Limits(max_batch=1, max_input_len=1024, max_output_len=512, max_positions=1536)
+    schemes = {name: GROUP_64 for name, _ in spec.all_linears()}
+    plan = memory_plan(spec, schemes, limits, gpu_profile("a10"), 1536)
+    assert "GiB are needed, NVIDIA A10 has" in plan.refusals()[0]
+    assert "2 x NVIDIA A10 have" in plan.refusals(2)[0]
+    assert plan.refusals(4) == []
 
 
 def test_without_the_tool_nothing_is_written_and_prepare_only_is_named(int4, tmp_path, monkeypatch) -> None:

@@ -64,6 +64,15 @@ class MemoryPlan(BaseModel):
             f"{self.needed_bytes / 2**30:.1f} GiB are needed, {self.gpu} has {self.available_bytes / 2**30:.1f} GiB"
         ]
 
+    def refusals(self, ranks: int = 1) -> list[str]:
+        """Why `ranks` such GPUs together cannot hold it, followed by the table; empty when they can."""
+        available, needed = self.available_bytes, self.needed_bytes + (ranks - 1) * RESERVE_BYTES
+        if available is None or needed <= available * ranks:
+            return []
+        has = f"{self.gpu} has" if ranks == 1 else f"{ranks} x {self.gpu} have"
+        rows = [f"{part.name}: {part.bytes / 2**30:.2f} GiB ({part.how})" for part in self.parts]
+        return [f"{needed / 2**30:.1f} GiB are needed, {has} {available * ranks / 2**30:.1f} GiB", *rows]
+
 
 def model_bytes(spec: ModelSpec, schemes: Mapping[str, LinearScheme] | None) -> ModelBytes:
     """What the weights of a fp16 engine take. `schemes` by full module name; a module without one stays in float."""

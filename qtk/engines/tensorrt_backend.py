@@ -81,10 +81,7 @@ class Backend:
             job.gpu,
             cache_length(job.limits.max_positions),
         )
-        if not plan.fits:
-            rows = [f"{part.name}: {part.bytes / 2**30:.2f} GiB ({part.how})" for part in plan.parts]
-            reasons += [*plan.reasons(), *rows]
-        return reasons
+        return reasons + plan.refusals()
 
     def build(self, job: BuildJob) -> EngineDescription:
         if not job.options.prepare_only:

@@ -17,6 +17,8 @@ from onnx import numpy_helper
 from qtk.engines.backends import BuildJob
 from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription
+from qtk.engines.linear_plans import table_refusals
+from qtk.engines.memory_plan import memory_plan
 from qtk.engines.outside_tool import find_tool, run_tool
 from qtk.errors import MachineError, listing
 from qtk.machine import gpus
@@ -24,7 +26,7 @@ from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.repack import repack, repack_refusals
-from qtk.targets.table import LinearPlan, refusals, target
+from qtk.targets.table import target
 
 EXPORT, BUILD = "tensorrt-edgellm-export", "tensorrt-edgellm-build"
 # Their own layout: a permutation of the activations goes into the graph for every gptq linear, even the identity; a
@@ -41,13 +43,9 @@ class Backend:
         scheme, spec = job.weights.scheme, job.weights.spec
         if scheme is None:
             return ["the model is not quantized; quantize it first (`qtk quantize --sym`)"]
-        plans = {
-            name: LinearPlan(linear.out_features, linear.in_features, s.bits, s.group_size, s.symmetric)
-            for name, linear in spec.all_linears()
-            for s in (scheme.modules[name],)
-        }
-        reasons = refusals(target("tensorrt-edgellm"), job.gpu.sm, plans)
-        return reasons or repack_refusals(job.weights, checkpoint_format(CONTAINER))
+        reasons = table_refusals(target("tensorrt-edgellm"), job.gpu.sm, job.weights)
+        reasons = reasons or repack_refusals(job.weights, checkpoint_format(CONTAINER))
+        return reasons + memory_plan(spec, scheme.modules, job.limits, job.gpu, job.limits.max_positions).refusals()
 
     def build(self, job: BuildJob) -> EngineDescription:
         tools = job.options.edgellm_bin
@@ -150,8 +148,14 @@ def check_export(path: Path, weights: ModelWeights) -> None:
 
 
 def _same_codes(packed: torch.Tensor, codes: torch.Tensor) -> bool:
-    """Whether the packed nibbles, in whatever order, are our codes, unsigned or in two's complement."""
+    """Whether the packed nibbles are our codes, in whatever order, unsigned or in two's complement, and else padding that
+    weighs nothing (their layout fills up tiles of 128 outputs).
+    """
     raw = packed.contiguous().view(torch.uint8).flatten()
     theirs = torch.bincount(torch.cat((raw & 15, raw >> 4)).long(), minlength=16)
-    ours = torch.bincount(codes.flatten().long(), minlength=16)
-    return torch.equal(theirs, ours) or torch.equal(theirs, torch.bincount((codes ^ 8).flatten().long(), minlength=16))
+    for ours, zero in ((codes, 8), (codes ^ 8, 0)):
+        counts = torch.bincount(ours.flatten().long(), minlength=16)
+        counts[zero] += max(0, 2 * raw.numel() - codes.numel())
+        if torch.equal(theirs, counts):
+            return True
+    return False

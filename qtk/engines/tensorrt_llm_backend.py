@@ -14,6 +14,7 @@ from pathlib import Path
 from qtk.engines.backends import BuildJob
 from qtk.engines.describe import describe
 from qtk.engines.description import EngineDescription, Stage
+from qtk.engines.memory_plan import memory_plan
 from qtk.engines.outside_tool import find_tool, run_tool, tool_help
 from qtk.engines.tensorrt_llm_checkpoint import ARCHITECTURES, DTYPE, Split, write_checkpoint
 from qtk.errors import MachineError
@@ -42,6 +43,9 @@ class Backend:
                 f"{job.limits.max_positions} positions: the checkpoint has no word for this model's attention window of "
                 f"{min(windows)} tokens, so prompt and output must stay within it"
             )
+        modules = scheme.modules if scheme else None
+        memory = memory_plan(spec, modules, job.limits, job.gpu, job.limits.max_positions)
+        reasons += memory.refusals(split.ranks)
         if scheme is None:
             return reasons
         plans = {
