@@ -1,6 +1,6 @@
 """Trains a LoRA adapter on Python's standard library source: a real adapter for the demo, in a minute or two on 2 cores.
 
-python recipes/train_adapter.py BASE OUT [--steps 60]     (needs: pip install peft)
+python recipes/train_adapter.py BASE OUT [--steps 40]     (needs: pip install peft)
 
 What it learns is plain next-token prediction on the modules that are not held out, so that the divergence
 measurement, which reads the held-out ones, sees text that neither adapter nor quantizer was fitted to. The same
@@ -31,7 +31,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", type=Path, help="model directory")
     parser.add_argument("out", type=Path, help="adapter directory to write")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(words)
     settings = {
