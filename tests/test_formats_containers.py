@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized_checkpoint import rounded, write_quantized
+from safetensors.torch import load_file, save_file
 
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
@@ -222,3 +226,44 @@ def test_repacking_refuses_what_does_not_fit(tiny, tmp_path) -> None:
     assert "layers.2.mlp.down_proj" in str(caught.value)
     with pytest.raises(InputError, match="not quantized"):
         repack(ModelWeights.open(tiny("llama")), FORMATS["modelopt"], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "modelopt", "compressed-tensors"])
+def test_a_damaged_checkpoint_is_named_on_opening(tiny, tmp_path, name: str) -> None:
+    """Missing and misshapen tensors, and a config that is none, are sentences, whatever the container."""
+    out = write_quantized(tiny("llama"), tmp_path / "out", name, LinearScheme(4, 64, True))
+    tensors = load_file(out / "model.safetensors")
+    scales = next(n for n in tensors if "layers.1.mlp.up_proj" in n and "scale" in n)
+    save_file({n: t for n, t in tensors.items() if n != scales}, out / "model.safetensors")
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj"):
+        ModelWeights.open(out).linear("model.layers.1.mlp.up_proj").dequantize()
+    save_file(tensors | {scales: tensors[scales][:-1].contiguous()}, out / "model.safetensors")
+    with pytest.raises(InputError, match=rf"{re.escape(scales)}: shape"):
+        ModelWeights.open(out)
+    save_file(tensors, out / "model.safetensors")
+    config = json.loads((out / "config.json").read_text())
+    for broken in ("gptq", [1], {"quant_method": name, "bits": "four", "config_groups": 7}):
+        (out / "config.json").write_text(json.dumps({**config, "quantization_config": broken}))
+        with pytest.raises(InputError):
+            ModelWeights.open(out)
+
+
+def test_whole_rows_as_one_group(tiny, tmp_path) -> None:
+    """Group size -1, which other tools write for one scale a row."""
+    out = write_quantized(tiny("llama"), tmp_path / "out", "gptq", LinearScheme(4, 128, True))
+    tensors = load_file(out / "model.safetensors")
+    for name in [
+        n for n in tensors if "down_proj" in n
+    ]:  # 256 inputs: two groups of 128, of which the first counts for all
+        if name.endswith((".scales", ".qzeros")):
+            tensors[name] = tensors[name][:1].contiguous()
+        elif name.endswith(".g_idx"):
+            del tensors[name]
+    save_file(tensors, out / "model.safetensors")
+    changed_config(out, group_size=-1)
+    weights = ModelWeights.open(out)
+    linear = weights.linear("model.layers.0.mlp.down_proj")
+    assert isinstance(linear, QuantizedLinear)
+    assert linear.group_size == 256
+    assert weights.scheme is not None
+    assert weights.scheme.modules["model.layers.0.mlp.up_proj"].group_size == 128

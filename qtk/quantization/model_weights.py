@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from qtk.checkpoint.reader import Checkpoint
-from qtk.errors import InputError
+from qtk.errors import InputError, listing
 from qtk.models.registry import model_spec
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, ModelSpec
 from qtk.quantization.formats.base import Format, QuantizationScheme
@@ -39,15 +39,17 @@ class ModelWeights:
         if not quantization:
             checkpoint.require_shapes(spec.all_tensors())
             return ModelWeights(checkpoint, spec)
-        method = str(quantization.get("quant_method"))
+        method = str(quantization.get("quant_method")) if isinstance(quantization, dict) else str(quantization)
         found = format_of(method)
         if found is None:
-            known = ", ".join(f.quant_method for f in FORMATS.values())
+            known = ", ".join(dict.fromkeys(f.quant_method for f in FORMATS.values()))
             raise InputError(f"{checkpoint.path}: quantized in container {method!r}; qtk reads {known}.")
         modules = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
         if not spec.tie_word_embeddings:
             modules[LM_HEAD_MODULE] = (spec.vocab_size, spec.hidden_size)
-        return ModelWeights(checkpoint, spec, found.read_scheme(checkpoint, modules), found)
+        scheme = _read_scheme(found, checkpoint, modules)
+        checkpoint.require_shapes(_stored_shapes(found, checkpoint, spec, scheme))
+        return ModelWeights(checkpoint, spec, scheme, found)
 
     @property
     def quantized(self) -> bool:
@@ -105,3 +107,44 @@ class ModelWeights:
             name = EMBEDDING if self.spec.tie_word_embeddings else LM_HEAD
             return self.checkpoint.tensor(name, finite=True).to(dtype)
         return self.float_linear(LM_HEAD_MODULE, dtype)
+
+
+def _read_scheme(found: Format, checkpoint: Checkpoint, modules: dict[str, tuple[int, int]]) -> QuantizationScheme:
+    """The scheme, with a group size of -1 (whole rows) written out. InputError where the config makes no sense."""
+    try:
+        scheme = found.read_scheme(checkpoint, modules)
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise InputError(
+            f"{checkpoint.path / 'config.json'}: its quantization_config is no {found.name} container's "
+            f"({type(error).__name__}: {error})."
+        ) from None
+    whole = {
+        name: replace(linear, group_size=modules[name][1])
+        for name, linear in scheme.modules.items()
+        if linear.group_size <= 0
+    }
+    uneven = [
+        f"{name}: {modules[name][1]} inputs in groups of {linear.group_size}"
+        for name, linear in scheme.modules.items()
+        if linear.bits < 16 and linear.group_size > 0 and modules[name][1] % linear.group_size
+    ]
+    if uneven:
+        raise InputError(f"{checkpoint.path}: groups that do not divide their linears:\n{listing(uneven)}")
+    return replace(scheme, modules={**scheme.modules, **whole})
+
+
+def _stored_shapes(
+    found: Format, checkpoint: Checkpoint, spec: ModelSpec, scheme: QuantizationScheme
+) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape that a checkpoint of this scheme must have; what a container may lack is left out where it does."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in spec.all_tensors().items():
+        module = name.removesuffix(".weight")
+        linear = scheme.modules.get(module)
+        if linear is None or linear.bits == 16:
+            shapes[name] = shape
+            continue
+        for stored, tensor in found.specs(module, (shape[0], shape[1]), linear).items():
+            if stored in checkpoint or stored.rpartition(".")[2] not in found.may_lack:
+                shapes[stored] = tensor.shape
+    return shapes

@@ -47,6 +47,8 @@ class Format(Protocol):
 
     name: str
     quant_method: str
+    # Tensors of a linear (the last part of their names) that other tools leave out, and that `unpack` can do without.
+    may_lack: tuple[str, ...] = ()
 
     def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
         """Why this linear ([out, in]) cannot be stored so; empty when it can."""

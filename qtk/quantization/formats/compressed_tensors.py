@@ -29,6 +29,7 @@ class CompressedTensorsFormat(Format):
 
     name = "compressed-tensors"
     quant_method = "compressed-tensors"
+    may_lack = ("weight_shape",)
 
     def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
         if scheme.bits not in (4, 8):

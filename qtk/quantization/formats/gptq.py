@@ -27,6 +27,7 @@ class GptqFormat(Format):
 
     name = "gptq"
     quant_method = "gptq"
+    may_lack = ("g_idx",)
 
     def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
         if scheme.bits not in (4, 8):

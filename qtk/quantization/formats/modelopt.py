@@ -39,6 +39,7 @@ class ModelOptFormat(Format):
 
     name = "modelopt"
     quant_method = "modelopt"
+    may_lack = ("pre_quant_scale",)
 
     def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
         reasons = []
