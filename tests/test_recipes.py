@@ -145,6 +145,10 @@ def test_all_offending_fields_are_listed_by_their_path(tmp_path) -> None:
     [
         ({"build": None}, "bench.latency: there is no `build`"),
         ({"quantize": None}, "bench.divergence: there is no `quantize`"),
+        (
+            {"build": None, "bench": {"accuracy": {"suite": ["humaneval"]}}},
+            "bench.accuracy: there is no `build`",
+        ),
         ({"merge": {"weight": [1.0, 2.0]}}, "merge.weight: 2 weights for 1 adapters"),
     ],
 )
@@ -268,6 +272,24 @@ def test_a_recipe_without_adapters_or_engines(kitchen, tmp_path) -> None:
     outcome = run_recipe(write(tmp_path / "bare.yaml", content), tmp_path / "run")
     assert done(outcome) == ["quantize", "report"]
     assert "## Latency" not in (tmp_path / "run" / "report" / "report.md").read_text()
+
+
+def test_accuracy_is_a_stage(shared_data, tmp_path) -> None:
+    write_byte_tokenizer(make_tiny(tmp_path / "model", "llama", max_position_embeddings=1024))
+    content = {
+        "name": "graded",
+        "model": "model",
+        "quantize": {"method": "rtn", "group_size": 32},
+        "build": {"max_input_len": 900, "max_output_len": 8, "max_batch_size": 1},
+        "bench": {
+            "accuracy": {"suite": ["humaneval-x:python"], "limit": 2, "data": str(shared_data), "max_new_tokens": 8}
+        },
+    }
+    outcome = run_recipe(write(tmp_path / "graded.yaml", content), tmp_path / "run")
+    assert done(outcome)[-3:] == ["accuracy-float", "accuracy", "report"]
+    text = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "| accuracy-float | humaneval-x | python | 2 | pass@1 |" in text
+    assert "Before and after" in text
 
 
 def test_a_recipe_of_the_schema_has_no_hidden_defaults() -> None:

@@ -85,7 +85,7 @@ def accuracy(out: Path, passed: int) -> None:
         prompt_format="plain",
         decoding={},
         sandbox={"level": "namespaces"},
-        scores=[score_language("humaneval-x", "python", Path("tasks.jsonl"), "0" * 64, tasks, [1])],
+        scores=[score_language("humaneval-x", "python", "tasks.jsonl", "0" * 64, tasks, [1])],
         skipped={"humaneval-x go": "go is not installed"},
         seconds=1.0,
         machine={},
@@ -100,7 +100,7 @@ def test_accuracy_before_and_after(tmp_path) -> None:
     order = [tmp_path / "accuracy-float", tmp_path / "accuracy"]
     text = write_report(order, tmp_path / "report", title="Ours").read_text()
     assert text.startswith("# Ours\n")
-    assert "| accuracy-float | humaneval-x | python | 6 | 83.33 |" in text
+    assert "| accuracy-float | humaneval-x | python | 6 | pass@1 | 83.33 |" in text
     assert "| humaneval-x | python | 83.33 | 50.00 | -33.3 |" in text
     assert "humaneval-x go: go is not installed" in text
     for absent in ("## Latency", "## Engines", "## Sizes", "## Quantization", "None"):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 import qtk
 from qtk.checkpoint.manifest import MANIFEST_NAME, Finding, canonical_digest, file_digest, output_files, verify_chain
 from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
+from qtk.checkpoint.staging import partial_path
 from qtk.errors import InputError, QtkError, listing
 from qtk.progress import note
 from qtk.recipes.schema import Recipe, read_recipe
@@ -166,6 +167,8 @@ def _settle(
     places = {
         name: sources.path(name) if name in sources else run_dir / state.steps[name].directory for name in step.inputs
     }
+    if again:  # what a stopped run left is not wanted either
+        shutil.rmtree(partial_path(out), ignore_errors=True)
     start = time.monotonic()
     step.work(places, out)
     state.steps[step.name] = StepRecord(

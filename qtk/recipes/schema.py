@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qtk.adapters.options import MergeOptions
+from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.divergence import DivergenceOptions
 from qtk.bench.latency import LatencyOptions, parse_shapes
 from qtk.calibration.options import CalibrationOptions
@@ -62,6 +63,19 @@ class LatencyStage(LatencyOptions):
         return shapes
 
 
+class AccuracyStage(AccuracyOptions, ModelOptions):
+    """The options of bench accuracy: what is scored, and how the model is asked. `data` is relative to the recipe."""
+
+    def accuracy_options(self, recipe_dir: Path) -> AccuracyOptions:
+        """The part that says what is scored."""
+        options = AccuracyOptions(**self.model_dump(include=set(AccuracyOptions.model_fields)))
+        return options if options.data is None else options.model_copy(update={"data": recipe_dir / options.data})
+
+    def model_options(self) -> ModelOptions:
+        """The part that says how the model is asked."""
+        return ModelOptions(**self.model_dump(include=set(ModelOptions.model_fields)))
+
+
 class BenchStages(BaseModel):
     """The measurements; one that is left out is not made."""
 
@@ -69,6 +83,7 @@ class BenchStages(BaseModel):
 
     latency: LatencyStage | None = None
     divergence: DivergenceOptions | None = None
+    accuracy: AccuracyStage | None = None
 
 
 class Recipe(BaseModel):
@@ -138,6 +153,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
         found.append("bench.latency: there is no `build`, so there is no engine to measure")
     if recipe.bench.divergence is not None and recipe.quantize is None:
         found.append("bench.divergence: there is no `quantize`, so nothing diverges from the float model")
+    if recipe.bench.accuracy is not None and recipe.build is None:
+        found.append("bench.accuracy: there is no `build`, so there is no engine to ask")
     if recipe.build is not None and recipe.quantize is None and not recipe.build.float_engine:
         found.append("build.float_engine: false, and there is no `quantize`, so there is no engine to build")
     return found

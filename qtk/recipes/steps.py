@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from qtk.checkpoint.staging import partial_path
 from qtk.progress import Progress
 from qtk.recipes.schema import Recipe, beside
 
-STAGES = ("merge", "quantize", "build", "latency", "divergence", "report")
+STAGES = ("merge", "quantize", "build", "latency", "divergence", "accuracy", "report")
 MODEL = "model"  # the name under which steps ask for the recipe's own model
 
 Places = Mapping[str, Path]
@@ -52,6 +53,8 @@ def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[Step]:
     if recipe.bench.divergence is not None:
         measured = ["quantize", *(["build"] if "build" in engines else [])]
         steps += [_divergence(recipe, recipe_dir, model, float_model) for model in measured]
+    if recipe.bench.accuracy is not None:
+        steps += [_accuracy(recipe, recipe_dir, engine) for engine in engines]
     steps.append(_report(recipe, tuple(step.name for step in steps)))
     return steps
 
@@ -149,6 +152,27 @@ def _divergence(recipe: Recipe, recipe_dir: Path, model: str, float_model: str) 
         )
 
     return Step(name, "divergence", name, _dump(stage), (model, float_model), work, _files(recipe_dir, stage.data))
+
+
+def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> Step:
+    stage = recipe.bench.accuracy
+    assert stage is not None
+    name = f"accuracy{engine.removeprefix('build')}"
+
+    def work(places: Places, out: Path) -> None:
+        from qtk.bench.accuracy.run import run_accuracy
+
+        # Answers may cost hours, so those of a stopped run are used again.
+        run_accuracy(
+            stage.accuracy_options(recipe_dir),
+            out,
+            model=places[engine],
+            model_options=stage.model_options(),
+            resume=partial_path(out).exists(),
+            overwrite=True,
+        )
+
+    return Step(name, "accuracy", name, _dump(stage), (engine,), work)
 
 
 def _report(recipe: Recipe, inputs: tuple[str, ...]) -> Step:
