@@ -16,8 +16,9 @@ READY := $(VENV)/.qtk-ready
 MODEL := .qtk/smollm2-135m-instruct
 ADAPTER := .qtk/python-adapter
 RUN := runs/smollm2-135m
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: setup demo test test-slow lint format docs clean
+.PHONY: setup demo test test-slow lint format docs eval-toolchains clean
 
 setup: $(READY)
 
@@ -55,6 +56,13 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What `qtk bench accuracy` runs programs with: Debian and Ubuntu. A language whose tools are absent is named and skipped.
+eval-toolchains:
+	$(SUDO) apt-get install -y bubblewrap g++ libboost-dev libssl-dev default-jdk-headless nodejs \
+		golang-go golang-github-stretchr-testify-dev
+	command -v npm >/dev/null || $(SUDO) apt-get install -y npm
+	$(SUDO) npm install -g js-md5
 
 docs: $(READY)
 	$(BIN)/python docs/generate_cli.py
