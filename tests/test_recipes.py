@@ -226,6 +226,17 @@ def test_a_changed_input_redoes_everything_that_read_it(copied) -> None:
     assert done(outcome) == ["merge", "quantize"]
 
 
+def test_a_calibration_file_lies_beside_the_recipe(kitchen, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir("/")  # not in the directory that qtk was started from
+    (tmp_path / "rows.txt").write_text("def f(x):\n    return x\n" * 40)
+    stage = {"group_size": 32, "samples": 2, "seq_len": 64, "calibration": "rows.txt"}
+    recipe = write(tmp_path / "recipe.yaml", {"name": "own", "model": str(kitchen / "model"), "quantize": stage})
+    assert done(run_recipe(recipe, tmp_path / "run")) == ["quantize", "report"]
+    assert done(run_recipe(recipe, tmp_path / "run", mode="resume")) == []
+    (tmp_path / "rows.txt").write_text("class A:\n    pass\n" * 60)
+    assert done(run_recipe(recipe, tmp_path / "run", mode="resume")) == ["quantize", "report"]
+
+
 def test_a_lost_output_is_made_again(copied) -> None:
     shutil.rmtree(copied / "run" / "engine")
     (copied / "run" / "divergence" / "result.json").unlink()
