@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(1)  # workers run side by side; threads of several spinning on the same cores slow all
+
 TINY = {
     "vocab_size": 320,
     "hidden_size": 128,

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qtk.errors import InputError
+
 
 class CalibrationOptions(BaseModel):
     """Options of the calibration text: shared by the command line, recipes and manifests."""
@@ -17,8 +19,18 @@ class CalibrationOptions(BaseModel):
         description="python-stdlib, a .txt/.jsonl/.parquet file, or a data set id (needs the extra 'datasets').",
     )
     samples: int = Field(128, ge=1, description="Rows of calibration text.")
-    seq_len: int = Field(2048, ge=8, description="Tokens in a row.")
+    seq_len: int | None = Field(
+        None, ge=8, description="Tokens in a row (default: 2048, or the model's context where that is shorter)."
+    )
     chat_format: Literal["model", "codefuse"] = Field(
         "model", description="How conversations are rendered: the model's template, or CodeFuse's <s>human/<s>bot."
     )
     seed: int = Field(0, ge=0, description="Seed of everything random: the choice of rows, tuning.")
+
+    def row_length(self, context: int) -> int:
+        """Tokens in a row for a model of this context length. InputError when more were asked for than the model has."""
+        if self.seq_len is None:
+            return min(2048, context)
+        if self.seq_len > context:
+            raise InputError(f"--seq-len {self.seq_len} is longer than the model's context of {context} tokens.")
+        return self.seq_len

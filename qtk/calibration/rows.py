@@ -43,14 +43,14 @@ class TokenRows:
         )
 
 
-def calibration_rows(tokenizer: TextTokenizer, options: CalibrationOptions) -> TokenRows:
-    """At most `options.samples` rows of at most `options.seq_len` tokens. InputError when the source holds no text."""
+def calibration_rows(tokenizer: TextTokenizer, options: CalibrationOptions, seq_len: int) -> TokenRows:
+    """At most `options.samples` rows of at most `seq_len` tokens. InputError when the source holds no text."""
     rows = pack_rows(
-        samples(options.calibration, options.seed), tokenizer, options.samples, options.seq_len, options.chat_format
+        samples(options.calibration, options.seed), tokenizer, options.samples, seq_len, options.chat_format
     )
     if not rows:
         raise InputError(f"{options.calibration} holds no calibration text.")
-    return as_token_rows(rows, options.seq_len)
+    return as_token_rows(rows, seq_len)
 
 
 def as_token_rows(rows: list[list[int]], seq_len: int) -> TokenRows:

@@ -24,6 +24,7 @@ from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.rtn import rtn
 
 _SAMPLE_TOKENS = 512  # tokens on which the log's errors are measured
+_OUTLIER_NORM = 3.0  # a token weighs at most as if its norm were this many times the median
 Inputs = Iterator[tuple[slice, list[torch.Tensor]]]
 
 
@@ -203,6 +204,8 @@ class BlockQuantizer:
         for chunk, xs in inputs:
             keep = self._keep(chunk)
             flat = [x.reshape(-1, size) if keep is None else x[keep] for x in xs]
+            bound = _outlier_bound(flat[0])
+            flat = [x * bound for x in flat]
             H += (flat[0].t() @ flat[0]).float()
             if C is not None:
                 C += ((flat[1] - flat[0]).t() @ flat[0]).float()
@@ -234,6 +237,17 @@ class BlockQuantizer:
 
     def _keep(self, chunk: slice) -> torch.Tensor | None:
         return None if self.rows.keep is None else self.rows.keep[chunk].to(self.device)
+
+
+def _outlier_bound(x: torch.Tensor) -> torch.Tensor:
+    """[tokens, 1] factors that bring each token of x [tokens, in] down to _OUTLIER_NORM times the median norm.
+
+    The first tokens of a text can carry activations a hundred times as large as all others (attention sinks, Sun et al.,
+    2024, arXiv:2402.17762). Unbounded, their error is all that H and C speak of, and the correction spoils every other
+    token for their sake.
+    """
+    norms = x.float().norm(dim=-1, keepdim=True)
+    return (_OUTLIER_NORM * norms.median() / norms.clamp_min(1e-30)).clamp_max(1.0).to(x.dtype)
 
 
 def _output_error(W: torch.Tensor, linear: QuantizedLinear, statistics: Statistics) -> torch.Tensor:

@@ -32,7 +32,8 @@ class QuantizeOptions(BaseModel):
         description="Container: gptq, awq, modelopt, compressed-tensors or gguf. auto is what the target reads, else gptq.",
     )
     gpu: str | None = Field(
-        None, description="GPU that the model is for (see `qtk gpus`): decides what is auto, refuses what it cannot run."
+        None,
+        description="GPU that the model is for (see `qtk gpus`): decides what is auto, refuses what it cannot run.",
     )
     backend: str = Field(
         "auto",

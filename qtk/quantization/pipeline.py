@@ -109,11 +109,7 @@ def quantize_model(
 def _calibration(
     checkpoint: Checkpoint, spec: ModelSpec, options: CalibrationOptions, recorder: ManifestRecorder
 ) -> TokenRows:
-    if options.seq_len > spec.max_positions:
-        raise InputError(
-            f"--seq-len {options.seq_len} is longer than the model's context of {spec.max_positions} tokens."
-        )
-    rows = calibration_rows(TextTokenizer(checkpoint.path), options)
+    rows = calibration_rows(TextTokenizer(checkpoint.path), options, options.row_length(spec.max_positions))
     if int(rows.tokens.max()) >= spec.vocab_size:
         raise InputError(
             f"{checkpoint.path}: its tokenizer gives id {int(rows.tokens.max())}, its vocabulary ends at {spec.vocab_size - 1}."

@@ -1,0 +1,198 @@
+"""qtk quantize on tiny models: what is written, what it costs, what is refused; through the real command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import VARIANTS
+
+from qtk.calibration.options import CalibrationOptions
+from qtk.checkpoint.reader import Checkpoint
+from qtk.errors import InputError
+from qtk.models import forward
+from qtk.models.registry import model_spec
+from qtk.models.tokenizer import TextTokenizer
+from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.pipeline import LOG_NAME, quantize_model
+from qtk.quantization.quantized_linear import QuantizedLinear
+
+SMALL = CalibrationOptions(samples=16, seq_len=64)
+
+
+def logits(model: Path, tokens: torch.Tensor) -> torch.Tensor:
+    weights = ModelWeights.open(model)
+    spec = weights.spec
+    cos, sin = spec.rope.tables(spec.head_dim, tokens.shape[1])
+    hidden = weights.embed(tokens, torch.float32)
+    for layer in range(spec.num_layers):
+        mask = forward.attention_mask(tokens.shape[1], None, spec.windows[layer])
+        hidden = forward.block_forward(spec, weights.block(layer, torch.float32), hidden, cos, sin, mask=mask)
+    return forward.rms_norm(hidden, weights.final_norm(), spec.rms_norm_eps) @ weights.lm_head(torch.float32).T
+
+
+def divergence(reference: Path, model: Path) -> float:
+    text = Path(__file__).read_text()[:512]  # code, as the calibration text is, but none of it
+    tokens = torch.tensor(TextTokenizer(reference).encode(text)[:256]).view(4, 64)
+    p, q = (logits(m, tokens).log_softmax(-1) for m in (reference, model))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_architecture_is_quantized_and_read_back(tiny, tmp_path, variant: str) -> None:
+    report = quantize_model(tiny(variant), tmp_path / "out", QuantizeOptions(), SMALL)
+    source, written = Checkpoint(tiny(variant)), ModelWeights.open(tmp_path / "out")
+    spec = model_spec(source)
+    assert report.linears == 7 * spec.num_layers
+    assert report.group_size == 128
+    assert report.fell_back_to_rtn == []
+    assert report.quantized_bytes < 0.55 * report.float_bytes
+    for name, _ in spec.all_linears():
+        linear = written.linear(name)
+        assert isinstance(linear, QuantizedLinear)
+        assert f"{name}.weight" not in written.checkpoint
+    untouched = [
+        n
+        for n in spec.all_tensors()
+        if n.removesuffix(".weight") not in written.scheme.modules or n == "lm_head.weight"
+    ]
+    assert all(torch.equal(source.tensor(n), written.checkpoint.tensor(n)) for n in untouched)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tiny(variant) / "tokenizer.json").read_bytes()
+    assert divergence(tiny(variant), tmp_path / "out") < 0.2
+
+
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("group", [32, 64])
+def test_gptq_is_closer_than_rtn_and_effort_pays(tiny, tmp_path, sym: bool, group: int) -> None:
+    found = {}
+    for name, options in {
+        "rtn": QuantizeOptions(method="rtn", group_size=group, sym=sym),
+        "fast": QuantizeOptions(effort="fast", group_size=group, sym=sym),
+        "default": QuantizeOptions(group_size=group, sym=sym),
+    }.items():
+        quantize_model(tiny("llama"), tmp_path / name, options, CalibrationOptions(samples=64, seq_len=128))
+        found[name] = divergence(tiny("llama"), tmp_path / name)
+    assert found["fast"] < found["rtn"]
+    assert found["default"] < found["rtn"]
+
+
+def test_padding_never_enters_the_hessian(tiny, tmp_path) -> None:
+    """The same conversations in rows of 64 and of 100 tokens give the same codes: what is padding differs, nothing else."""
+    lines = [json.dumps({"messages": [{"role": "user", "content": "x = " + "abc" * (i % 5 + 1)}]}) for i in range(40)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    for seq_len in (64, 100):
+        calibration = CalibrationOptions(calibration=str(tmp_path / "chat.jsonl"), samples=40, seq_len=seq_len)
+        quantize_model(tiny("qwen2"), tmp_path / str(seq_len), QuantizeOptions(effort="fast"), calibration)
+    short, long = (ModelWeights.open(tmp_path / str(n)) for n in (64, 100))
+    for name, _ in short.spec.all_linears():
+        same = (short.linear(name).codes == long.linear(name).codes).float().mean()
+        assert same > 0.97, name  # products of other shapes round otherwise; padding in a Hessian would change far more
+
+
+def test_log_has_a_line_for_every_linear(tiny, tmp_path) -> None:
+    quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(), SMALL)
+    lines = [json.loads(line) for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
+    assert [line["layer"] for line in lines][:2] == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.self_attn.k_proj",
+    ]
+    assert len(lines) == 21
+    for line in lines:
+        assert 0 <= line["error_after"] < line["error_before"] < 1
+        assert line["damping"] == 0.01
+        assert line["seconds"] > 0
+        assert line["peak_memory_bytes"] > 10**7
+
+
+def test_spilled_activations_give_the_same_codes(tiny, tmp_path) -> None:
+    for name, memory in (("memory", None), ("disk", 1e-6)):
+        report = quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(memory=memory), SMALL)
+        assert (report.spilled_bytes > 0) == (memory is not None)
+    assert (tmp_path / "memory/model.safetensors").read_bytes() == (tmp_path / "disk/model.safetensors").read_bytes()
+    assert not list((tmp_path / "disk").glob(".calibration*"))
+
+
+def test_overrides_and_an_8_bit_head(tiny, tmp_path) -> None:
+    override = ("*.mlp.down_proj=bits:8,group:32", "model.layers.0.*=bits:16")
+    quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(override=override, lm_head_bits="8"), SMALL)
+    written = ModelWeights.open(tmp_path / "out")
+    assert isinstance(written.linear("model.layers.0.mlp.down_proj"), torch.Tensor)
+    down = written.linear("model.layers.1.mlp.down_proj")
+    assert (down.bits, down.group_size) == (8, 32)
+    head = written.linear("lm_head")
+    assert head.bits == 8
+    source = Checkpoint(tiny("llama")).tensor("lm_head.weight").float()
+    assert (head.dequantize() - source).abs().max() < 0.02 * source.abs().max()
+
+
+def test_group_that_does_not_divide_lists_all_layers(tiny, tmp_path, run_qtk) -> None:
+    from conftest import make_tiny, write_byte_tokenizer
+
+    model = make_tiny(tmp_path / "odd", "llama", hidden_size=192, num_attention_heads=6)
+    write_byte_tokenizer(model)
+    answer = run_qtk("quantize", model, "-o", tmp_path / "out", "--group-size", 128)
+    assert answer.returncode == 2
+    assert answer.stderr.count("192 inputs, group 128") == 6 * 3
+    assert "--group-size 64 divides them all" in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--bits", "3"], "3 bits are not supported"),
+        (["--group-size", "48"], "48 is not supported"),
+        (["--format", "exl9"], "not known"),
+        (["--override", "*.q_proj=bits:8"], "fuse must be stored alike"),
+        (["--override", "*.nothing=bits:8"], "no module matches"),
+        (["--override", "*=bits:5"], "settings are"),
+        (["--seq-len", "4096"], "longer than the model's context of 512"),
+        (["--calibration", "absent.txt"], "absent.txt"),
+    ],
+)
+def test_bad_options_end_before_any_work(tiny, tmp_path, run_qtk, words: list[str], complaint: str) -> None:
+    answer = run_qtk("quantize", tiny("llama"), "-o", tmp_path / "out", *words)
+    assert answer.returncode == 2, answer.stderr
+    assert complaint in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantized_model_is_refused(tiny, tmp_path) -> None:
+    quantize_model(tiny("llama"), tmp_path / "a", QuantizeOptions(method="rtn"), SMALL)
+    with pytest.raises(InputError, match="quantized already"):
+        quantize_model(tmp_path / "a", tmp_path / "b", QuantizeOptions(), SMALL)
+
+
+def test_too_few_tokens_warn_with_the_figure(tiny, tmp_path, run_qtk) -> None:
+    answer = run_qtk("quantize", tiny("llama"), "-o", tmp_path / "out", "--samples", 2, "--seq-len", 16)
+    assert answer.returncode == 0, answer.stderr
+    assert "32 calibration tokens for linears of up to 256 inputs" in answer.stderr
+
+
+def test_command_line_prints_one_json_result(tiny, tmp_path, run_qtk) -> None:
+    answer = run_qtk("quantize", tiny("llama-tied"), "-o", tmp_path / "out", "--samples", 8, "--seq-len", 64, "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["linears"] == 21
+    assert run_qtk("verify", tmp_path / "out").returncode == 0
+
+
+def test_interrupted_run_leaves_nothing(tiny, tmp_path) -> None:
+    import signal
+    import subprocess
+    import sys
+
+    words = [tiny("llama"), "-o", tmp_path / "out", "--samples", 512, "--seq-len", 512]
+    process = subprocess.Popen([sys.executable, "-m", "qtk", "quantize", *map(str, words)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out.partial").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
