@@ -62,7 +62,8 @@ for name in sorted(stored):
         if module.endswith("o_proj"):
             nodes.append(helper.make_node("AttentionPlugin", ["x"], [module + ".a"], domain="trt_edgellm"))
 x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 4])
-graph = helper.make_graph(nodes, "m", [x], [x], kept)
+positions = helper.make_tensor_value_info("positions", TensorProto.INT32, ["n"])
+graph = helper.make_graph(nodes, "m", [x, positions], [x], kept)
 out = pathlib.Path(sys.argv[-1]) / "llm"
 out.mkdir(parents=True)
 onnx.save(helper.make_model(graph), out / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
