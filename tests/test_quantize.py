@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -182,17 +185,53 @@ def test_command_line_prints_one_json_result(tiny, tmp_path, run_qtk) -> None:
     assert run_qtk("verify", tmp_path / "out").returncode == 0
 
 
-def test_interrupted_run_leaves_nothing(tiny, tmp_path) -> None:
-    import signal
-    import subprocess
-    import sys
+def start_and_kill_after_a_block(out: Path, words: list[object], number: int) -> None:
+    """Starts qtk quantize and sends a signal as soon as the first block is saved."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qtk", "quantize", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (out.with_name(out.name + ".partial") / ".calibration/state.json").is_file():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    assert process.wait(60) in (130, -signal.SIGKILL)
+    process.stderr.close()
+    assert not out.exists()
 
-    words = [tiny("llama"), "-o", tmp_path / "out", "--samples", 512, "--seq-len", 512]
-    process = subprocess.Popen([sys.executable, "-m", "qtk", "quantize", *map(str, words)], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out.partial").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert not (tmp_path / "out").exists()
-    shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_resumed_run_gives_the_same_bits(tmp_path, run_qtk, number: int) -> None:
+    from conftest import make_tiny, write_byte_tokenizer
+
+    model = make_tiny(tmp_path / "model", "llama", num_hidden_layers=12)
+    write_byte_tokenizer(model)
+    words = ["--samples", 64, "--seq-len", 128, "--group-size", 32]
+    assert run_qtk("quantize", model, "-o", tmp_path / "whole", *words).returncode == 0
+    start_and_kill_after_a_block(tmp_path / "out", [model, "-o", tmp_path / "out", *words], number)
+    refused = run_qtk("quantize", model, "-o", tmp_path / "out", *words, "--asym", "--resume")
+    assert refused.returncode == 2
+    assert "cannot be resumed" in refused.stderr
+    resumed = run_qtk("quantize", model, "-o", tmp_path / "out", *words, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resumed after block" in resumed.stderr
+    files = ("model.safetensors", "config.json")
+    assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "out" / f).read_bytes() for f in files)
+    layers = [json.loads(line)["layer"] for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
+    assert layers == [json.loads(line)["layer"] for line in (tmp_path / "whole" / LOG_NAME).read_text().splitlines()]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out", "whole"]
+
+
+def test_damaged_weights_are_named_and_leave_nothing(tiny, tmp_path, run_qtk) -> None:
+    import safetensors.torch
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llama"), model)
+    tensors = safetensors.torch.load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = float("nan")
+    safetensors.torch.save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    answer = run_qtk("quantize", model, "-o", tmp_path / "out", "--samples", 8, "--seq-len", 64)
+    assert answer.returncode == 2
+    assert "model.layers.0.mlp.up_proj.weight holds 1 NaN or Inf" in answer.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

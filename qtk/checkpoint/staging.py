@@ -20,12 +20,14 @@ def partial_path(out: Path) -> Path:
 
 
 @contextmanager
-def staged_directory(out: Path, *, overwrite: bool = False, resumable: bool = False) -> Iterator[Path]:
+def staged_directory(
+    out: Path, *, overwrite: bool = False, resumable: bool = False, fresh: bool = False
+) -> Iterator[Path]:
     """Yields a directory to write into, and renames it to `out` when the block ends without an error.
 
     An existing `out` is refused (InputError) unless `overwrite`, and even then it stands until the new one is
-    complete. After an error the unfinished directory is removed, or kept for `--resume` when `resumable`; a
-    resumable run finds what an earlier one left there. Two runs at once on one `out` are refused.
+    complete. After an error the unfinished directory is removed, or kept for `--resume` when `resumable`; a resumable
+    run finds what an earlier one left there, unless `fresh`. Two runs at once on one `out` are refused.
     """
     out = Path(os.path.abspath(out))
     if out.exists() and not overwrite:
@@ -39,7 +41,7 @@ def staged_directory(out: Path, *, overwrite: bool = False, resumable: bool = Fa
     partial = partial_path(out)
     lock = _lock(partial)
     try:
-        if partial.exists() and not resumable:
+        if partial.exists() and (fresh or not resumable):
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
         try:

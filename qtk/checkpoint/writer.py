@@ -126,16 +126,15 @@ class CheckpointWriter:
         """Says that these tensors are complete (written by rows, or before a resume)."""
         self._missing.difference_update(names)
 
-    def sync(self) -> None:
-        """Flushes what was written to the disk: what `--resume` may then rely on."""
-        for fd in self._fds:
-            os.fsync(fd)
+    @property
+    def descriptors(self) -> list[int]:
+        """The open files: for whoever keeps a resumable state and decides when to flush."""
+        return list(self._fds)
 
     def close(self) -> None:
-        """Flushes and closes the files. A tensor that was laid out but never written is a bug."""
+        """Closes the files. A tensor that was laid out but never written is a bug."""
         if self._missing:
             raise ValueError(f"laid out but never written: {sorted(self._missing)[:5]}")
-        self.sync()
         self.abandon()
 
     def abandon(self) -> None:

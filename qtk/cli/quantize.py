@@ -20,9 +20,12 @@ from qtk.quantization.options import QuantizeOptions
 @options_from(QuantizeOptions)
 @options_from(CalibrationOptions)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output directory once the new one is complete.")
+@click.option("--resume", is_flag=True, help="Go on after the last finished block of a run that was stopped.")
 @click.option("--verbose", is_flag=True, help="Print the table of all layers as well.")
 @json_option
-def command(model: Path, output: Path, overwrite: bool, verbose: bool, as_json: bool, **values: Any) -> None:
+def command(
+    model: Path, output: Path, overwrite: bool, resume: bool, verbose: bool, as_json: bool, **values: Any
+) -> None:
     """Quantize a float model to INT4.
 
     \b
@@ -35,7 +38,12 @@ def command(model: Path, output: Path, overwrite: bool, verbose: bool, as_json: 
 
     require_valid(values, QuantizeOptions, CalibrationOptions)
     report = quantize_model(
-        model, output, build(QuantizeOptions, values), build(CalibrationOptions, values), overwrite=overwrite
+        model,
+        output,
+        build(QuantizeOptions, values),
+        build(CalibrationOptions, values),
+        overwrite=overwrite,
+        resume=resume,
     )
 
     def show(console: Console) -> None:

@@ -60,14 +60,15 @@ class RowStore:
         while done < len(data):
             done += os.pwrite(self._fd, data[done:], rows.start * self._row_bytes + done)
 
-    def save(self, path: Path) -> None:
-        """Copies the activations into a file that appears only when it is complete."""
+    def save(self, path: Path, *, flush: bool) -> None:
+        """Copies the activations into a file that appears only when it is complete; flushed to the disk on demand."""
         unfinished = path.with_suffix(".unfinished")
         with open(unfinished, "wb") as out:
             for rows in self.chunks():
                 out.write(memoryview(self.read(rows).contiguous().view(torch.uint8).numpy().reshape(-1)))  # type: ignore[arg-type]
-            out.flush()
-            os.fsync(out.fileno())
+            if flush:
+                out.flush()
+                os.fsync(out.fileno())
         os.rename(unfinished, path)
 
     def load(self, path: Path) -> None:

@@ -92,7 +92,7 @@ class BlockQuantizer:
     ) -> None:
         self.spec, self.rows, self.budget, self.device = spec, rows, budget, device
         self.quantized, self.float_stream = quantized, float_stream
-        self._streams = [quantized] if float_stream is None else [quantized, float_stream]
+        self.streams = [quantized] if float_stream is None else [quantized, float_stream]
 
     def quantize(
         self, layer: int, weights: dict[str, torch.Tensor], schemes: Mapping[str, LinearScheme]
@@ -100,7 +100,7 @@ class BlockQuantizer:
         """weights: block `layer` as stored, by name below its prefix. schemes: linear names -> scheme (bits 16: left
         alone). Returns the quantized linears and their records; the streams then hold the block's outputs."""
         dtype = self.quantized.hidden.dtype
-        for stream in self._streams:
+        for stream in self.streams:
             stream.weights = {name: weight.to(dtype) for name, weight in weights.items()}
         results: dict[str, QuantizedLinear] = {}
         records: list[LayerRecord] = []
@@ -124,17 +124,17 @@ class BlockQuantizer:
 
         def attention_inputs() -> Inputs:
             return self._each(
-                lambda s, x: forward.attention_input(spec, s.weights, x), [s.hidden for s in self._streams]
+                lambda s, x: forward.attention_input(spec, s.weights, x), [s.hidden for s in self.streams]
             )
 
         def mlp_inputs() -> Inputs:
-            return self._each(lambda s, x: forward.mlp_input(spec, s.weights, x), [s.hidden for s in self._streams])
+            return self._each(lambda s, x: forward.mlp_input(spec, s.weights, x), [s.hidden for s in self.streams])
 
         quantize_set("attention_input", attention_inputs)
         values = self._stores(spec.num_heads * spec.head_dim)
         for chunk, xs in attention_inputs():
             mask = forward.attention_mask(xs[0].shape[1], self._keep(chunk), window, self.device)
-            for stream, store, x in zip(self._streams, values, xs, strict=True):
+            for stream, store, x in zip(self.streams, values, xs, strict=True):
                 y = forward.attention_output(spec, stream.weights, x, self.rows.cos, self.rows.sin, mask=mask)
                 store.write(chunk, y.cpu())
         quantize_set("attention_output", lambda: self._each(lambda s, x: x, values))
@@ -142,7 +142,7 @@ class BlockQuantizer:
         quantize_set("mlp_input", mlp_inputs)
         values = self._stores(spec.intermediate_size)
         for chunk, xs in mlp_inputs():
-            for stream, store, x in zip(self._streams, values, xs, strict=True):
+            for stream, store, x in zip(self.streams, values, xs, strict=True):
                 store.write(chunk, forward.mlp_hidden(stream.weights, x).cpu())
         quantize_set("mlp_hidden", lambda: self._each(lambda s, x: x, values))
         self._add("mlp.down_proj", values)
@@ -217,19 +217,19 @@ class BlockQuantizer:
 
     def _add(self, name: str, values: list[RowStore]) -> None:
         """hidden += linear(values) in every stream, and frees values."""
-        for stream, store in zip(self._streams, values, strict=True):
+        for stream, store in zip(self.streams, values, strict=True):
             for chunk in store.chunks():
                 y = forward.linear(stream.weights, name, self._read(store, chunk))
                 stream.hidden.write(chunk, (self._read(stream.hidden, chunk) + y).cpu())
             self.budget.release(store)
 
     def _stores(self, width: int) -> list[RowStore]:
-        return [self.budget.store(*s.hidden.shape[:2], width, s.hidden.dtype) for s in self._streams]
+        return [self.budget.store(*s.hidden.shape[:2], width, s.hidden.dtype) for s in self.streams]
 
     def _each(self, function: Callable[[Stream, torch.Tensor], torch.Tensor], stores: list[RowStore]) -> Inputs:
         """Chunk by chunk, the function of what each stream's store holds."""
         for chunk in stores[0].chunks():
-            pairs = zip(self._streams, stores, strict=True)
+            pairs = zip(self.streams, stores, strict=True)
             yield chunk, [function(stream, self._read(store, chunk)) for stream, store in pairs]
 
     def _read(self, store: RowStore, chunk: slice) -> torch.Tensor:

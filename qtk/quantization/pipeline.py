@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -15,6 +16,7 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
+import qtk
 from qtk.calibration.options import CalibrationOptions
 from qtk.calibration.rows import TokenRows, calibration_rows
 from qtk.checkpoint.manifest import ManifestRecorder
@@ -34,12 +36,13 @@ from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.resume import ResumeState
 from qtk.quantization.rtn import rtn
 from qtk.quantization.scheme import LM_HEAD_MODULE, resolve_scheme
 from qtk.quantization.target_settings import for_target, require_target
 
 LOG_NAME = "quantization-log.jsonl"
-_WORK = ".calibration"  # spilled activations, removed before the directory is complete
+_WORK = ".calibration"  # spilled activations and what a stopped run leaves; removed before the directory is complete
 
 
 class QuantizeReport(BaseModel):
@@ -75,8 +78,12 @@ def quantize_model(
     calibration: CalibrationOptions,
     *,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> QuantizeReport:
     """Quantizes the model directory `model` into the new directory `out`.
+
+    A run that is stopped leaves `out`.partial behind, from which `resume` goes on after the last finished block, to the
+    same weights bit for bit.
 
     Raises InputError before any work for an unknown architecture, a model that is quantized already, settings that do
     not fit (all offenders listed) or calibration text that cannot be used; MachineError for a disk without room.
@@ -94,16 +101,35 @@ def quantize_model(
     require_target(options, spec, scheme)
     device = _device(options.device)
     limit_threads(options.threads)
-    with staged_directory(out, overwrite=overwrite) as work, PeakMemory() as memory, torch.inference_mode():
-        recorder = ManifestRecorder("quantized-model", {**options.model_dump(), **calibration.model_dump()})
-        recorder.add_input("model", model, checkpoint.files)
-        rows = None if options.method == "rtn" else _calibration(checkpoint, spec, calibration, recorder)
-        run = _Run(checkpoint, spec, scheme, container, options, rows, device, work)
-        report = run.quantize(memory, out)
+    recorder = ManifestRecorder("quantized-model", {**options.model_dump(), **calibration.model_dump()})
+    recorder.add_input("model", model, checkpoint.files)
+    rows = None if options.method == "rtn" else _calibration(checkpoint, spec, calibration, recorder)
+    staged = staged_directory(out, overwrite=overwrite, resumable=True, fresh=not resume)
+    with staged as work, PeakMemory() as memory, torch.inference_mode():
+        state = ResumeState(work / _WORK, _deciding_facts(checkpoint, options, rows))
+        run = _Run(checkpoint, spec, scheme, container, options, rows, device, work, state)
+        try:
+            report = run.quantize(memory, out)
+        except BaseException:
+            if state.blocks == 0:  # nothing worth resuming
+                shutil.rmtree(work, ignore_errors=True)
+            raise
         (work / LOG_NAME).write_text("".join(json.dumps(line) + "\n" for line in run.log), encoding="utf-8")
         recorder.notes |= {"report": report.model_dump(), "resolved_group_size": scheme.default.group_size}
         recorder.write(work, out, report.peak_memory_bytes)
     return report
+
+
+def _deciding_facts(checkpoint: Checkpoint, options: QuantizeOptions, rows: TokenRows | None) -> dict[str, Any]:
+    """What decides the weights to the last bit: what a resumed run must have in common with the one that was stopped."""
+    tokens = b"" if rows is None else rows.tokens.numpy().tobytes() + rows.lengths.numpy().tobytes()
+    return {
+        "options": options.model_dump(),
+        "model": [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in checkpoint.files],
+        "tokens": hashlib.sha256(tokens).hexdigest(),
+        "threads": torch.get_num_threads(),
+        "versions": [qtk.__version__, torch.__version__],
+    }
 
 
 def _calibration(
@@ -138,6 +164,7 @@ class _Run:
         rows: TokenRows | None,
         device: torch.device,
         work: Path,
+        state: ResumeState,
     ) -> None:
         self.checkpoint, self.spec, self.scheme, self.container = checkpoint, spec, scheme, container
         self.options, self.rows, self.device, self.work = options, rows, device, work
@@ -145,22 +172,31 @@ class _Run:
         self.compute_dtype = (
             (fast_matmul_dtype() if device.type == "cpu" else torch.bfloat16) if rows else torch.float32
         )
-        self.log: list[dict[str, Any]] = []
+        self.state = state
+        self.log: list[dict[str, Any]] = list(state.log)
 
     def quantize(self, memory: PeakMemory, out: Path) -> QuantizeReport:
         """Writes the whole checkpoint into the work directory."""
         start = time.monotonic()
         limit = self.options.memory * 1e9 if self.options.memory else psutil.virtual_memory().total / 4
         budget = ActivationBudget(int(limit), self.work / _WORK)
-        with CheckpointWriter(self.work, self._output_specs()) as writer:
+        done = self.state.blocks
+        with CheckpointWriter(self.work, self._output_specs(), resume=done > 0) as writer:
             self._copy_float_tensors(writer)
             quantizer = self._block_quantizer(budget)
-            with Progress("quantize", self.spec.num_layers, "block") as progress:
-                for layer in range(self.spec.num_layers):
+            streams = [stream.hidden for stream in quantizer.streams] if quantizer else []
+            if done:
+                self.state.load(streams)
+                finished = tuple(self.spec.block_prefix(layer) for layer in range(done))
+                writer.mark_written(*(name for name in writer.specs if name.startswith(finished)))
+                note(f"Resumed after block {done} of {self.spec.num_layers}.")
+            with Progress("quantize", self.spec.num_layers - done, "block") as progress:
+                for layer in range(done, self.spec.num_layers):
                     records = self._quantize_block(layer, quantizer, writer)
                     self._log(records, memory)
+                    self.state.save(layer + 1, streams, self.log, writer.descriptors)
                     progress.advance(1, _summary(records))
-        shutil.rmtree(self.work / _WORK, ignore_errors=True)
+        self.state.remove()
         self._write_config()
         return self._report(out, time.monotonic() - start, memory, budget)
 
