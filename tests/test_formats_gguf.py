@@ -152,7 +152,10 @@ LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-TEXT = "def f(x1234):\n\t\treturn  x1234 ** 2  # it's 'fine'\r\n\r\nélan vital 99 I'LL Ünïcode!?\n   end "
+DEEPSEEK_SPLITS = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+")
+TEXT = (
+    "def f(x1234):\n\t\treturn  x1234 ** 2  # it's 'fine'\r\n\r\nélan vital 99 I'LL Ünïcode!?\n   end 深度求索 한국어 "
+)
 
 
 def trained_tokenizer(directory: Path, kind: str) -> None:
@@ -161,12 +164,20 @@ def trained_tokenizer(directory: Path, kind: str) -> None:
 
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    pattern = {"llama-bpe": LLAMA3_SPLIT, "qwen2": LLAMA3_SPLIT.replace("{1,3}", "")}.get(kind)
-    steps = {"gpt-2": [whole], "smollm": [pre_tokenizers.Digits(individual_digits=True), whole]}.get(kind)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+
+    def split(pattern: str):
+        return pre_tokenizers.Split(Regex(pattern), "isolated")
+
+    steps = {
+        "gpt-2": [whole],
+        "smollm": [digits, whole],
+        "llama-bpe": [split(LLAMA3_SPLIT), plain],
+        "qwen2": [split(LLAMA3_SPLIT.replace("{1,3}", "")), plain],
+        "deepseek-coder": [*map(split, DEEPSEEK_SPLITS), digits, plain],
+    }[kind]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        steps or [pre_tokenizers.Split(Regex(str(pattern)), "isolated"), plain]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
@@ -178,7 +189,7 @@ def trained_tokenizer(directory: Path, kind: str) -> None:
     tokenizer.save(str(directory / "tokenizer.json"))
 
 
-@pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-coder"])
 def test_llama_cpp_tokenizes_alike(tmp_path, kind: str) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama_cpp is not installed")
     from tokenizers import Tokenizer

@@ -17,12 +17,23 @@ _QWEN2 = (
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
+# The eastern scripts that the tokenizers of DeepSeek-Coder keep together, written as they and llama.cpp write them.
+_EASTERN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+
 # How a tokenizer splits text before BPE, as `_signature` writes it -> what llama.cpp calls that.
 _PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
     ("bytes split",): "gpt-2",
     ("digits", "bytes split"): "smollm",
     (f"split {_LLAMA3}", "bytes"): "llama-bpe",
     (f"split {_QWEN2}", "bytes"): "qwen2",
+    (
+        "split [\r\n]",
+        r"split \s?\p{L}+",
+        r"split \s?\p{P}+",
+        f"split {_EASTERN}",
+        "digits",
+        "bytes",
+    ): "deepseek-coder",
 }
 
 
@@ -91,7 +102,7 @@ def _pre_tokenizer(path: Path, content: dict[str, Any]) -> str:
         kind = f"{model.get('type')}{' with byte fallback' if model.get('byte_fallback') else ''}"
         raise InputError(f"{path}: a {kind} tokenizer; qtk writes byte-level BPE tokenizers into GGUF files only.")
     signature = _signature(content.get("pre_tokenizer"))
-    normalizer = (content.get("normalizer") or {}).get("type")
+    normalizer = _normalizer(content.get("normalizer"))
     if normalizer not in (None, "NFC") or signature not in _PRE_TOKENIZERS:
         raise InputError(
             f"{path}: qtk does not know what llama.cpp calls a tokenizer that splits text by {list(signature)}"
@@ -99,6 +110,12 @@ def _pre_tokenizer(path: Path, content: dict[str, Any]) -> str:
             f"it knows those of {', '.join(_PRE_TOKENIZERS.values())}. Choose another --format."
         )
     return _PRE_TOKENIZERS[signature]
+
+
+def _normalizer(node: dict[str, Any] | None) -> str | None:
+    """The kind of a normalizer; None for none, which some tokenizers write as an empty sequence."""
+    kind = None if node is None else str(node.get("type"))
+    return None if kind == "Sequence" and node is not None and not node.get("normalizers") else kind
 
 
 def _signature(node: dict[str, Any] | None) -> tuple[str, ...]:
