@@ -278,6 +278,45 @@ def test_a_failing_step_is_named_and_what_was_done_is_kept(copied) -> None:
     assert done(run_recipe(write(copied / "recipe.yaml", TINY), copied / "run", mode="resume")) == []
 
 
+def test_a_stopped_step_is_gone_on_with_only_on_the_same_terms(kitchen, tmp_path, monkeypatch) -> None:
+    from qtk.quantization.block import BlockQuantizer
+
+    def stop_at(layer_to_stop: int) -> None:
+        real = BlockQuantizer.quantize
+
+        def quantize(self, layer, *rest):
+            calls.append(layer)
+            if layer == layer_to_stop:
+                raise KeyboardInterrupt
+            return real(self, layer, *rest)
+
+        monkeypatch.setattr(BlockQuantizer, "quantize", quantize)
+
+    calls: list[int] = []
+    content = {"name": "own", "model": str(kitchen / "model"), "quantize": TINY["quantize"]}
+    recipe = write(tmp_path / "recipe.yaml", content)
+    stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    calls.clear()
+    stop_at(99)
+    assert done(run_recipe(recipe, tmp_path / "run", mode="resume")) == ["quantize", "report"]
+    assert calls == [2]
+    monkeypatch.undo()
+    stop_at(1)
+    other = {**content, "quantize": {**TINY["quantize"], "samples": 3}}
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(write(recipe, other), tmp_path / "run", mode="resume")
+    monkeypatch.undo()
+    calls.clear()
+    stop_at(99)
+    run_recipe(
+        write(recipe, {**content, "quantize": {**TINY["quantize"], "samples": 4}}), tmp_path / "run", mode="resume"
+    )
+    assert calls == [0, 1, 2]
+
+
 def test_a_recipe_without_adapters_or_engines(kitchen, tmp_path) -> None:
     content = {"name": "bare", "model": str(kitchen / "model"), "quantize": {"method": "rtn", "group_size": 32}}
     outcome = run_recipe(write(tmp_path / "bare.yaml", content), tmp_path / "run")

@@ -167,10 +167,14 @@ def _settle(
     places = {
         name: sources.path(name) if name in sources else run_dir / state.steps[name].directory for name in step.inputs
     }
-    if again:  # what a stopped run left is not wanted either
+    resume = not again and state.begun.get(step.name) == digest and partial_path(out).is_dir()
+    if not resume:  # what a run on other terms left is of no use
         shutil.rmtree(partial_path(out), ignore_errors=True)
+    state.begun[step.name] = digest
+    state.save(run_dir)
     start = time.monotonic()
-    step.work(places, out)
+    step.work(places, out, resume)
+    del state.begun[step.name]
     state.steps[step.name] = StepRecord(
         stage=step.stage,
         directory=step.directory,

@@ -34,10 +34,11 @@ class SeenFile(BaseModel):
 
 
 class RunState(BaseModel):
-    """The content of qtk-run.json. `steps` in the order in which they were finished."""
+    """The content of qtk-run.json: the finished steps in their order, the digests of those begun, the files seen."""
 
     recipe: str
     steps: dict[str, StepRecord] = {}
+    begun: dict[str, str] = {}
     seen: dict[str, SeenFile] = {}
 
     @staticmethod

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from qtk.checkpoint.staging import partial_path
 from qtk.progress import Progress
 from qtk.recipes.schema import Recipe, beside
 
@@ -22,14 +21,15 @@ Places = Mapping[str, Path]
 @dataclass(frozen=True)
 class Step:
     """One directory to be made. `inputs` names the recipe's sources and earlier steps whose directories it reads;
-    `work(places, out)` reads them by these names and writes `out`, replacing what stands there."""
+    `work(places, out, resume)` reads them by these names and writes `out`, replacing what stands there;
+    resume: `out`.partial is of the same work and may be gone on with."""
 
     name: str
     stage: str
     directory: str
     options: dict[str, Any]
     inputs: tuple[str, ...]
-    work: Callable[[Places, Path], None]
+    work: Callable[[Places, Path, bool], None]
     texts: tuple[Path, ...] = ()
 
 
@@ -66,7 +66,7 @@ def _dump(options: BaseModel) -> dict[str, Any]:
 def _merge(recipe: Recipe) -> Step:
     adapters = tuple(adapter_name(index) for index in range(len(recipe.adapters)))
 
-    def work(places: Places, out: Path) -> None:
+    def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.adapters.merge import merge
 
         merge(places[MODEL], [places[name] for name in adapters], out, recipe.merge, overwrite=True)
@@ -80,10 +80,10 @@ def _quantize(recipe: Recipe, recipe_dir: Path, float_model: str) -> Step:
     calibration = stage.calibration_options(recipe_dir)
     texts = _files(recipe_dir, (stage.calibration,))
 
-    def work(places: Places, out: Path) -> None:
+    def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.quantization.pipeline import quantize_model
 
-        quantize_model(places[float_model], out, stage.quantize_options(), calibration, overwrite=True)
+        quantize_model(places[float_model], out, stage.quantize_options(), calibration, overwrite=True, resume=resume)
 
     return Step("quantize", "quantize", "quantized", _dump(stage), (float_model,), work, texts)
 
@@ -99,7 +99,7 @@ def _builds(recipe: Recipe, float_model: str) -> list[Step]:
     options = recipe.build.build_options()
 
     def build(name: str, directory: str, model: str) -> Step:
-        def work(places: Places, out: Path) -> None:
+        def work(places: Places, out: Path, resume: bool) -> None:
             from qtk.engines.build import build_engine
 
             build_engine(places[model], out, options, overwrite=True)
@@ -117,7 +117,7 @@ def _latency(recipe: Recipe, engine: str) -> Step:
     assert options is not None
     suffix = engine.removeprefix("build")
 
-    def work(places: Places, out: Path) -> None:
+    def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.bench.latency import measure
         from qtk.bench.results import measure_into
         from qtk.engines.session import DecoderSession
@@ -138,7 +138,7 @@ def _divergence(recipe: Recipe, recipe_dir: Path, model: str, float_model: str) 
     options = stage.model_copy(update={"data": tuple(beside(recipe_dir, text) for text in stage.data)})
     name = "divergence" if model == "quantize" else "divergence-engine"
 
-    def work(places: Places, out: Path) -> None:
+    def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.bench.divergence import measure_divergence
         from qtk.bench.results import measure_into
 
@@ -159,16 +159,15 @@ def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> Step:
     assert stage is not None
     name = f"accuracy{engine.removeprefix('build')}"
 
-    def work(places: Places, out: Path) -> None:
+    def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.bench.accuracy.run import run_accuracy
 
-        # Answers may cost hours, so those of a stopped run are used again.
         run_accuracy(
             stage.accuracy_options(recipe_dir),
             out,
             model=places[engine],
             model_options=stage.model_options(),
-            resume=partial_path(out).exists(),
+            resume=resume,
             overwrite=True,
         )
 
@@ -176,7 +175,7 @@ def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> Step:
 
 
 def _report(recipe: Recipe, inputs: tuple[str, ...]) -> Step:
-    def work(places: Places, out: Path) -> None:
+    def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.release.report import write_report
 
         write_report([places[name] for name in inputs], out, title=recipe.description or recipe.name, overwrite=True)
