@@ -37,7 +37,7 @@ demo: $(READY)
 	$(BIN)/python recipes/fetch_smollm2.py $(MODEL)
 	$(BIN)/python recipes/train_adapter.py $(MODEL) $(ADAPTER)
 	$(BIN)/qtk run recipes/smollm2-135m.yaml -o $(RUN) --resume
-	@echo "The report: $(RUN)/report.md"
+	@echo "The report: $(RUN)/report/report.md"
 
 # One torch thread a worker: two workers with two threads each would spend their time waiting for each other.
 test: $(READY)
