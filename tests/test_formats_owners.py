@@ -16,7 +16,21 @@ from safetensors.torch import load_file, save_file
 from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
 
+TESTS = Path(__file__).parent
 SYMMETRIC, ASYMMETRIC = LinearScheme(4, 64, True), LinearScheme(4, 64, False)
+
+
+def run_owner(python: str, *words: object) -> None:
+    """Runs a script of this folder, or a module, with another environment's Python, offline and without a GPU."""
+    script = [TESTS / word if str(word).endswith(".py") else word for word in words]
+    done = subprocess.run(
+        [python, *map(str, script)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -38,16 +52,11 @@ def test_gptqmodel_and_compressed_tensors_load_them_in_transformers(tiny, tmp_pa
     }
     tokens = torch.randint(2, 258, (2, 24), generator=torch.Generator().manual_seed(3))
     save_file({"tokens": tokens}, tmp_path / "tokens.safetensors")
-    script = Path(__file__).with_name("owners_logits.py")
+    # GPTQModel's own file, made with its defaults: what users have from before.
+    directories["gptqmodel"] = tmp_path / "gptqmodel"
+    run_owner(python, "owners_gptqmodel.py", tiny("llama"), directories["gptqmodel"], 64)
     named = [f"{name}={path}" for name, path in directories.items()]
-    done = subprocess.run(
-        [python, script, tmp_path / "tokens.safetensors", tmp_path / "logits.safetensors", *named],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_owner(python, "owners_logits.py", tmp_path / "tokens.safetensors", tmp_path / "logits.safetensors", *named)
     logits = load_file(tmp_path / "logits.safetensors")
     floats = transformers_logits(tiny("llama"), tokens)
     for name, directory in directories.items():
@@ -92,14 +101,7 @@ def test_onnxruntime_genai_builds_the_same_weights(tiny, tmp_path, container: st
     directory = write_quantized(tiny("llama"), tmp_path / "in", container, scheme)
     settings = ["-c", tmp_path / "cache", "-p", "int4", "-e", "cpu", "--extra_options", "accuracy_level=1"]
     builder = [python, "-m", "onnxruntime_genai.models.builder"]
-    done = subprocess.run(
-        [*builder, "-m", "tiny", "-i", directory, "-o", tmp_path / "out", *settings],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_owner(*builder, "-m", "tiny", "-i", directory, "-o", tmp_path / "out", *settings)
     model = onnx.load(tmp_path / "out" / "model.onnx")
     stored = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in model.graph.initializer}
     weights = ModelWeights.open(directory)
@@ -130,14 +132,7 @@ def test_modelopt_exports_and_packs_alike(tiny, tmp_path, group: int) -> None:
     ours = ModelWeights.open(directory)
     floats = {name: ours.float_linear(name, torch.float32) for name, _ in ours.spec.all_linears()}
     save_file(floats, directory / "dequantized.safetensors")
-    done = subprocess.run(
-        [python, Path(__file__).with_name("owners_modelopt.py"), tiny("llama"), directory, tmp_path, str(group)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_owner(python, "owners_modelopt.py", tiny("llama"), directory, tmp_path, group)
     (directory / "dequantized.safetensors").unlink()
     repacked = load_file(tmp_path / "repacked.safetensors")
     assert set(repacked) == set(floats)
