@@ -61,7 +61,7 @@ def random_linear(seed: int, out: int, groups: int, group: int, bits: int, symme
 
 
 @pytest.mark.parametrize(("name", "bits", "symmetric"), HOLDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     out=st.integers(1, 6).map(lambda n: 8 * n),
