@@ -101,6 +101,11 @@ def merge(
         write_companions(base, directory, tokenizer, config=_config(base, plan))
         changed = sum(tensor.changed for tensor in plan.tensors)
         recorder.notes = {
+            "adapters": [
+                _describe(adapter, weight).model_dump(exclude={"path"})
+                for adapter, weight in zip(adapters, weights, strict=True)
+            ],
+            "tensors_changed": changed,
             "untied": plan.untied,
             "vocabulary": plan.vocabulary,
             "tokenizer_from": str(tokenizer or base.path),

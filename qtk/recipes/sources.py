@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def resolve_source(text: str, recipe_dir: Path) -> Path:
 
     InputError when it is neither a directory nor a hub id that can be had; MachineError without a network.
     """
-    local = recipe_dir / text
+    local = Path(os.path.normpath(recipe_dir / text))
     if local.is_dir():
         return local
     if text.startswith((".", "/")) or not _HUB_ID.match(text):
