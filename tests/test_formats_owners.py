@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import onnx
@@ -23,13 +24,15 @@ SYMMETRIC, ASYMMETRIC = LinearScheme(4, 64, True), LinearScheme(4, 64, False)
 def run_owner(python: str, *words: object) -> None:
     """Runs a script of this folder, or a module, with another environment's Python, offline and without a GPU."""
     script = [TESTS / word if str(word).endswith(".py") else word for word in words]
-    done = subprocess.run(
-        [python, *map(str, script)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-    )
+    with tempfile.TemporaryDirectory() as place:  # some leave their logs where they are run
+        done = subprocess.run(
+            [python, *map(str, script)],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            cwd=place,
+            env={**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
