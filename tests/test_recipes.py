@@ -118,8 +118,8 @@ def test_all_offending_fields_are_listed_by_their_path(tmp_path) -> None:
         tmp_path / "bad.yaml",
         {
             "name": "a b",
-            "modle": "x",
-            "quantize": {"bits": 3, "sampels": 4},
+            "model_dir": "x",
+            "quantize": {"bits": 3, "sample_count": 4},
             "build": {"gpu": "a11"},
             "bench": {"latency": {"shapes": "16x8"}, "speed": {}},
         },
@@ -130,9 +130,9 @@ def test_all_offending_fields_are_listed_by_their_path(tmp_path) -> None:
     for expected in (
         "name: ",
         "model: Field required",
-        "modle: no such setting",
+        "model_dir: no such setting",
         "quantize.bits: 3 bits are not supported",
-        "quantize.sampels: no such setting",
+        "quantize.sample_count: no such setting",
         "build.gpu: GPU 'a11' is not known. Did you mean a10",
         "bench.latency.shapes: --shapes takes INPUT/OUTPUT pairs",
         "bench.speed: no such setting",
