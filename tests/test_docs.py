@@ -154,7 +154,7 @@ def test_tab_completion(shell: str, mark: str) -> None:
     )
     assert mark in source.stdout
     if shell == "bash":
-        env = {"_QTK_COMPLETE": "bash_complete", "COMP_WORDS": "qtk buil", "COMP_CWORD": "1", "PATH": "/bin"}
+        env = {"_QTK_COMPLETE": "bash_complete", "COMP_WORDS": "qtk build-", "COMP_CWORD": "1", "PATH": "/bin"}
         assert "build-engine" in subprocess.run([qtk], env=env, capture_output=True, text=True).stdout
 
 
