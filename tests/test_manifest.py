@@ -22,9 +22,9 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError
 
 
-def make(out: Path, content: str, **inputs: Path) -> Path:
+def make(out: Path, content: str, *, run: int = 1, **inputs: Path) -> Path:
     """A directory as every command writes it, reading the directories `inputs`."""
-    recorder = ManifestRecorder("test", {"content": content})
+    recorder = ManifestRecorder("test", {"content": content, "run": run})
     with staged_directory(out) as work:
         for role, path in inputs.items():
             recorder.add_input(role, path, output_files(path) if path.is_dir() else [path])
@@ -83,7 +83,7 @@ def test_two_readers_of_different_states_are_told_apart(tmp_path) -> None:
     a = make(tmp_path / "a", "A")
     b = make(tmp_path / "b", "B", model=a)
     shutil.rmtree(a)
-    make(a, "A")  # same content, made anew
+    make(a, "A", run=2)  # same content, made anew
     c = make(tmp_path / "c", "C", reference=a, model=b)
     assert statuses(c) == {f"a/{MANIFEST_NAME}": "changed"}
 
@@ -104,7 +104,7 @@ def test_a_chain_can_be_moved_as_a_whole(chain, tmp_path_factory) -> None:
 
 def test_what_a_manifest_records(chain) -> None:
     manifest = read_manifest(chain[2])
-    assert manifest.options == {"content": "B"}
+    assert manifest.options == {"content": "B", "run": 1}
     assert manifest.inputs[0].path == "../a"
     assert manifest.inputs[0].manifest_sha256 == file_digest(chain[1] / MANIFEST_NAME).sha256
     assert manifest.outputs["data.txt"].bytes == 1
