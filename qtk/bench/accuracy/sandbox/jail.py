@@ -16,7 +16,7 @@ from typing import Any
 from qtk.bench.accuracy.sandbox import kernel
 from qtk.bench.accuracy.sandbox.job import Level, Limits
 
-WORK = "/tmp/work"  # noqa: S108 - inside the jail, a private directory of each job
+WORK = "/tmp/qtk-job"  # noqa: S108 - inside the jail, a private directory of each job
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 # Of /etc only what language runtimes read; it names no user and holds no secret.
 _CONFIGURATION = ("alternatives", "ld.so.cache", "ssl/openssl.cnf", "localtime", "R", "php", "racket", "julia")
@@ -130,6 +130,9 @@ class NamespaceJail:
         plain = kernel.MS_NOSUID | kernel.MS_NODEV
         disk = f"size={limits.disk_bytes},nr_inodes={limits.disk_files},mode=1777"
         kernel.mount("tmpfs", f"{self.root}/tmp", "tmpfs", plain, disk)  # noqa: S108
+        for path in self.plan.readable:  # an environment below /tmp: what was shown of it is covered by that mount
+            if path.startswith("/tmp/"):  # noqa: S108
+                self._show(path)
         shared = "size=16m,nr_inodes=64,mode=1777"
         kernel.mount("tmpfs", f"{self.root}/dev/shm", "tmpfs", plain, shared)  # noqa: S108
         kernel.mount("proc", f"{self.root}/proc", "proc", plain | kernel.MS_NOEXEC)

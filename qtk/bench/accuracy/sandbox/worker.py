@@ -173,12 +173,12 @@ def bubblewrap_command(plan: JailPlan, job: Job, package_root: str) -> list[str]
     """bwrap's arguments: everything of its own, the readable paths read-only, a size-limited temp directory."""
     words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--as-pid-1"]
     words += ["--uid", "1000", "--gid", "1000", "--setenv", "PYTHONPATH", package_root, "--cap-drop", "ALL"]
-    for path in dict.fromkeys((*plan.readable, os.path.join(package_root, "qtk"))):
+    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(job.limits.disk_bytes), "--tmpfs", "/tmp"]  # noqa: S108
+    for path in dict.fromkeys((*plan.readable, os.path.join(package_root, "qtk"))):  # some may lie below /tmp
         if os.path.islink(path):
             words += ["--symlink", os.readlink(path), path]
         else:
             words += ["--ro-bind", path, path]
-    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(job.limits.disk_bytes), "--tmpfs", "/tmp"]  # noqa: S108
     return [*words, "--chdir", "/tmp", sys.executable, "-m", _MODULE, "--inside"]  # noqa: S108
 
 
