@@ -22,6 +22,7 @@ COMMANDS = {
     "build-engine": ("build_engine", "Build an inference engine for a GPU or the CPU."),
     "generate": ("generate", "Generate text with an engine."),
     "bench": ("bench", "Measure latency, divergence and accuracy; compare results."),
+    "accept": ("accept", "Run an engine's checks on the machine it is for, and record them."),
     "run": ("run", "Run a recipe: merge, quantize, build, bench, report."),
     "report": ("report", "Write the Markdown report of a run."),
     "inspect": ("inspect", "Say what a model, engine or run directory holds."),

@@ -1,0 +1,55 @@
+"""qtk accept: everything that could not be run without the target machine, run there and recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from qtk.bench.accept import AcceptOptions
+from qtk.cli.options import build, options_from
+from qtk.cli.output import emit, json_option, table
+from qtk.errors import GateFailed
+
+
+@click.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Directory of the record.")
+@options_from(AcceptOptions)
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@json_option
+def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: object) -> None:
+    """Run an engine's checks and published shapes on the machine it is for, and record them. Exit 3 if a check fails.
+
+    \b
+    qtk accept engine-a10 -o acceptance --reference int4
+    """
+    from qtk.bench.accept import Acceptance, accept
+    from qtk.bench.results import measure_into
+
+    options = build(AcceptOptions, values)
+    made: list[Acceptance] = []
+
+    def measure() -> Acceptance:
+        made.append(accept(engine, options))
+        return made[0]
+
+    inputs = {"engine": engine} | ({"reference": options.reference} if options.reference else {})
+    measure_into(out, "acceptance", options, inputs, measure, overwrite=overwrite)
+    result = made[0]
+
+    def show(console: Console) -> None:
+        rows = [(c.name, c.figure, "passed" if c.passed else "FAILED", c.meaning) for c in result.checks]
+        console.print(table(f"{result.engine} on {result.gpu}", ("check", "figure", "", "meaning"), rows))
+        if result.latency is not None:
+            speeds = [
+                (f"{s.input_len}/{s.output_len}", s.tokens_per_s, s.decode_tokens_per_s, s.ttft_ms.p50)
+                for s in result.latency.shapes
+            ]
+            console.print(table("Latency", ("shape", "tokens/s", "decode tokens/s", "TTFT ms"), speeds))
+
+    emit(result, as_json, show)
+    failed = [check.name for check in result.checks if not check.passed]
+    if failed:
+        raise GateFailed(f"{engine} did not pass: {', '.join(failed)}. The record is in {out}.")
