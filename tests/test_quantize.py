@@ -107,7 +107,7 @@ def test_log_has_a_line_for_every_linear(tiny, tmp_path) -> None:
     assert len(lines) == 21
     for line in lines:
         assert 0 <= line["error_after"] < line["error_before"] < 1
-        assert line["damping"] == 0.01
+        assert line["damping"] in (0.01, 0.03, 0.1)  # the ladder: which rung depends on the text that this Python ships
         assert line["seconds"] > 0
         assert line["peak_memory_bytes"] > 10**7
 

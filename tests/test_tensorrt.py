@@ -151,11 +151,11 @@ def test_without_the_library_nothing_is_written_and_prepare_only_is_named(int4, 
         DecoderSession.open(tmp_path / "engine")
 
 
-def test_full_tensorrt_needs_its_library(int4, tmp_path) -> None:
+def test_full_tensorrt_needs_its_library(tiny, tmp_path) -> None:
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("full TensorRT is installed")
     with pytest.raises(MachineError, match="tensorrt-full"):
-        build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="h100", backend="tensorrt-full"))
+        build_engine(tiny(), tmp_path / "engine", BuildOptions(gpu="h100", backend="tensorrt-full"))
 
 
 @needs_tensorrt
