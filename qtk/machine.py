@@ -117,22 +117,25 @@ def limit_threads(threads: int | None) -> int:
 def fast_matmul_dtype() -> torch.dtype:
     """torch.bfloat16 where this CPU multiplies bf16 matrices clearly faster than fp32 ones, else torch.float32.
 
-    Timed once a process on a 512 x 512 product (a few ms): flags in /proc/cpuinfo do not say whether the
-    installed torch has kernels for them.
+    Timed once a process (about 0.1 s), because flags in /proc/cpuinfo do not say whether the installed torch has kernels
+    for them. On one thread and by turns, the best of several: on a busy machine the answer must be the same, since
+    the dtype decides the result to the last bit.
     """
     import torch
 
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones(512, 512, dtype=dtype)
-        a @ a
-        best = float("inf")
-        for _ in range(5):
-            start = time.perf_counter()
-            a @ a
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    return torch.bfloat16 if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else torch.float32
+    threads = torch.get_num_threads()
+    best = dict.fromkeys((torch.bfloat16, torch.float32), float("inf"))
+    torch.set_num_threads(1)
+    try:
+        for _ in range(8):
+            for dtype in best:
+                a = torch.ones(768, 768, dtype=dtype)
+                start = time.perf_counter()
+                a @ a
+                best[dtype] = min(best[dtype], time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return torch.bfloat16 if best[torch.bfloat16] < 0.7 * best[torch.float32] else torch.float32
 
 
 class PeakMemory:
