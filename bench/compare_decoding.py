@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from qtk.checkpoint.reader import Checkpoint
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 
+# A runtime's threads spin for a moment after a call: they must not take the next one's cores.
+REST_SECONDS = 0.2
 WORKER = Path(__file__).with_name("decoding_worker.py")
 
 
@@ -109,6 +112,7 @@ def measure(runtimes: list[Runtime], shape: tuple[int, int], runs: int, vocab: i
     for number in range(runs + 2):
         prompt = random.integers(0, vocab, shape[0]).tolist()
         for runtime in runtimes:
+            time.sleep(REST_SECONDS)
             answer = runtime.call(prompt, shape[1])
             assert len(answer["tokens"]) == shape[1]
             if number >= 2:

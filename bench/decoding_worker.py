@@ -64,12 +64,12 @@ def llama_cpp(model: str, threads: int) -> Generate:
     vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(loaded))
 
     def generate(prompt: list[int], new_tokens: int) -> tuple[float, float, list[int]]:
-        start = time.perf_counter()
         settings = api.llama_context_default_params()
         settings.n_ctx = len(prompt) + new_tokens
         settings.n_batch = max(len(prompt), 32)
         settings.n_threads = settings.n_threads_batch = threads
         context = api.llama_init_from_model(loaded, settings)
+        start = time.perf_counter()
 
         def next_token(ids: list[int]) -> int:
             array = (api.llama_token * len(ids))(*ids)
