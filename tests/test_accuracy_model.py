@@ -1,0 +1,183 @@
+"""A model's side of the accuracy bench: prompts byte for byte, batches, stop rules, and the likelihood of references."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_byte_tokenizer
+
+from qtk.bench.accuracy.answers import Answer
+from qtk.bench.accuracy.generation import ModelAnswers
+from qtk.bench.accuracy.likelihood import prompt_and_solution, reference_likelihoods, token_log_likelihoods
+from qtk.bench.accuracy.options import ModelOptions
+from qtk.bench.accuracy.prompts import encode, prompt_text
+from qtk.bench.accuracy.suites import load_suite
+from qtk.bench.accuracy.tasks import Task
+from qtk.engines.build import build_engine
+from qtk.engines.options import BuildOptions
+from qtk.engines.session import DecoderSession
+from qtk.errors import InputError
+from qtk.models.tokenizer import TextTokenizer
+
+SUITE = load_suite("humaneval")
+
+
+def task(number: int, body: str = "    return x\n", language: str = "python") -> Task:
+    return Task(f"T/{number}", language, f"def f{number}(x):\n", body, "", f"f{number}")
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory) -> Path:
+    """A tiny checkpoint with a byte-level tokenizer."""
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(tiny("llama"), directory)
+    write_byte_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def session(model, tmp_path_factory) -> DecoderSession:
+    out = tmp_path_factory.mktemp("engine") / "engine"
+    build_engine(model, out, BuildOptions(accuracy_level=0, max_input_len=256, max_output_len=128, max_batch_size=4))
+    return DecoderSession.open(out, 2)
+
+
+def test_prompts_are_byte_for_byte_what_the_formats_say(model):
+    tokenizer = TextTokenizer(model)
+    suite = load_suite("humaneval-x")
+    for language, tag in {
+        "python": "# language: Python", "java": "// language: Java", "cpp": "// language: C++",
+        "javascript": "// language: JavaScript", "go": "// language: Go",
+    }.items():  # fmt: skip
+        ids = encode(tokenizer, prompt_text(suite, task(0, language=language), "codefuse"), "codefuse")
+        # <s> is plain text in CodeFuse's format, so nothing is added in front.
+        wanted = f"<s>human\n{tag}\ndef f0(x):\n<s>bot\n"
+        assert ids == tokenizer.encode(wanted, special=False)
+        assert tokenizer.decode(ids, skip_special=False) == wanted
+    mbpp = Task("P/1", "python", "Write f.", "", "", "f", example_tests=("assert f(1)", "assert f(2)"))
+    text = prompt_text(load_suite("mbpp"), mbpp, "codefuse")
+    assert text == "Write f.Your code should satisfy these tests:\nassert f(1)\nassert f(2)"
+    assert prompt_text(load_suite("mbpp"), mbpp, "plain") == '"""\nWrite f.\nassert f(1)\n"""\n'
+    chat = tokenizer.decode(encode(tokenizer, prompt_text(SUITE, task(0), "chat"), "chat"), skip_special=False)
+    assert chat.startswith("<s>user\nComplete this Python code.")
+    assert chat.endswith("```python\ndef f0(x):\n```</s><s>assistant\n")
+
+
+def all_answers(session: DecoderSession, tasks: list[Task], options: ModelOptions, finished=frozenset()) -> dict:
+    found: list[Answer] = []
+    ModelAnswers(session, options, "qtk")(SUITE, "python", tasks, found.append, set(finished))
+    return {answer.key: answer.generation for answer in found}
+
+
+def test_batched_answers_are_those_of_each_task_alone(session):
+    tasks = [Task(f"T/{n}", "python", "x = 1\n" * n + f"def f{n}(x):\n", "", "", f"f{n}") for n in range(6)]
+    batched = all_answers(session, tasks, ModelOptions(max_new_tokens=24))
+    alone = all_answers(session, tasks, ModelOptions(max_new_tokens=24, batch_size=1))
+    assert batched == alone
+    assert len(batched) == 6
+    rest = all_answers(session, tasks, ModelOptions(max_new_tokens=24), finished=list(batched)[:4])
+    assert rest == {key: batched[key] for key in list(batched)[4:]} or set(rest) == set(batched) - set(
+        list(batched)[:4]
+    )
+
+
+def test_sampling_is_repeatable_and_greedy_samples_are_refused(session):
+    options = ModelOptions(max_new_tokens=12, samples=3, temperature=1.0, seed=7)
+    first = all_answers(session, [task(0), task(1)], options)
+    assert first == all_answers(session, [task(0), task(1)], options)
+    assert len(set(first.values())) > 1
+    with pytest.raises(InputError, match="temperature"):
+        ModelAnswers(session, ModelOptions(samples=2), "qtk")
+
+
+def test_a_row_stops_when_its_answer_is_certain(session):
+    """Bytes of a random model hold a stop string soon; what comes after the first one is not generated."""
+    suite = load_suite("humaneval")
+    found: list[Answer] = []
+    answers = ModelAnswers(session, ModelOptions(max_new_tokens=128), "qtk")
+    asked: list[str] = []
+
+    def certain(suite, task, text):
+        asked.append(text)
+        return True
+
+    answers._certain = certain  # type: ignore[method-assign]
+    answers(suite, "python", [task(number) for number in range(4)], found.append, set())
+    for answer in found:
+        ends = [index for index, letter in enumerate(answer.generation) if letter in "\n`"]
+        assert not ends or ends[0] == len(answer.generation) - 1
+    assert any(answer.generation.endswith(("\n", "`")) for answer in found) == bool(asked)
+
+
+def test_prompts_that_do_not_fit_are_named_before_anything_is_generated(session):
+    long = Task("T/long", "python", "x = 1\n" * 100, "", "", "f")
+    with pytest.raises(InputError, match="T/long: 600 tokens"):
+        all_answers(session, [task(0), long], ModelOptions(max_new_tokens=24))
+
+
+def test_likelihoods_are_transformers_cross_entropy_padded_or_not(session, model):
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    rows = [np.random.default_rng(n).integers(2, 258, length).tolist() for n, length in enumerate((5, 60, 17, 2))]
+    together = token_log_likelihoods(session, rows)
+    for row, values in zip(rows, together, strict=True):
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            loss = float(reference(ids, labels=ids).loss)
+        assert -values.mean() == pytest.approx(loss, abs=1e-4)
+        np.testing.assert_allclose(token_log_likelihoods(session, [row])[0], values, atol=1e-5)
+
+
+def test_the_likelihood_of_a_reference_counts_its_own_tokens_only(session):
+    tasks = [task(number, "    return x + 1\n" * (number + 1)) for number in range(6)]
+    found = reference_likelihoods(session, tasks, "test")
+    assert list(found) == [one.task_id for one in tasks]
+    for one in tasks:
+        ids, start = prompt_and_solution(session.tokenizer, one)
+        values = token_log_likelihoods(session, [ids])[0]
+        assert found[one.task_id].tokens == len(one.reference)  # one token a byte
+        assert found[one.task_id].log_likelihood == pytest.approx(values[start - 1 :].sum(), abs=1e-4)
+
+
+def test_a_checkpoint_is_scored_from_the_command_line_and_compared(tmp_path, model, run_qtk):
+    rows = [
+        {
+            "task_id": f"Own/{n}", "prompt": f"def f{n}(x):\n", "entry_point": f"f{n}",
+            "canonical_solution": "    return x\n", "test": "def check(f):\n    assert f(1) == 1\n",
+        }
+        for n in range(3)
+    ]  # fmt: skip
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    body = "summary: ours\nsource: ours\nlicence: Apache-2.0\nlayout: humaneval\n"
+    body += "languages:\n  python: {file: own.jsonl, tasks: 3}\n"
+    suites = []
+    for name, kind in (("own", "programs"), ("own-likelihood", "likelihood")):
+        suites += ["--suite", tmp_path / f"{name}.yaml"]
+        suites[-1].write_text(f"name: {name}\nkind: {kind}\n{body}")
+    words = ["bench", "accuracy", model, *suites, "--data", tmp_path, "--max-new-tokens", 16]
+    done = run_qtk(*words, "-o", tmp_path / "out", "--json", "--save-generations", tmp_path / "kept.jsonl")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result["scores"][0]["tasks"]) == {"Own/0", "Own/1", "Own/2"}
+    assert result["likelihood"][0]["tasks"]["Own/0"]["tokens"] == len("    return x\n")
+    assert result["prompt_format"] == "plain"
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 3
+    again = run_qtk(
+        "bench", "accuracy", *suites[:2], "--data", tmp_path, "--generations", tmp_path / "kept.jsonl", "--json",
+        "-o", tmp_path / "again",
+    )  # fmt: skip
+    assert json.loads(again.stdout)["scores"][0]["tasks"] == result["scores"][0]["tasks"]
+    compared = run_qtk("bench", "compare", tmp_path / "out", tmp_path / "out", "--json")
+    assert compared.returncode == 0, compared.stderr
+    assert json.loads(compared.stdout)["languages"][0]["difference"] == 0
+    neither = run_qtk("bench", "accuracy", *suites[:2], "-o", tmp_path / "x")
+    assert neither.returncode == 2
+    no_model = run_qtk("bench", "accuracy", *suites, "--generations", tmp_path / "kept.jsonl", "-o", tmp_path / "x")
+    assert no_model.returncode == 2
+    assert "needs a model" in no_model.stderr
