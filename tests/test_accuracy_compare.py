@@ -7,6 +7,7 @@ import json
 import pytest
 
 from qtk.bench.accuracy.comparison import CompareOptions, compare, load_baseline, verdict
+from qtk.bench.accuracy.likelihood import TaskLikelihood, score_likelihood
 from qtk.bench.accuracy.results import AccuracyResult, score_language
 from qtk.errors import InputError
 
@@ -88,6 +89,23 @@ def test_several_samples_a_task_have_no_mcnemar():
     [row] = compare(sampled("passed"), sampled("failed"), CompareOptions()).languages
     assert row.p_value is None
     assert row.difference == -50
+
+
+def test_likelihoods_are_compared_task_by_task():
+    def likely(per_token: list[float], sha256: str = "0") -> AccuracyResult:
+        tasks = {f"T/{n}": TaskLikelihood(log_likelihood=10 * value, tokens=10) for n, value in enumerate(per_token)}
+        return result({}, likelihood=[score_likelihood("likelihood", "python", "x.jsonl", sha256, tasks)])
+
+    before, after = likely([-1.0, -2.0, -3.0, -4.0]), likely([-1.1, -2.2, -3.1, -4.2])
+    [row] = compare(before, after, CompareOptions()).likelihood
+    assert (row.before, row.after, row.worse) == (-2.5, pytest.approx(-2.65), 4)
+    assert row.difference == pytest.approx(-0.15)
+    assert row.difference_error == pytest.approx(0.057735 / 2, rel=1e-3)
+    assert row.p_value == pytest.approx(2.0e-7, rel=0.1)
+    [same] = compare(before, before, CompareOptions()).likelihood
+    assert (same.difference, same.p_value, same.worse) == (0, 1, 0)
+    with pytest.raises(InputError, match="task files differ"):
+        compare(before, likely([-1.0, -2.0, -3.0, -4.0], "1"), CompareOptions())
 
 
 def test_the_command_prints_writes_draws_and_gates(tmp_path, run_qtk):

@@ -75,9 +75,24 @@ def command(
         for row in result.languages
     ]
 
+    likelihoods = [
+        tuple(
+            getattr(row, name)
+            for name in (
+                *("suite", "language", "tasks", "before", "after", "difference", "difference_error", "p_value"),
+                "worse",
+            )
+        )
+        for row in result.likelihood
+    ]
+
     def show(console: Console) -> None:
         title = f"pass@1 before and after; tolerance {options.tolerance:g} points; rules: {result.rules}"
-        console.print(table(title, columns, rows))
+        if rows:
+            console.print(table(title, columns, rows))
+        if likelihoods:
+            heads = ("suite", "language", "tasks", "before", "after", "change", "± SE", "p", "tasks worse")
+            console.print(table("Log-likelihood of the references, nats per token", heads, likelihoods))
         for row in result.languages:
             for name, tasks in (("lost", row.lost), ("gained", row.gained)):
                 if tasks:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qtk.bench.accuracy.likelihood import LikelihoodScore, paired_likelihoods
 from qtk.bench.accuracy.results import AccuracyResult, LanguageScore
 from qtk.bench.accuracy.statistics import mcnemar_exact, mean_and_error, paired_difference
 from qtk.errors import InputError, listing
@@ -72,6 +74,25 @@ class LanguageComparison(BaseModel):
     published: PublishedPair | None = None
 
 
+class LikelihoodComparison(BaseModel):
+    """One language of a likelihood suite: mean log-likelihood of the references, nats per token, before and after.
+
+    difference: after - before, paired by task, with its standard error. p_value: two-sided, from the ratio of the two
+    in the normal approximation (None with fewer than two tasks). worse: tasks whose likelihood fell.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    suite: str
+    language: str
+    tasks: int
+    before: float
+    after: float
+    difference: float
+    difference_error: float | None
+    p_value: float | None
+    worse: int
+
+
 class Comparison(BaseModel):
     """The result of `qtk bench compare`."""
 
@@ -82,6 +103,7 @@ class Comparison(BaseModel):
     tolerance: float
     rules: str
     languages: list[LanguageComparison]
+    likelihood: list[LikelihoodComparison] = Field(default_factory=list)
     baseline: Baseline | None
     differences: list[str]
 
@@ -96,7 +118,11 @@ def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptio
     baseline = load_baseline(options.baseline)
     first = {(score.suite, score.language): score for score in before.scores}
     second = {(score.suite, score.language): score for score in after.scores}
-    _require_comparable(before, after, first, second)
+    likely = {(score.suite, score.language): score for score in before.likelihood}
+    likely_after = {(score.suite, score.language): score for score in after.likelihood}
+    old: Scores = {**first, **likely}
+    new: Scores = {**second, **likely_after}
+    _require_comparable(before, after, old, new)
     rows = [_compare_language(first[key], second[key], options.tolerance, baseline) for key in first if key in second]
     return Comparison(
         before=before.model or before.answers or "",
@@ -104,12 +130,13 @@ def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptio
         tolerance=options.tolerance,
         rules=before.rules,
         languages=rows,
+        likelihood=[_compare_likelihood(likely[key], likely_after[key]) for key in likely if key in likely_after],
         baseline=baseline,
-        differences=_differences(before, after, first, second),
+        differences=_differences(before, after, old, new),
     )
 
 
-Scores = dict[tuple[str, str], LanguageScore]
+Scores = Mapping[tuple[str, str], LanguageScore | LikelihoodScore]
 
 
 def _require_comparable(before: AccuracyResult, after: AccuracyResult, first: Scores, second: Scores) -> None:
@@ -171,6 +198,25 @@ def _compare_language(
     )
 
 
+def _compare_likelihood(before: LikelihoodScore, after: LikelihoodScore) -> LikelihoodComparison:
+    pairs = list(paired_likelihoods(before, after))
+    difference, error = paired_difference([old for old, _ in pairs], [new for _, new in pairs])
+    known = not math.isnan(error)
+    return LikelihoodComparison(
+        suite=before.suite,
+        language=before.language,
+        tasks=len(pairs),
+        before=before.mean,
+        after=after.mean,
+        difference=difference,
+        difference_error=error if known else None,
+        p_value=(math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0))
+        if known
+        else None,
+        worse=sum(new < old for old, new in pairs),
+    )
+
+
 def _points(share: float) -> float | None:
     return None if math.isnan(share) else 100 * share
 
@@ -207,6 +253,8 @@ def plot(comparison: Comparison, path: Path) -> None:
     """Draws pass@1 before and after with standard errors, and the published pairs, into a .png, .svg or .pdf file."""
     import matplotlib
 
+    if not comparison.languages:
+        raise InputError("There is no pass rate to draw: the results hold likelihoods only.")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -106,7 +106,7 @@ def _of_targets(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return logits[np.arange(len(targets)), targets] - total
 
 
-def pairs(before: LikelihoodScore, after: LikelihoodScore) -> Iterator[tuple[float, float]]:
+def paired_likelihoods(before: LikelihoodScore, after: LikelihoodScore) -> Iterator[tuple[float, float]]:
     """Per-token log-likelihoods of the same tasks."""
     for name, task in before.tasks.items():
         yield task.per_token, after.tasks[name].per_token
