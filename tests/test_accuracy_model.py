@@ -124,7 +124,9 @@ def test_likelihoods_are_transformers_cross_entropy_padded_or_not(session, model
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    rows = [np.random.default_rng(n).integers(2, 258, length).tolist() for n, length in enumerate((5, 60, 17, 2))]
+    rows = [
+        np.random.default_rng(n).integers(2, 258, length).tolist() for n, length in enumerate((5, 370, 17, 2))
+    ]  # several chunks beside one
     together = token_log_likelihoods(session, rows)
     for row, values in zip(rows, together, strict=True):
         ids = torch.tensor([row])

@@ -94,7 +94,9 @@ def token_log_likelihoods(session: DecoderSession, rows: Sequence[Sequence[int]]
     found: list[list[np.ndarray]] = [[] for _ in rows]
     for first, logits in session.logit_chunks(rows):
         for row, ids in enumerate(rows):
-            found[row].append(_of_targets(logits[row], np.asarray(ids[first + 1 : first + 1 + logits.shape[1]])))
+            found[row].append(
+                _of_targets(logits[row], np.array(ids[first + 1 : first + 1 + logits.shape[1]], np.int64))
+            )
     return [np.concatenate(pieces) for pieces in found]
 
 
