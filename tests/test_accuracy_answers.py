@@ -42,6 +42,7 @@ def run_add(source: str) -> int:
         (BODY + "\n\ndef other():\n    pass\n", "continuation"),
         (BODY + "\nprint(add(1, 2))\nraise SystemExit\n", "continuation"),
         ("return a + b\n", "continuation"),
+        ("\n" + BODY + "```\n\nThis function adds two numbers.\n", "continuation"),
         (WHOLE, "whole"),
         (f"Here it is:\n{WHOLE}\nThis adds the two numbers, isn't it?\n", "whole"),
         (f"Sure!\n```python\n{WHOLE}```\nExplained.", "fenced"),

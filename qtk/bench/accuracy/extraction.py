@@ -59,6 +59,7 @@ class Extracted:
 
 def extract(suite: Suite, task: Task, answer: str) -> Extracted:
     """The program of an answer."""
+    answer = _before_closing_fence(answer)
     block = fenced_block(answer, task)
     code = block if block is not None else answer
     if suite.layout == "mbpp":
@@ -71,6 +72,13 @@ def extract(suite: Suite, task: Task, answer: str) -> Extracted:
     return Extracted(
         continued(suite, task, continuation(task, code)), "fenced" if block is not None else "continuation"
     )
+
+
+def _before_closing_fence(answer: str) -> str:
+    """An answer that begins as the indented continuation of code is over at a fence, which closes what the prompt began."""
+    before, fence, _ = answer.partition("```")
+    lines = [line for line in before.split("\n") if line.strip()]
+    return before if fence and lines and lines[0][0].isspace() else answer
 
 
 def fenced_block(answer: str, task: Task) -> str | None:
@@ -114,6 +122,8 @@ def continuation(task: Task, text: str) -> str:
 
 def certain_end(suite: Suite, task: Task, text: str, *, chat: bool) -> bool:
     """Whether nothing that could still be generated would change what `extract` takes: generation may stop."""
+    if _before_closing_fence(text) != text:
+        return True
     if "```" in text or chat:
         return text.count("```") >= 2 and fenced_block(text, task) is not None
     if suite.layout == "mbpp" or defines(text, task):

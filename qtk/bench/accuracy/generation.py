@@ -59,10 +59,7 @@ class ModelAnswers:
                 progress.advance(len(batch))
 
     def _prompt(self, suite: Suite, task: Task) -> list[int]:
-        text = prompt_text(suite, task, self.options.prompt)
-        if self.rules == "bigcode" and self.options.prompt == "plain":
-            text = text.strip()
-        return encode(self.session.tokenizer, text, self.options.prompt)
+        return encode(self.session.tokenizer, prompt_text(suite, task, self.options.prompt), self.options.prompt)
 
     def _require_room(self, suite: Suite, language: str, prompts: dict[str, list[int]]) -> None:
         room = self.session.limits.max_positions - self.options.max_new_tokens

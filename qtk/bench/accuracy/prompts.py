@@ -29,7 +29,8 @@ def prompt_text(suite: Suite, task: Task, prompt_format: PromptFormat) -> str:
         )
     if suite.layout == "mbpp":  # a docstring with the first assertion: the form that bigcode-evaluation-harness uses
         return f'"""\n{task.prompt}\n{task.example_tests[0]}\n"""\n'
-    return task.prompt
+    # Without the line break at the end: it would take away the token that joins it with the next line's indentation.
+    return task.prompt.strip()
 
 
 def encode(tokenizer: TextTokenizer, text: str, prompt_format: PromptFormat) -> list[int]:
