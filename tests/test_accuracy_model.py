@@ -116,7 +116,7 @@ def test_a_row_stops_when_its_answer_is_certain(session):
 
 def test_prompts_that_do_not_fit_are_named_before_anything_is_generated(session):
     long = Task("T/long", "python", "x = 1\n" * 100, "", "", "f")
-    with pytest.raises(InputError, match="T/long: 600 tokens"):
+    with pytest.raises(InputError, match="T/long: 599 tokens"):
         all_answers(session, [task(0), long], ModelOptions(max_new_tokens=24))
 
 
