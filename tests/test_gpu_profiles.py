@@ -9,18 +9,22 @@ import pytest
 from qtk.errors import InputError
 from qtk.targets.gpu import gpu_names, gpu_profile, gpu_profiles
 
+NAMES = "a10 a100-40g a100-80g a30 a40 cpu h100 l4 l40s rtx3090 rtx4090 rtx5090 rtx6000-ada"
 
-def test_every_shipped_profile_is_complete() -> None:
+
+def test_every_shipped_profile_is_complete_and_says_where_from() -> None:
     for profile in gpu_profiles():
         assert profile.sources
         if profile.is_cpu:
             assert profile.default_backend == "onnxruntime"
             continue
+        assert all(source.startswith("https://") for source in profile.sources)
+        assert any("nvidia.com/en-us/" in source for source in profile.sources), "the product's page"
         assert profile.sm in (80, 86, 89, 90, 120)
         assert profile.memory_bytes
         assert profile.bandwidth_gb_s
         assert profile.fp16_tflops
-    assert {"a10", "a100-40g", "a100-80g", "h100", "l4", "l40s", "rtx4090", "cpu"} <= set(gpu_names())
+    assert gpu_names() == NAMES.split()
 
 
 def test_a10() -> None:

@@ -31,7 +31,7 @@ ROWS = {
     "tensorrt-edgellm": (
         "modelopt",
         86,
-        [75, 90],
+        [75, 89, 90],
         [
             ({"symmetric": False}, "--sym"),
             ({"group_size": 32}, "--group-size 64"),
