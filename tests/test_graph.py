@@ -130,6 +130,21 @@ def test_float16_and_bfloat16_graphs(tiny, tmp_path) -> None:
         assert np.abs(logits - expected).max() < tolerance
 
 
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3"])
+def test_bfloat16_graph_of_an_int4_model(tiny, tmp_path, variant: str) -> None:
+    """What TensorRT is given with --dtype bfloat16, by onnx.reference, the one runtime here that has the type."""
+    import ml_dtypes
+
+    quantized = write_quantized(tiny(variant), tmp_path / "q", "gptq", LinearScheme(4, 32, True))
+    spec, path = graph_of(quantized, tmp_path / "graph", dtype=torch.bfloat16)
+    onnx.checker.check_model(str(path), full_check=True)
+    ids = random_ids()
+    expected = transformers_logits(write_dequantized(quantized, tmp_path / "float"), torch.from_numpy(ids)).numpy()
+    logits = run_in_two(onnx.load(path), spec, ids, ml_dtypes.bfloat16)
+    assert np.abs(logits - expected).max() < 0.3
+    assert np.abs(logits - expected).mean() < 0.03
+
+
 def test_eight_bit_head_costs_little_and_keeps_the_embedding_exact(tiny, tmp_path) -> None:
     for variant in ("llama", "llama-tied"):
         spec, path = graph_of(tiny(variant), tmp_path / variant, lm_head_bits=8)

@@ -77,6 +77,22 @@ def test_plans_hold_four_bit_weights_and_real_attention(int4, tmp_path, gpu: str
 
 
 @needs_tensorrt
+def test_bfloat16_compiles_too_and_only_where_asked(int4, tmp_path) -> None:
+    """Its numbers are proved by onnx.reference (test_graph.py): no processor runs them."""
+    engine = tmp_path / "engine"
+    description = build_engine(int4(), engine, BuildOptions(gpu="a10", dtype="bfloat16"))
+    assert description.dtype == "bfloat16"
+    assert {port.dtype for port in description.stages[0].outputs} == {"bfloat16"}
+    kinds = {kind for layer in layers_of(engine) for kind in layer["outputs"]}
+    assert "BF16" in kinds
+    assert "HALF" not in kinds
+    packed = [layer for layer in layers_of(engine) if layer["kind"] == "DEQUANTIZE"]
+    assert {tuple(layer["inputs"]) for layer in packed} == {("INT4", "BF16")}
+    with pytest.raises(InputError, match="--dtype bfloat16"):
+        build_engine(int4(), tmp_path / "cpu", BuildOptions(gpu="cpu", dtype="bfloat16"))
+
+
+@needs_tensorrt
 def test_a_model_too_large_for_the_machine_is_compiled_in_stages(int4, tmp_path, monkeypatch) -> None:
     """Memory for two of the three blocks: two plans, the hidden state handed over."""
 

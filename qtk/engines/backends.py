@@ -35,6 +35,16 @@ class BuildJob:
     on_block: Callable[[int], None]
 
 
+def option_refusals(options: BuildOptions, dtypes: tuple[str, ...], head_bits: tuple[str, ...], why: str) -> list[str]:
+    """Why a backend that computes in `dtypes` and holds heads of `head_bits` does not take these options."""
+    reasons = []
+    if options.dtype not in ("auto", *dtypes):
+        reasons.append(f"--dtype {options.dtype}: {why} in {' or '.join(dtypes)}")
+    if options.lm_head_bits not in ("auto", *head_bits):
+        reasons.append(f"--lm-head-bits {options.lm_head_bits}: {why} with a head of {' or '.join(head_bits)} bits")
+    return reasons
+
+
 class EngineBackend(Protocol):
     """Turns a checkpoint into what one runtime takes."""
 

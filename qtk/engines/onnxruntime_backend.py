@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qtk.engines.backends import BuildJob
+from qtk.engines.backends import BuildJob, option_refusals
 from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription
 from qtk.engines.graph import HEAD_BLOCK, GraphOptions, write_graph
@@ -16,7 +16,10 @@ class Backend:
     """Backend "onnxruntime"."""
 
     def refusals(self, job: BuildJob) -> list[str]:
-        reasons = table_refusals(target("onnxruntime"), None, job.weights)
+        reasons = option_refusals(
+            job.options, ("float32", "float16"), ("8", "16"), "ONNX Runtime computes on a processor"
+        )
+        reasons += table_refusals(target("onnxruntime"), None, job.weights)
         if not job.gpu.is_cpu:
             reasons.append(f"--backend onnxruntime builds for cpu, not for {job.gpu.name}")
         if job.options.lm_head_bits == "8" and job.weights.spec.hidden_size % HEAD_BLOCK:

@@ -29,8 +29,10 @@ class BuildOptions(BaseModel):
         None, ge=1, description="Most new tokens. Default 512, less where the model's context is short."
     )
     max_batch_size: int | None = Field(None, ge=1, description="Most rows at once. Default 8 on cpu, 1 on a GPU.")
-    dtype: Literal["auto", "float32", "float16"] = Field(
-        "auto", description="What the graph computes in. auto is float32 on cpu, where it is fastest, float16 on a GPU."
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="What the graph computes in. auto is float32 on cpu, where it is fastest, float16 on a GPU; bfloat16 is "
+        "for TensorRT and models whose values float16 does not hold.",
     )
     accuracy_level: int = Field(
         4,
@@ -44,7 +46,9 @@ class BuildOptions(BaseModel):
     tp: int = Field(1, ge=1, description="GPUs that share each layer (tensor-parallel ranks; tensorrt-llm only).")
     pp: int = Field(1, ge=1, description="GPUs that share the layers (pipeline-parallel stages; tensorrt-llm only).")
     edgellm_bin: Path | None = Field(
-        None, description="Directory of tensorrt-edgellm-export, which has an environment of its own (default: PATH)."
+        None,
+        description="Directory of tensorrt-edgellm-export, which has an environment of its own. Default: PATH, then what "
+        "`make edgellm` made.",
     )
     prepare_only: bool = Field(False, description="Write everything but the plan, and say which command builds it.")
 

@@ -1,7 +1,8 @@
 """The `tensorrt` backend: TensorRT-RTX compiles the portable graph for a GPU that need not be there.
 
-The graph is written in fp16 by pipeline stages that the build machine's memory can compile, each compiled in a process
-of its own (tensorrt_compile.py). `tensorrt-full` is the same with NVIDIA's full TensorRT, which needs the GPU.
+The graph is written in fp16, or bf16 where asked, by pipeline stages that the build machine's memory can compile, each
+compiled in a process of its own (tensorrt_compile.py). `tensorrt-full` is the same with NVIDIA's full TensorRT, which needs
+the GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from qtk.engines.backends import BuildJob
+from qtk.engines.backends import BuildJob, option_refusals
 from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription, Stage
 from qtk.engines.graph import GraphOptions, write_graph
@@ -68,11 +69,9 @@ class Backend:
 
     def refusals(self, job: BuildJob) -> list[str]:
         weights, options, scheme = job.weights, job.options, job.weights.scheme
-        reasons = []
-        if options.dtype == "float32":
-            reasons.append("--dtype float32: TensorRT's attention and cache kernels take float16 only")
-        if options.lm_head_bits == "8":
-            reasons.append("--lm-head-bits 8: TensorRT dequantizes blocks of 4 bits only; leave the head at 16")
+        reasons = option_refusals(
+            options, ("float16", "bfloat16"), ("16",), "TensorRT's attention, cache and dequantization work"
+        )
         reasons += table_refusals(target(self.library.backend), job.gpu.sm, weights)
         plan = memory_plan(
             weights.spec,
@@ -96,7 +95,7 @@ class Backend:
         return describe(
             job,
             backend=self.library.backend,
-            dtype=torch.float16,
+            dtype=_dtype(job),
             lm_head_bits=head,
             stages=stages,
             packages=("onnx", self.library.distribution),
@@ -108,7 +107,8 @@ class Backend:
     def _notes(self, job: BuildJob) -> tuple[str, ...]:
         if job.options.prepare_only:
             return (f"Not built: run `qtk build-engine MODEL -o ENGINE --gpu {job.gpu.name}` without --prepare-only.",)
-        return ("Compiled, never run on a GPU: `qtk accept ENGINE` on the target does that and records it.",)
+        untested = "Compiled, never run on a GPU: `qtk accept ENGINE` on the target does that and records it."
+        return (untested, job.gpu.advice) if job.gpu.advice else (untested,)
 
     def _require_library(self) -> None:
         if importlib.util.find_spec(self.library.module) is None:
@@ -144,7 +144,7 @@ class Backend:
 
     def _stage(self, job: BuildJob, number: int, layers: tuple[int, int]) -> Stage:
         name = f"stage{number}"
-        options = GraphOptions(torch.float16, cache_length(job.limits.max_positions), 16, layers)
+        options = GraphOptions(_dtype(job), cache_length(job.limits.max_positions), 16, layers)
         graph = write_graph(job.weights, job.directory, options, name=name, on_block=job.on_block)
         if job.options.prepare_only:
             return graph_stage(graph, layers)
@@ -169,6 +169,10 @@ class Backend:
         )
         facts = run_compiler(request, graph.with_suffix(".log"))
         graph.with_suffix(".build.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+def _dtype(job: BuildJob) -> torch.dtype:
+    return torch.bfloat16 if job.options.dtype == "bfloat16" else torch.float16
 
 
 def stage_bytes(sizes: ModelBytes, tied: bool, layers: tuple[int, int]) -> int:

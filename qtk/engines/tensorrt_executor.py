@@ -12,32 +12,26 @@ import math
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from qtk.engines.description import EngineDescription, Port
 from qtk.engines.executor import Step
+from qtk.engines.target_machine import gpu_reasons, library_reasons
 from qtk.engines.tensorrt_backend import FULL, RTX, SCORED_POSITIONS
 from qtk.errors import InputError, MachineError, listing
-from qtk.machine import gpus, package_versions
+from qtk.machine import package_versions
 
 _LIBRARIES = {library.backend: library for library in (RTX, FULL)}
-_TYPES = {"float16": np.float16, "int64": np.int64, "bool": np.bool_}
+_TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int64": np.int64, "bool": np.bool_}
 
 
 def require_gpu(directory: Path, description: EngineDescription) -> None:
     """MachineError, with every reason, unless this machine can run the plans: GPU, its SM, library and its version."""
     library = _LIBRARIES[description.backend]
-    reasons = []
-    fitting = [gpu for gpu in gpus() if gpu.compute_capability == description.compute_capability]
-    if not fitting:
-        found = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in gpus()) or "none"
-        reasons.append(f"it was compiled for a GPU of SM {description.compute_capability}; found here: {found}")
     needed = description.versions.get(library.distribution)
     present = package_versions(library.distribution).get(library.distribution)
-    if present is None:
-        reasons.append(f"{library.distribution} is not installed: {library.install}")
-    elif needed is not None and present != needed:
-        reasons.append(f"it was compiled by {library.distribution} {needed}, here is {present}: build it again")
+    reasons = gpu_reasons(description) + library_reasons(library.distribution, present, needed, library.install)
     if reasons:
         raise MachineError(f"{directory} cannot run here:\n{listing(reasons)}")
 
@@ -155,7 +149,7 @@ class TensorRtExecutor:
                 context.set_input_shape(port.name, tuple(sizes[d] if isinstance(d, str) else d for d in port.shape))
             if not context.execute_async_v3(int(self._cuda.stream)):
                 raise MachineError(f"TensorRT could not run {stage.file}; its messages are above.")
-        logits = np.empty((batch, sizes["wanted"], self._description.vocab_size), np.float16)
+        logits = np.empty((batch, sizes["wanted"], self._description.vocab_size), _TYPES[self._description.dtype])
         self._cuda.download(logits, self._addresses["logits"])
         self._cuda.wait()
         if self._runtime_cache is not None and not self._cache_file.is_file():

@@ -11,7 +11,7 @@ import json
 import shlex
 from pathlib import Path
 
-from qtk.engines.backends import BuildJob
+from qtk.engines.backends import BuildJob, option_refusals
 from qtk.engines.describe import describe
 from qtk.engines.description import EngineDescription, Stage
 from qtk.engines.memory_plan import memory_plan
@@ -22,7 +22,7 @@ from qtk.models.spec import Linear, ModelSpec
 from qtk.targets.table import LinearPlan, refusals, target
 
 TOOL = "trtllm-build"
-CONTAINER = "nvcr.io/nvidia/tensorrt-llm/release:1.1.0"
+CONTAINER = "NVIDIA's tensorrt-llm/release, tag 1.1.0"
 _NEWER = "TensorRT-LLM 1.3 and later have no engines: they run what `qtk quantize --format modelopt` writes."
 _MOST_TOKENS = 8192  # trtllm-build's own bound on the tokens of one step
 
@@ -32,7 +32,8 @@ class Backend:
 
     def refusals(self, job: BuildJob) -> list[str]:
         spec, scheme, split = job.weights.spec, job.weights.scheme, _split(job)
-        reasons = split_refusals(spec, split)
+        reasons = option_refusals(job.options, ("float16",), ("16",), "qtk writes TensorRT-LLM checkpoints")
+        reasons += split_refusals(spec, split)
         if spec.architecture not in ARCHITECTURES:
             reasons.append(
                 f"{spec.architecture}: qtk writes TensorRT-LLM checkpoints of {', '.join(ARCHITECTURES)} only"
