@@ -7,6 +7,7 @@ the engine was built from, and latency.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import qtk
 from qtk.bench.divergence import DivergenceOptions, DivergenceResult, measure_divergence
 from qtk.bench.latency import LatencyOptions, LatencyReport, measure, parse_shapes
 from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest
-from qtk.engines.session import DecoderSession
+from qtk.engines.session import DecoderSession, EngineSession, open_session
 from qtk.errors import InputError
 from qtk.machine import machine
 from qtk.progress import Progress
@@ -53,7 +54,8 @@ class Check(BaseModel):
 
 
 class Acceptance(BaseModel):
-    """The record. `engine_manifest_sha256` ties it to one engine; `machine` says what it ran on."""
+    """The record. `engine_manifest_sha256` ties it to one engine; `machine` says what it ran on; `checks_not_run` are
+    those that need logits, where the engine's runtime gives tokens only."""
 
     model_config = ConfigDict(frozen=True)
     qtk_version: str
@@ -64,6 +66,7 @@ class Acceptance(BaseModel):
     versions: dict[str, str]
     machine: dict[str, object]
     checks: list[Check]
+    checks_not_run: list[str]
     shapes_not_run: list[str]
     latency: LatencyReport | None
     divergence: DivergenceResult | None
@@ -75,14 +78,24 @@ class Acceptance(BaseModel):
 
 def accept(engine: Path, options: AcceptOptions) -> Acceptance:
     """Runs everything. A check that fails does not stop the others. MachineError when the engine cannot run here."""
-    session = DecoderSession.open(engine, options.threads)
+    session = open_session(engine, options.threads)
+    decoder = session if isinstance(session, DecoderSession) else None
     checks: list[Check] = []
-    with Progress("accept", len(_CHECKS) + 2, "checks") as progress:
-        for name, meaning, check in _CHECKS:
-            checks.append(_run(name, meaning, lambda check=check: check(session, options), options.tolerance))  # type: ignore[misc]
+    not_checked: list[str] = []
+    with Progress("accept", len(_TOKEN_CHECKS) + len(_LOGIT_CHECKS) + 2, "checks") as progress:
+        for name, meaning, token_check in _TOKEN_CHECKS:
+            checks.append(_run(name, meaning, functools.partial(token_check, session), options.tolerance))
+            progress.advance(1, name)
+        for name, meaning, logit_check in _LOGIT_CHECKS:
+            if decoder is None:
+                not_checked.append(name)
+                continue
+            checks.append(_run(name, meaning, functools.partial(logit_check, decoder), options.tolerance))
             progress.advance(1, name)
         divergence = None
-        if options.reference is not None:
+        if decoder is None and options.reference is not None:
+            not_checked.append("divergence")
+        elif options.reference is not None:
             reference = options.reference
             rows = DivergenceOptions(rows=4, seq_len=min(512, session.limits.max_positions), threads=options.threads)
             measured: list[DivergenceResult] = []
@@ -112,6 +125,7 @@ def accept(engine: Path, options: AcceptOptions) -> Acceptance:
         versions=description.versions,
         machine=machine().as_dict(),
         checks=checks,
+        checks_not_run=not_checked,
         shapes_not_run=not_run,
         latency=latency,
         divergence=divergence,
@@ -126,19 +140,20 @@ def _run(name: str, meaning: str, check: Callable[[], float], most: float) -> Ch
     return Check(name=name, passed=bool(figure <= most), figure=figure, meaning=f"{meaning} (at most {most:g})")
 
 
-def _prompt(session: DecoderSession, length: int, seed: int) -> list[int]:
+def _prompt(session: EngineSession, length: int, seed: int) -> list[int]:
     longest = max(1, min(length, session.limits.max_input_len))
-    return np.random.default_rng(seed).integers(0, session.vocab_size, longest).tolist()
+    ids = session.prompt_ids
+    return np.random.default_rng(seed).choice(session.vocab_size if ids is None else ids, longest).tolist()
 
 
-def _repeatability(session: DecoderSession, options: AcceptOptions) -> float:
+def _repeatability(session: EngineSession) -> float:
     """Tokens that differ between two runs of one greedy call."""
     new = min(32, session.limits.max_output_len)
     first, second = (session.generate([_prompt(session, 40, 1)], new, ignore_eos=True).tokens[0] for _ in range(2))
     return float(sum(a != b for a, b in zip(first, second, strict=True)))
 
 
-def _decode_against_scoring(session: DecoderSession, options: AcceptOptions) -> float:
+def _decode_against_scoring(session: DecoderSession) -> float:
     """How far below the best logit the tokens of step-by-step decoding lie when the row is scored as a whole."""
     prompt = _prompt(session, 40, 2)
     new = min(32, session.limits.max_positions - len(prompt))
@@ -149,7 +164,7 @@ def _decode_against_scoring(session: DecoderSession, options: AcceptOptions) -> 
     return float((logits.max(-1) - logits[np.arange(len(tokens)), tokens]).max())
 
 
-def _batch(session: DecoderSession, options: AcceptOptions) -> float:
+def _batch(session: DecoderSession) -> float:
     """How far a row's last logits move when an unequal row runs beside it (0 for an engine of one row)."""
     if session.limits.max_batch < 2:
         return 0.0
@@ -158,7 +173,7 @@ def _batch(session: DecoderSession, options: AcceptOptions) -> float:
     return max(float(np.abs(session.logits([row])[0] - together[i, : len(row)]).max()) for i, row in enumerate(rows))
 
 
-def _whole_length(session: DecoderSession, options: AcceptOptions) -> float:
+def _whole_length(session: EngineSession) -> float:
     """Tokens missing from a call that fills the engine to its last position; a longer one must be refused."""
     prompt = _prompt(session, session.limits.max_input_len, 5)
     new = session.limits.max_positions - len(prompt)
@@ -170,15 +185,17 @@ def _whole_length(session: DecoderSession, options: AcceptOptions) -> float:
     return float("inf")
 
 
-_CHECKS: tuple[tuple[str, str, Callable[[DecoderSession, AcceptOptions], float]], ...] = (
+_TOKEN_CHECKS: tuple[tuple[str, str, Callable[[EngineSession], float]], ...] = (
     ("repeatability", "tokens that differ between two runs of one call", _repeatability),
+    ("whole length", "tokens missing when the engine is filled to its limit", _whole_length),
+)
+_LOGIT_CHECKS: tuple[tuple[str, str, Callable[[DecoderSession], float]], ...] = (
     ("decode against scoring", "logits lost by decoding step by step", _decode_against_scoring),
     ("batch", "logits moved by a longer row alongside", _batch),
-    ("whole length", "tokens missing when the engine is filled to its limit", _whole_length),
 )
 
 
-def _fitting(session: DecoderSession, options: AcceptOptions) -> tuple[list[str], list[str]]:
+def _fitting(session: EngineSession, options: AcceptOptions) -> tuple[list[str], list[str]]:
     def split() -> Iterator[tuple[str, bool]]:
         for entry, output in parse_shapes(options.shapes):
             yield f"{entry}/{output}", entry + output <= session.limits.max_positions

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from qtk.engines.session import DecoderSession, Generation
+from qtk.engines.session import EngineSession, Generation
 from qtk.errors import InputError, listing
 from qtk.machine import machine
 
@@ -102,7 +102,7 @@ def parse_shapes(text: str) -> list[tuple[int, int]]:
 
 
 def measure(
-    session: DecoderSession,
+    session: EngineSession,
     options: LatencyOptions,
     *,
     on_call: Callable[[str], None] = lambda detail: None,
@@ -139,7 +139,7 @@ def measure(
 
 
 def _measure_shape(
-    session: DecoderSession,
+    session: EngineSession,
     random: np.random.Generator,
     shape: tuple[int, int],
     options: LatencyOptions,
@@ -174,6 +174,7 @@ def _measure_shape(
     )
 
 
-def _call(session: DecoderSession, random: np.random.Generator, shape: tuple[int, int], batch: int) -> Generation:
-    prompts = random.integers(0, session.vocab_size, (batch, shape[0])).tolist()
+def _call(session: EngineSession, random: np.random.Generator, shape: tuple[int, int], batch: int) -> Generation:
+    ids = session.prompt_ids
+    prompts = random.choice(session.vocab_size if ids is None else ids, (batch, shape[0])).tolist()
     return session.generate(prompts, shape[1], ignore_eos=True)

@@ -23,11 +23,11 @@ def command(engine: Path, as_json: bool, **values: object) -> None:
     qtk bench latency engine --shapes 64/32,256/128 --batch-size 4 --json
     """
     from qtk.bench.latency import measure
-    from qtk.engines.session import DecoderSession
+    from qtk.engines.session import open_session
     from qtk.progress import Progress
 
     options = build(LatencyOptions, values)
-    session = DecoderSession.open(engine, options.threads)
+    session = open_session(engine, options.threads)
     with Progress("bench latency", None, "calls") as progress:
         report = measure(session, options, on_call=lambda detail: progress.advance(1, detail))
     columns = ("input/output", "tokens/s", "±", "decode tokens/s", "TTFT ms", "token ms p50", "p90", "p99", "calls")

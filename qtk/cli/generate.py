@@ -25,12 +25,12 @@ def command(engine: Path, prompts: tuple[str, ...], as_json: bool, **values: obj
     qtk generate engine --chat model --prompt "Write a quicksort in Python." --max-new-tokens 200
     qtk generate engine --chat codefuse --prompt - --json < question.txt
     """
-    from qtk.engines.session import DecoderSession
+    from qtk.engines.session import open_session
     from qtk.engines.text import generate_text
 
     options = build(GenerateOptions, values)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-    session = DecoderSession.open(engine, options.threads)
+    session = open_session(engine, options.threads)
     stream = not as_json and len(texts) == 1
 
     def write(piece: str) -> None:

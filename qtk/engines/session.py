@@ -1,9 +1,14 @@
-"""The generation loop: positions, masks, cache slots, sampling. One code for every runtime behind `Executor`."""
+"""The generation loop: positions, masks, cache slots, sampling. One code for every runtime behind `Executor`.
+
+Runtimes that bring a loop of their own (TensorRT-LLM, Edge-LLM) have sessions of their own behind the same `generate`.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,27 +44,15 @@ class Generation:
         return self.prefill_seconds + sum(self.token_seconds)
 
 
-class DecoderSession:
-    """An engine ready to decode. Not for several threads at once: it owns one cache."""
+class EngineSession(ABC):
+    """An engine ready to generate, whatever runs it."""
 
-    def __init__(self, directory: Path, description: EngineDescription, executor: Executor) -> None:
+    # Token ids that random prompts are drawn from; None where any will do.
+    prompt_ids: np.ndarray | None = None
+
+    def __init__(self, directory: Path, description: EngineDescription) -> None:
         self.directory = directory
         self.description = description
-        self._executor = executor
-        # Mask input by window: layers with the same sliding window share one.
-        self._windows = {mask_name(window): window for window in dict.fromkeys(description.windows)}
-
-    @staticmethod
-    def open(engine: Path | str, threads: int | None = None, *, accuracy_level: int | None = None) -> DecoderSession:
-        """Opens an engine directory. `threads` defaults to the usable cores, `accuracy_level` to the engine's own.
-
-        InputError for no engine directory; MachineError when the runtime or the GPU it needs is absent.
-        """
-        directory = Path(engine)
-        description = read_description(directory)
-        if not description.built:
-            raise InputError(f"{directory} was only prepared, not built: {' '.join(description.notes)}")
-        return DecoderSession(directory, description, open_executor(directory, description, threads, accuracy_level))
 
     @property
     def limits(self) -> Limits:
@@ -74,6 +67,7 @@ class DecoderSession:
         """The tokenizer that the engine directory carries. InputError when it carries none."""
         return TextTokenizer(self.directory)
 
+    @abstractmethod
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -90,12 +84,94 @@ class DecoderSession:
 
         Greedy at temperature 0. `stop`: token ids that end a row (default: those of the model's generation_config);
         ignore_eos runs on to max_new_tokens. on_token(row, token) is called for every token as it comes; a true answer
-        ends the row with that token. Rows of unequal length give exactly what each gives alone. InputError for empty or
-        over-long prompts and unknown tokens.
+        ends the row with that token. InputError for empty or over-long prompts and unknown tokens.
         """
+
+    def ends(self, stop: Collection[int] | None, ignore_eos: bool) -> frozenset[int]:
+        """The token ids that end a row."""
+        return frozenset() if ignore_eos else frozenset(self.description.stop_tokens if stop is None else stop)
+
+    def check_call(self, rows: Sequence[Sequence[int]], new_tokens: int) -> None:
+        """InputError, with every reason, for a call that the engine cannot take."""
+        limits, wrong = self.limits, []
+        if not 1 <= len(rows) <= limits.max_batch:
+            wrong.append(f"{len(rows)} rows; the engine takes 1 to {limits.max_batch} (--max-batch-size)")
+        for number, row in enumerate(rows):
+            if not len(row):
+                wrong.append(f"row {number} is empty")
+                continue
+            if len(row) + new_tokens > limits.max_positions:
+                wrong.append(
+                    f"row {number}: {len(row)} tokens and {new_tokens} new ones; the engine holds "
+                    f"{limits.max_positions} (--max-input-len and --max-output-len of build-engine)"
+                )
+            if min(row) < 0 or max(row) >= self.vocab_size:
+                wrong.append(f"row {number} holds a token outside 0..{self.vocab_size - 1}")
+        if new_tokens < 0:
+            wrong.append(f"{new_tokens} new tokens")
+        if wrong:
+            raise InputError(f"This engine cannot take the call:\n{listing(wrong)}")
+
+
+# backend -> (module, class) of engines whose runtime brings its own loop; imported when used.
+SESSIONS = {
+    "tensorrt-llm": ("qtk.engines.tensorrt_llm_session", "TensorRtLlmSession"),
+}
+
+
+def open_session(engine: Path | str, threads: int | None = None) -> EngineSession:
+    """Opens an engine directory with whatever runs it. Errors as of `DecoderSession.open`."""
+    description = read_built(Path(engine))
+    if description.backend not in SESSIONS:
+        return DecoderSession.open(engine, threads)
+    module, name = SESSIONS[description.backend]
+    session: EngineSession = getattr(importlib.import_module(module), name)(Path(engine), description)
+    return session
+
+
+def read_built(directory: Path) -> EngineDescription:
+    """The description of an engine that is built. InputError for one that was only prepared."""
+    description = read_description(directory)
+    if not description.built:
+        raise InputError(f"{directory} was only prepared, not built: {' '.join(description.notes)}")
+    return description
+
+
+class DecoderSession(EngineSession):
+    """An engine of the portable graph, ready to decode. Not for several threads at once: it owns one cache."""
+
+    def __init__(self, directory: Path, description: EngineDescription, executor: Executor) -> None:
+        super().__init__(directory, description)
+        self._executor = executor
+        # Mask input by window: layers with the same sliding window share one.
+        self._windows = {mask_name(window): window for window in dict.fromkeys(description.windows)}
+
+    @staticmethod
+    def open(engine: Path | str, threads: int | None = None, *, accuracy_level: int | None = None) -> DecoderSession:
+        """Opens an engine directory. `threads` defaults to the usable cores, `accuracy_level` to the engine's own.
+
+        InputError for no engine directory; MachineError when the runtime or the GPU it needs is absent.
+        """
+        directory = Path(engine)
+        description = read_built(directory)
+        return DecoderSession(directory, description, open_executor(directory, description, threads, accuracy_level))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        stop: Collection[int] | None = None,
+        ignore_eos: bool = False,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        on_token: OnToken | None = None,
+    ) -> Generation:
+        """See EngineSession. Rows of unequal length give exactly what each gives alone."""
         start = time.perf_counter()
-        self._check(prompts, max_new_tokens)
-        ends = frozenset() if ignore_eos else frozenset(self.description.stop_tokens if stop is None else stop)
+        self.check_call(prompts, max_new_tokens)
+        ends = self.ends(stop, ignore_eos)
         sampler = Sampler(temperature, top_p, seed)
         batch = len(prompts)
         tokens: list[list[int]] = [[] for _ in prompts]
@@ -145,28 +221,8 @@ class DecoderSession:
 
         A piece is valid until the next one is asked for.
         """
-        self._check(rows, 0)
+        self.check_call(rows, 0)
         yield from self._prefill(rows, every_position=True)
-
-    def _check(self, rows: Sequence[Sequence[int]], new_tokens: int) -> None:
-        limits, wrong = self.limits, []
-        if not 1 <= len(rows) <= limits.max_batch:
-            wrong.append(f"{len(rows)} rows; the engine takes 1 to {limits.max_batch} (--max-batch-size)")
-        for number, row in enumerate(rows):
-            if not len(row):
-                wrong.append(f"row {number} is empty")
-                continue
-            if len(row) + new_tokens > limits.max_positions:
-                wrong.append(
-                    f"row {number}: {len(row)} tokens and {new_tokens} new ones; the engine holds "
-                    f"{limits.max_positions} (--max-input-len and --max-output-len of build-engine)"
-                )
-            if min(row) < 0 or max(row) >= self.vocab_size:
-                wrong.append(f"row {number} holds a token outside 0..{self.vocab_size - 1}")
-        if new_tokens < 0:
-            wrong.append(f"{new_tokens} new tokens")
-        if wrong:
-            raise InputError(f"This engine cannot take the call:\n{listing(wrong)}")
 
     def _prefill(self, rows: Sequence[Sequence[int]], *, every_position: bool) -> Iterator[tuple[int, np.ndarray]]:
         """Runs the rows through the cache in chunks; yields each chunk's first position and its logits.

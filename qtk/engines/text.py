@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qtk.engines.session import DecoderSession
+from qtk.engines.session import EngineSession
 from qtk.models.tokenizer import TextTokenizer
 
 
@@ -48,7 +48,7 @@ class TextResult(BaseModel):
 
 
 def generate_text(
-    session: DecoderSession,
+    session: EngineSession,
     prompts: Sequence[str],
     options: GenerateOptions,
     *,

@@ -120,10 +120,10 @@ def _latency(recipe: Recipe, engine: str) -> Step:
     def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.bench.latency import measure
         from qtk.bench.results import measure_into
-        from qtk.engines.session import DecoderSession
+        from qtk.engines.session import open_session
 
         def run() -> BaseModel:
-            session = DecoderSession.open(places[engine], options.threads)
+            session = open_session(places[engine], options.threads)
             with Progress(f"latency of {places[engine].name}", None, "calls") as progress:
                 return measure(session, options, on_call=lambda detail: progress.advance(1, detail))
 
