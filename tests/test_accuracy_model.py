@@ -182,4 +182,4 @@ def test_a_checkpoint_is_scored_from_the_command_line_and_compared(tmp_path, mod
     assert neither.returncode == 2
     no_model = run_qtk("bench", "accuracy", *suites, "--generations", tmp_path / "kept.jsonl", "-o", tmp_path / "x")
     assert no_model.returncode == 2
-    assert "needs a model" in no_model.stderr
+    assert "A model or an engine is needed for own-likelihood" in no_model.stderr

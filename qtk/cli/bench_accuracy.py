@@ -13,6 +13,9 @@ from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
 
+_LIKELIHOOD = ("suite", "language", "tasks", "mean", "± SE")
+_QUESTIONS = ("set", "questions", "generation %", "± SE", "perplexity %", "± SE", "kept", "%", "commonest %", "note")
+
 
 @click.command("accuracy")
 @click.argument("model", required=False, type=click.Path(path_type=Path))
@@ -36,12 +39,13 @@ def command(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Let MODEL (an engine or a checkpoint) write programs, run them in a sandbox, and count what passes.
+    """Let MODEL (an engine or a checkpoint) write programs and run them in a sandbox, or answer questions; count what is right.
 
     \b
     qtk bench accuracy engine --suite humaneval-x:python,java --data data -o scores
     qtk bench accuracy engine --suite mbpp --prompt chat --max-new-tokens 256 -o scores
     qtk bench accuracy engine --suite likelihood:python -o likelihood
+    qtk bench accuracy engine --suite nlp:wic,copa,rte --data data --limit 100 -o scores
     qtk bench accuracy --suite humaneval --generations answers.jsonl -o scores
     """
     from qtk.bench.accuracy.language_run import ANSWERS_NAME
@@ -85,12 +89,30 @@ def command(
         (score.suite, score.language, len(score.tasks), score.mean, score.standard_error) for score in result.likelihood
     ]
 
+    choices = [
+        (
+            score.title,
+            len(score.tasks),
+            *(
+                None if value is None else round(100 * value, 2)
+                for rate in (score.generation, score.perplexity)
+                for value in (rate.value, rate.standard_error)
+            ),
+            score.kept,
+            round(100 * score.rate(score.kept).value, 2),
+            round(100 * score.majority, 2),
+            f"{score.no_letter} without a letter" if score.no_letter else None,
+        )
+        for score in result.choices
+    ]
+
     def show(console: Console) -> None:
         if rows:
             console.print(table(f"Accuracy, rules: {result.rules}; sandbox: {result.sandbox['level']}", columns, rows))
         if likelihoods:
-            heads = ("suite", "language", "tasks", "mean", "± SE")
-            console.print(table("Log-likelihood of the references, nats per token", heads, likelihoods))
+            console.print(table("Log-likelihood of the references, nats per token", _LIKELIHOOD, likelihoods))
+        if choices:
+            console.print(table("Questions, by generation and by perplexity", _QUESTIONS, choices))
         for name, reason in result.skipped.items():
             console.print(f"not scored: {name}: {reason}")
 

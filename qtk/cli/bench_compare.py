@@ -9,8 +9,12 @@ import click
 from rich.console import Console
 
 from qtk.bench.accuracy.comparison import CompareOptions
+from qtk.bench.accuracy.comparison_rows import LanguageComparison
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
+
+_LIKELIHOOD = ("suite", "language", "tasks", "before", "after", "change", "± SE", "p", "tasks worse")
+_NAMED = 40  # flips in the table's notes; all of them are in the JSON
 
 
 @click.command("compare")
@@ -54,25 +58,15 @@ def command(
         write_result(result, output)
     columns = (
         *("suite", "language", "tasks", "before %", "± SE", "after %", "± SE", "change", "± SE", "lost", "gained"),
-        *("p", "verdict", "published"),
+        *("p", "verdict"),
     )
     rows = [
-        (
-            row.suite,
-            row.language,
-            row.tasks,
-            *(
-                None if value is None else round(value, 2)
-                for value in (row.before, row.before_error, row.after, row.after_error)
-            ),
-            *(None if value is None else round(value, 2) for value in (row.difference, row.difference_error)),
-            len(row.lost),
-            len(row.gained),
-            None if row.p_value is None else round(row.p_value, 4),
-            row.verdict,
-            f"{row.published.before:.2f} -> {row.published.after:.2f}" if row.published else None,
-        )
+        (*_cells(row), f"{row.published.before:.2f} -> {row.published.after:.2f}" if row.published else None)
         for row in result.languages
+    ]
+    choices = [
+        (*_cells(row), row.mode, f"{row.other_before:.2f} -> {row.other_after:.2f}", round(row.free_after, 2))
+        for row in result.choices
     ]
 
     likelihoods = [
@@ -89,14 +83,17 @@ def command(
     def show(console: Console) -> None:
         title = f"pass@1 before and after; tolerance {options.tolerance:g} points; rules: {result.rules}"
         if rows:
-            console.print(table(title, columns, rows))
+            console.print(table(title, (*columns, "published"), rows))
+        if choices:
+            heads = (*columns, "by", "the other way", "after, its own choice")
+            console.print(table("Questions, by the way of asking in which `before` was better", heads, choices))
         if likelihoods:
-            heads = ("suite", "language", "tasks", "before", "after", "change", "± SE", "p", "tasks worse")
-            console.print(table("Log-likelihood of the references, nats per token", heads, likelihoods))
-        for row in result.languages:
+            console.print(table("Log-likelihood of the references, nats per token", _LIKELIHOOD, likelihoods))
+        for row in result.rates:
             for name, tasks in (("lost", row.lost), ("gained", row.gained)):
                 if tasks:
-                    console.print(f"{row.suite} {row.language}, {name}: {', '.join(tasks)}")
+                    more = f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else ""
+                    console.print(f"{row.suite} {row.language}, {name}: {', '.join(tasks[:_NAMED])}{more}")
         for difference in result.differences:
             console.print(f"note: {difference}")
         if result.baseline is not None and any(row.published for row in result.languages):
@@ -106,3 +103,17 @@ def command(
     if gate and result.beyond:
         names = ", ".join(f"{row.suite} {row.language} ({row.difference:+.2f} points)" for row in result.beyond)
         raise GateFailed(f"More was lost than the tolerance of {options.tolerance:g} points: {names}.")
+
+
+def _cells(row: LanguageComparison) -> tuple[object, ...]:
+    numbers = (row.before, row.before_error, row.after, row.after_error, row.difference, row.difference_error)
+    return (
+        row.suite,
+        row.language,
+        row.tasks,
+        *(None if value is None else round(value, 2) for value in numbers),
+        len(row.lost),
+        len(row.gained),
+        None if row.p_value is None else round(row.p_value, 4),
+        row.verdict,
+    )

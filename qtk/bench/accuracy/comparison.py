@@ -9,6 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qtk.bench.accuracy.choices.comparison import ChoiceComparison, compare_choices
+from qtk.bench.accuracy.choices.scores import ChoiceScore
+from qtk.bench.accuracy.comparison_rows import LanguageComparison, PublishedPair, points, verdict
 from qtk.bench.accuracy.likelihood import LikelihoodScore, paired_likelihoods
 from qtk.bench.accuracy.results import AccuracyResult, LanguageScore
 from qtk.bench.accuracy.statistics import mcnemar_exact, mean_and_error, paired_difference
@@ -16,8 +19,6 @@ from qtk.errors import InputError, listing
 from qtk.shipped import load_yaml, shipped_directory, shipped_names
 
 _BASELINES = "bench/baselines"
-_CERTAIN = 1.96  # standard errors: two-sided 95 %
-Verdict = Literal["within tolerance", "within tolerance, uncertain", "beyond tolerance, uncertain", "beyond tolerance"]
 
 
 class CompareOptions(BaseModel):
@@ -30,14 +31,6 @@ class CompareOptions(BaseModel):
     )
 
 
-class PublishedPair(BaseModel):
-    """One language's published pass@1 before and after, in percent."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    before: float
-    after: float
-
-
 class Baseline(BaseModel):
     """A published comparison."""
 
@@ -47,31 +40,6 @@ class Baseline(BaseModel):
     suite: str
     tasks: int
     scores: dict[str, PublishedPair]
-
-
-class LanguageComparison(BaseModel):
-    """One language of one suite; all rates and differences in percentage points.
-
-    lost: tasks that passed before and fail after; gained: the other way round (with several samples a task: whose share
-    fell or rose, and then there is no p_value). difference: after - before over the same tasks, with the standard error
-    of the paired difference. p_value: exact McNemar.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    suite: str
-    language: str
-    tasks: int
-    before: float
-    before_error: float | None
-    after: float
-    after_error: float | None
-    difference: float
-    difference_error: float | None
-    lost: list[str]
-    gained: list[str]
-    p_value: float | None
-    verdict: Verdict
-    published: PublishedPair | None = None
 
 
 class LikelihoodComparison(BaseModel):
@@ -104,13 +72,19 @@ class Comparison(BaseModel):
     rules: str
     languages: list[LanguageComparison]
     likelihood: list[LikelihoodComparison] = Field(default_factory=list)
+    choices: list[ChoiceComparison] = Field(default_factory=list)
     baseline: Baseline | None
     differences: list[str]
 
     @property
+    def rates(self) -> list[LanguageComparison]:
+        """Every line with a verdict: the languages, then the sets of questions."""
+        return [*self.languages, *self.choices]
+
+    @property
     def beyond(self) -> list[LanguageComparison]:
-        """The languages whose measured loss is above the tolerance."""
-        return [row for row in self.languages if row.verdict.startswith("beyond")]
+        """The languages and sets whose measured loss is above the tolerance."""
+        return [row for row in self.rates if row.verdict.startswith("beyond")]
 
 
 def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptions) -> Comparison:
@@ -120,8 +94,10 @@ def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptio
     second = {(score.suite, score.language): score for score in after.scores}
     likely = {(score.suite, score.language): score for score in before.likelihood}
     likely_after = {(score.suite, score.language): score for score in after.likelihood}
-    old: Scores = {**first, **likely}
-    new: Scores = {**second, **likely_after}
+    asked = {(score.suite, score.set): score for score in before.choices}
+    asked_after = {(score.suite, score.set): score for score in after.choices}
+    old: Scores = {**first, **likely, **asked}
+    new: Scores = {**second, **likely_after, **asked_after}
     _require_comparable(before, after, old, new)
     rows = [_compare_language(first[key], second[key], options.tolerance, baseline) for key in first if key in second]
     return Comparison(
@@ -131,12 +107,15 @@ def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptio
         rules=before.rules,
         languages=rows,
         likelihood=[_compare_likelihood(likely[key], likely_after[key]) for key in likely if key in likely_after],
+        choices=[
+            compare_choices(asked[key], asked_after[key], options.tolerance) for key in asked if key in asked_after
+        ],
         baseline=baseline,
         differences=_differences(before, after, old, new),
     )
 
 
-Scores = Mapping[tuple[str, str], LanguageScore | LikelihoodScore]
+Scores = Mapping[tuple[str, str], LanguageScore | LikelihoodScore | ChoiceScore]
 
 
 def _require_comparable(before: AccuracyResult, after: AccuracyResult, first: Scores, second: Scores) -> None:
@@ -185,15 +164,15 @@ def _compare_language(
         language=before.language,
         tasks=len(names),
         before=100 * old_mean,
-        before_error=_points(old_error),
+        before_error=points(old_error),
         after=100 * new_mean,
-        after_error=_points(new_error),
+        after_error=points(new_error),
         difference=100 * difference,
-        difference_error=_points(error),
+        difference_error=points(error),
         lost=lost,
         gained=gained,
         p_value=mcnemar_exact(len(lost), len(gained)) if single else None,
-        verdict=verdict(100 * difference, _points(error), tolerance),
+        verdict=verdict(100 * difference, points(error), tolerance),
         published=published,
     )
 
@@ -217,22 +196,6 @@ def _compare_likelihood(before: LikelihoodScore, after: LikelihoodScore) -> Like
     )
 
 
-def _points(share: float) -> float | None:
-    return None if math.isnan(share) else 100 * share
-
-
-def verdict(difference: float, error: float | None, tolerance: float) -> Verdict:
-    """The measured loss against the tolerance; uncertain while the tolerance lies within 1.96 standard errors of it.
-
-    An error of 0 (nothing flipped) is certain about these tasks only; of an unknown error nothing is certain.
-    """
-    distance = difference + tolerance  # above 0: within
-    sure = error is not None and abs(distance) > _CERTAIN * error
-    if distance >= 0:
-        return "within tolerance" if sure or error == 0 else "within tolerance, uncertain"
-    return "beyond tolerance" if sure else "beyond tolerance, uncertain"
-
-
 def load_baseline(name: str) -> Baseline | None:
     """A published comparison by name or YAML path; None for "none"."""
     if name == "none":
@@ -253,26 +216,26 @@ def plot(comparison: Comparison, path: Path) -> None:
     """Draws pass@1 before and after with standard errors, and the published pairs, into a .png, .svg or .pdf file."""
     import matplotlib
 
-    if not comparison.languages:
+    if not comparison.rates:
         raise InputError("There is no pass rate to draw: the results hold likelihoods only.")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(1.5 + 1.6 * len(comparison.languages), 4.2), layout="constrained")
-    width, places = 0.36, range(len(comparison.languages))
+    figure, axes = pyplot.subplots(figsize=(1.5 + 1.6 * len(comparison.rates), 4.2), layout="constrained")
+    width, places = 0.36, range(len(comparison.rates))
     for offset, name, color in ((-width / 2, "before", "#7a9cc6"), (width / 2, "after", "#d18f52")):
         axes.bar(
             [place + offset for place in places],
-            [getattr(row, name) for row in comparison.languages],
+            [getattr(row, name) for row in comparison.rates],
             width,
-            yerr=[getattr(row, f"{name}_error") or 0.0 for row in comparison.languages],
+            yerr=[getattr(row, f"{name}_error") or 0.0 for row in comparison.rates],
             capsize=3,
             label=name,
             color=color,
         )
         published = [
             (place + offset, getattr(row.published, name))
-            for place, row in zip(places, comparison.languages, strict=True)
+            for place, row in zip(places, comparison.rates, strict=True)
             if row.published is not None
         ]
         if published:
@@ -280,7 +243,7 @@ def plot(comparison: Comparison, path: Path) -> None:
             axes.plot(
                 *zip(*published, strict=True), "D", markersize=5, markeredgecolor="black", color=color, label=label
             )
-    axes.set_xticks(list(places), [f"{row.suite}\n{row.language}" for row in comparison.languages])
+    axes.set_xticks(list(places), [f"{row.suite}\n{row.language}" for row in comparison.rates])
     axes.set_ylabel("pass@1 (%), ± standard error")
     axes.set_ylim(0, 100)
     axes.legend(fontsize="small")

@@ -47,16 +47,19 @@ class ModelAnswers:
         ]
         prompts = {task.task_id: self._prompt(suite, task) for task, _ in wanted}
         self._require_room(suite, language, prompts)
-        # Like lengths together: a batch is padded to its longest prompt.
-        wanted.sort(key=lambda item: len(prompts[item[0].task_id]))
-        size = min(self.options.batch_size or self.session.limits.max_batch, self.session.limits.max_batch)
-        with Progress(f"{suite.name} {language}: generating", len(wanted), "answers") as progress:
-            for start in range(0, len(wanted), size):
-                batch = wanted[start : start + size]
-                texts = self._generate(suite, batch, [prompts[task.task_id] for task, _ in batch])
-                for (task, sample), text in zip(batch, texts, strict=True):
-                    take(Answer(suite.name, language, task.task_id, sample, text))
-                progress.advance(len(batch))
+
+        def enough(index: int, text: str, piece: str) -> bool:
+            # Only the end of a line or of a fence can make an answer certain.
+            return ("\n" in piece or "`" in piece) and self._certain(suite, wanted[index][0], text)
+
+        rows = [prompts[task.task_id] for task, _ in wanted]
+        names = [f"{suite.name} {task.task_id} {sample}" for task, sample in wanted]
+        label = f"{suite.name} {language}: generating"
+        for index, text in generated_texts(
+            self.session, rows, self.options.max_new_tokens, self.options, enough, names, label
+        ):
+            task, sample = wanted[index]
+            take(Answer(suite.name, language, task.task_id, sample, text))
 
     def _prompt(self, suite: Suite, task: Task) -> list[int]:
         return encode(self.session.tokenizer, prompt_text(suite, task, self.options.prompt), self.options.prompt)
@@ -70,35 +73,66 @@ class ModelAnswers:
                 f"{self.options.max_new_tokens} these prompts of {suite.name} {language} are too long:\n{listing(long)}"
             )
 
-    def _generate(self, suite: Suite, batch: list[tuple[Task, int]], prompts: list[list[int]]) -> list[str]:
-        tokenizer = self.session.tokenizer
-        pieces = [TextPieces(tokenizer) for _ in batch]
-        texts = [""] * len(batch)
-
-        def on_token(row: int, token: int) -> bool:
-            piece = pieces[row].add(token)
-            texts[row] += piece
-            # Only the end of a line or of a fence can make an answer certain.
-            return ("\n" in piece or "`" in piece) and self._certain(suite, batch[row][0], texts[row])
-
-        first, sample = batch[0]
-        seed = self.options.seed + zlib.crc32(f"{suite.name} {first.task_id} {sample}".encode())
-        made = self.session.generate(
-            prompts,
-            self.options.max_new_tokens,
-            temperature=self.options.temperature,
-            top_p=self.options.top_p,
-            seed=seed,
-            on_token=on_token,
-        )
-        return [tokenizer.decode(tokens) for tokens in made.tokens]
-
     def _certain(self, suite: Suite, task: Task, text: str) -> bool:
         if self.rules == "codefuse":
             return False  # that harness lets the model go on to its end-of-sequence token
         if self.rules == "bigcode":
             return any(stop in text for stop in bigcode_stops(suite))
         return certain_end(suite, task, text, chat=self.options.prompt != "plain")
+
+
+def generated_texts(
+    session: DecoderSession,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    options: ModelOptions,
+    enough: Callable[[int, str, str], bool],
+    names: Sequence[str],
+    label: str,
+) -> Iterator[tuple[int, str]]:
+    """(number of a prompt, its continuation) in the order in which they are done.
+
+    enough(number, text so far, newest piece) ends a continuation. names: one a prompt, from which its draws are seeded.
+    """
+    size = min(options.batch_size or session.limits.max_batch, session.limits.max_batch)
+    # Like lengths together: a batch is padded to its longest prompt.
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    with Progress(label, len(order), "answers") as progress:
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            yield from zip(
+                batch, _batch_texts(session, prompts, batch, max_new_tokens, options, enough, names), strict=True
+            )
+            progress.advance(len(batch))
+
+
+def _batch_texts(
+    session: DecoderSession,
+    prompts: Sequence[Sequence[int]],
+    batch: list[int],
+    max_new_tokens: int,
+    options: ModelOptions,
+    enough: Callable[[int, str, str], bool],
+    names: Sequence[str],
+) -> list[str]:
+    tokenizer = session.tokenizer
+    pieces = [TextPieces(tokenizer) for _ in batch]
+    texts = [""] * len(batch)
+
+    def on_token(row: int, token: int) -> bool:
+        piece = pieces[row].add(token)
+        texts[row] += piece
+        return enough(batch[row], texts[row], piece)
+
+    made = session.generate(
+        [prompts[number] for number in batch],
+        max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed + zlib.crc32(names[batch[0]].encode()),
+        on_token=on_token,
+    )
+    return [tokenizer.decode(tokens) for tokens in made.tokens]
 
 
 @contextmanager

@@ -94,17 +94,17 @@ def token_log_likelihoods(session: DecoderSession, rows: Sequence[Sequence[int]]
     found: list[list[np.ndarray]] = [[] for _ in rows]
     for first, logits in session.logit_chunks(rows):
         for row, ids in enumerate(rows):
-            found[row].append(
-                _of_targets(logits[row], np.array(ids[first + 1 : first + 1 + logits.shape[1]], np.int64))
-            )
+            targets = np.array(ids[first + 1 : first + 1 + logits.shape[1]], np.int64)
+            found[row].append(log_probabilities(logits[row], targets))
     return [np.concatenate(pieces) for pieces in found]
 
 
-def _of_targets(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """log softmax(logits)[targets]; logits beyond the targets belong to padding or to nothing."""
-    logits = logits[: len(targets)].astype(np.float64)
+def log_probabilities(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """log softmax(logits)[targets], [targets] float64; logits [tokens, vocab] beyond the targets are padding."""
+    logits = logits[: len(targets)]
     top = logits.max(axis=-1, keepdims=True, initial=-np.inf)
-    total = np.log(np.exp(logits - top).sum(axis=-1)) + top[:, 0]
+    # The exponentials in the logits' own precision, at most 1 each; their sum, which may be of many, in double.
+    total = np.log(np.exp(logits - top).sum(axis=-1, dtype=np.float64)) + top[:, 0]
     return logits[np.arange(len(targets)), targets] - total
 
 

@@ -17,10 +17,13 @@ class AccuracyOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     suite: tuple[str, ...] = Field(
-        ("humaneval",), min_length=1, description="NAME, NAME:python,java or a YAML file; repeatable."
+        ("humaneval",), min_length=1, description="NAME, NAME:python,java, lm-eval:TASK or a YAML file; repeatable."
     )
     data: Path | None = Field(None, description="Folder (or file) of the tasks; default: the variable QTK_DATA.")
-    limit: int | None = Field(None, ge=1, description="Only the first N tasks of each language.")
+    hub: bool = Field(False, description="Download sets that are not in --data from the Hugging Face hub.")
+    limit: int | None = Field(
+        None, ge=1, description="Only N tasks of each language or set: the first, or of questions a fixed sample."
+    )
     compat: Literal["none", "codefuse", "bigcode"] = Field(
         "none", description="Extract answers by another harness's rules instead of qtk's own."
     )

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import qtk
+from qtk.bench.accuracy.choices.asking import Asking
+from qtk.bench.accuracy.choices.loading import LoadedSet, load_set
+from qtk.bench.accuracy.choices.scores import ChoiceScore, score_choices
 from qtk.bench.accuracy.compatibility import bigcode_stops
 from qtk.bench.accuracy.generation import ModelAnswers, open_model
 from qtk.bench.accuracy.language_run import AnswerFile, LanguageRun
 from qtk.bench.accuracy.likelihood import LikelihoodScore, reference_likelihoods, score_likelihood
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.accuracy.results import AccuracyResult, LanguageScore, score_language
-from qtk.bench.accuracy.sandbox.job import Limits
+from qtk.bench.accuracy.sandbox.job import Level, Limits
 from qtk.bench.accuracy.sandbox.pool import PROMISES, choose_level, limits_note
-from qtk.bench.accuracy.suites import Suite, parse_suite, suite_tasks
+from qtk.bench.accuracy.suites import MissingData, Part, chosen_parts, suite_tasks
 from qtk.bench.accuracy.tasks import Task
 from qtk.bench.accuracy.toolchains.base import LanguageUnavailable
 from qtk.bench.results import RESULT_NAME, write_result
@@ -27,6 +32,7 @@ from qtk.errors import InputError, MachineError
 from qtk.machine import PeakMemory, machine
 from qtk.progress import note
 
+_HARNESS = "lm-eval:"
 _IDENTITY_NAME = "run.json"
 
 
@@ -50,31 +56,27 @@ def run_accuracy(
         raise InputError("Give either a MODEL or engine, or --generations FILE.")
     start = time.monotonic()
     asked = (model_options or ModelOptions()) if model is not None else None
-    plan = [
-        (suite, language)
-        for text in options.suite
-        for suite, languages in [parse_suite(text)]
-        for language in languages
-    ]
-    _require_sense(plan, options, answers)
-    level = choose_level(options.sandbox, options.allow_unsandboxed)
-    if level in ("landlock", "rlimits"):
-        note(f"qtk: sandbox level {level}: {PROMISES[level]}")
-    loaded = [(suite, language, *_limited(suite, language, options)) for suite, language in plan]
+    harness_tasks = [text.removeprefix(_HARNESS) for text in options.suite if text.startswith(_HARNESS)]
+    parts = [part for text in options.suite if not text.startswith(_HARNESS) for part in chosen_parts(text)]
+    _require_sense(parts, harness_tasks, options, answers)
+    level = None
+    if any(part.suite.kind == "programs" for part in parts):
+        level = choose_level(options.sandbox, options.allow_unsandboxed)
+        if level in ("landlock", "rlimits"):
+            note(f"qtk: sandbox level {level}: {PROMISES[level]}")
+    scores = Scores()
+    loaded = [one for part in parts for one in _loaded(part, options, scores)]
     recorder = _recorder(options, asked, loaded, answers, model)
     decoding = asked.model_dump(mode="json", exclude={"batch_size", "threads"}) if asked else {}
     identity = canonical_digest(
         {
             "options": options.model_dump(mode="json", exclude={"workers"}),
             "model": [str(model), decoding],
-            "tasks": [file_digest(file).sha256 for _, _, _, file in loaded],
+            "tasks": [one.sha256 for one in loaded],
             "answers": file_digest(answers).sha256 if answers else None,
         }
     )
     _clear_unless_resumed(out, identity, resume)
-    scores: list[LanguageScore] = []
-    likelihood: list[LikelihoodScore] = []
-    skipped: dict[str, str] = {}
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
         directory = stack.enter_context(staged_directory(out, overwrite=overwrite, resumable=True))
@@ -85,26 +87,12 @@ def run_accuracy(
         else:
             assert answers is not None
             source = AnswerFile(answers)
-        for suite, language, tasks, file in loaded:
-            about = (suite.name, language, file.name, file_digest(file).sha256)
-            if suite.kind == "likelihood":
-                assert isinstance(source, ModelAnswers)
-                found = reference_likelihoods(source.session, tasks, f"{suite.name} {language}")
-                likelihood.append(score_likelihood(*about, found))
-                continue
-            try:
-                verdicts = LanguageRun(
-                    suite, language, tasks, directory, rules=options.rules, level=level, workers=options.workers
-                ).verdicts(source)
-            except MachineError as error:
-                if len(plan) == 1 or not isinstance(error, LanguageUnavailable):
-                    raise
-                skipped[f"{suite.name} {language}"] = str(error)
-                note(f"qtk: {suite.name} {language} is skipped. {error}")
-                continue
-            scores.append(score_language(*about, verdicts, sorted(set(options.k))))
-        if not scores and not likelihood:
-            raise MachineError("No language could be scored:\n" + "\n".join(f"{k}: {v}" for k, v in skipped.items()))
+        for one in loaded:
+            _score(one, source, options, level, directory, scores, alone=len(loaded) == 1)
+        if not (scores.languages or scores.likelihood or scores.choices or harness_tasks):
+            raise MachineError(
+                "No language could be scored:\n" + "\n".join(f"{k}: {v}" for k, v in scores.skipped.items())
+            )
         result = AccuracyResult(
             qtk_version=qtk.__version__,
             model=str(model) if model else None,
@@ -112,10 +100,11 @@ def run_accuracy(
             rules=options.rules,
             prompt_format=asked.prompt if asked else None,
             decoding=decoding,
-            sandbox={"level": level, "promise": PROMISES[level], "limits": limits_note(Limits())},
-            scores=scores,
-            likelihood=likelihood,
-            skipped=skipped,
+            sandbox={"level": level, "promise": PROMISES[level], "limits": limits_note(Limits())} if level else {},
+            scores=scores.languages,
+            likelihood=scores.likelihood,
+            choices=scores.choices,
+            skipped=scores.skipped,
             seconds=round(time.monotonic() - start, 2),
             machine=machine().as_dict(),
         )
@@ -125,29 +114,113 @@ def run_accuracy(
     return result
 
 
-def _require_sense(plan: list[tuple[Suite, str]], options: AccuracyOptions, answers: Path | None) -> None:
-    """InputError for rules that a suite has not, and for a likelihood without a model."""
-    for suite, _ in plan:
-        if suite.kind == "likelihood" and answers is not None:
-            raise InputError(f"Suite {suite.name} needs a model or an engine: a file of answers has no probabilities.")
-        if options.compat == "bigcode" and suite.kind == "programs":
-            bigcode_stops(suite)
-    names = [(suite.name, language) for suite, language in plan]
-    if twice := {name for name in names if names.count(name) > 1}:
+@dataclass(frozen=True)
+class Loaded:
+    """A part with what is to be scored: the tasks of a language, or the questions of a set."""
+
+    part: Part
+    tasks: list[Task]
+    questions: LoadedSet | None
+    files: list[Path]
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.part.suite.name} {self.part.name}"
+
+
+@dataclass
+class Scores:
+    """What is scored so far, by kind; skipped: what is not, and why."""
+
+    languages: list[LanguageScore] = field(default_factory=list)
+    likelihood: list[LikelihoodScore] = field(default_factory=list)
+    choices: list[ChoiceScore] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, name: str, why: str) -> None:
+        self.skipped[name] = why
+        note(f"qtk: {name} is skipped. {why}")
+
+
+def _loaded(part: Part, options: AccuracyOptions, scores: Scores) -> list[Loaded]:
+    """The part with its tasks; nothing where their absence is no error."""
+    try:
+        if part.suite.kind == "choices":
+            found = load_set(part.suite, part.name, options.data, options.limit, hub=options.hub)
+            return [Loaded(part, [], found, found.files, found.sha256)]
+        tasks, file = suite_tasks(part.suite, part.name, options.data)
+        return [Loaded(part, tasks[: options.limit], None, [file], file_digest(file).sha256)]
+    except MissingData as error:
+        if part.required:
+            raise
+        scores.skip(f"{part.suite.name} {part.name}", str(error))
+        return []
+
+
+def _score(
+    one: Loaded, source: AnswerFile | ModelAnswers, options: AccuracyOptions, level: Level | None, directory: Path,
+    scores: Scores, *, alone: bool,
+) -> None:  # fmt: skip
+    """Scores one language or set into `scores`, or says there why it cannot be."""
+    suite, name = one.part.suite, one.part.name
+    if one.questions is not None:
+        assert isinstance(source, ModelAnswers)
+        about = suite.sets[name]
+        asking = Asking(source.session, source.options, suite.name, name, about, directory)
+        answers, fewer = asking.answers(one.questions.rows)
+        scores.choices.append(
+            score_choices(suite.name, name, about.title, one.questions.name, one.sha256, about.mean, answers, fewer)
+        )
+        return
+    identity = (suite.name, name, one.files[0].name, one.sha256)
+    if suite.kind == "likelihood":
+        assert isinstance(source, ModelAnswers)
+        scores.likelihood.append(
+            score_likelihood(*identity, reference_likelihoods(source.session, one.tasks, one.name))
+        )
+        return
+    assert level is not None
+    try:
+        run = LanguageRun(suite, name, one.tasks, directory, rules=options.rules, level=level, workers=options.workers)
+        scores.languages.append(score_language(*identity, run.verdicts(source), sorted(set(options.k))))
+    except LanguageUnavailable as error:
+        if alone:
+            raise
+        scores.skip(one.name, str(error))
+
+
+def _require_sense(parts: list[Part], harness_tasks: list[str], options: AccuracyOptions, answers: Path | None) -> None:
+    """InputError for rules that a suite has not, and for what needs a model where there is none."""
+    if answers is not None:
+        names = [part.suite.name for part in parts if part.suite.kind != "programs"] + [
+            f"{_HARNESS}{name}" for name in harness_tasks
+        ]
+        if names:
+            raise InputError(
+                f"A model or an engine is needed for {', '.join(dict.fromkeys(names))}: a file of answers has no probabilities."
+            )
+    for part in parts:
+        if options.compat == "bigcode" and part.suite.kind == "programs":
+            bigcode_stops(part.suite)
+    asked = [(part.suite.name, part.name) for part in parts] + [("lm-eval", name) for name in harness_tasks]
+    if twice := {name for name in asked if asked.count(name) > 1}:
         raise InputError(f"Asked for twice: {', '.join(' '.join(name) for name in sorted(twice))}.")
 
 
 def _recorder(
     options: AccuracyOptions,
     asked: ModelOptions | None,
-    loaded: list[tuple[Suite, str, list[Task], Path]],
+    loaded: list[Loaded],
     answers: Path | None,
     model: Path | None,
 ) -> ManifestRecorder:
     about = asked.model_dump(mode="json") if asked else {}
     recorder = ManifestRecorder("accuracy", {**options.model_dump(mode="json"), **about})
-    for suite, language, _, file in loaded:
-        recorder.add_input(f"tasks {suite.name} {language}", file, [file])
+    for one in loaded:
+        if one.files:
+            path = one.files[0] if len(one.files) == 1 else Path(os.path.commonpath(one.files))
+            recorder.add_input(f"tasks {one.name}", path, one.files)
     if answers is not None:
         recorder.add_input("answers", answers, [answers])
     if model is not None:
@@ -155,11 +228,6 @@ def _recorder(
             raise InputError(f"{model} is not a directory of a model or an engine.")
         recorder.add_input("model", model, output_files(model))
     return recorder
-
-
-def _limited(suite: Suite, language: str, options: AccuracyOptions) -> tuple[list[Task], Path]:
-    tasks, file = suite_tasks(suite, language, options.data)
-    return tasks[: options.limit], file
 
 
 def _clear_unless_resumed(out: Path, identity: str, resume: bool) -> None:

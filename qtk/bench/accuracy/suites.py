@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qtk.bench.accuracy.choices.sets import ChoiceSet
 from qtk.bench.accuracy.tasks import Task, read_tasks
 from qtk.errors import InputError, listing
 from qtk.shipped import load_yaml, shipped_directory, shipped_names
@@ -17,30 +19,39 @@ _ROOM = "bench/suites"
 
 
 class SuiteLanguage(BaseModel):
-    """One language of a suite: its file below the data folder, and how many tasks that should hold."""
+    """One language of a suite: its file below the data folder, and how many tasks that should hold.
+
+    settings: what its toolchain does otherwise here: fields of its class in qtk/bench/accuracy/toolchains.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     file: str
     tasks: int
+    settings: dict[str, str | bool] = Field(default_factory=dict)
 
 
 class Suite(BaseModel):
     """A suite as its YAML describes it.
 
-    kind: programs are generated and run; likelihood reads how probable a model finds the reference solutions.
-    package: a Python package that carries the file of the single language itself. python_header: lines put before
+    kind: programs are generated and run; likelihood reads how probable a model finds the reference solutions; choices
+    are questions with options, in `sets` instead of languages. also: suites that are scored with all sets of this one.
+    package: a Python package that carries the file of the single language itself. solutions: for data without reference
+    solutions, a YAML file beside this one with solutions of our own to some of its tasks. python_header: lines put before
     every Python program. seconds: the clock of one run (compiling has its own). prompt: how a task becomes a prompt.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
-    kind: Literal["programs", "likelihood"] = "programs"
+    kind: Literal["programs", "likelihood", "choices"] = "programs"
     summary: str
     source: str
     licence: str
-    layout: Literal["humaneval-x", "humaneval", "mbpp"]
-    languages: dict[str, SuiteLanguage]
+    layout: Literal["humaneval-x", "humaneval", "mbpp", "multipl-e", "questions"]
+    languages: dict[str, SuiteLanguage] = Field(default_factory=dict)
+    sets: dict[str, ChoiceSet] = Field(default_factory=dict)
+    also: tuple[str, ...] = ()
     package: str | None = None
+    solutions: str | None = None
     challenge_tests: bool = False
     python_header: str = ""
     seconds: float = Field(10.0, gt=0)
@@ -65,43 +76,82 @@ def load_suite(name: str) -> Suite:
 
 
 def parse_suite(text: str) -> tuple[Suite, tuple[str, ...]]:
-    """`NAME` or `NAME:language,language` -> the suite and the languages to score. InputError for unknown ones."""
+    """`NAME` or `NAME:language,language` -> the suite and the languages (or sets) to score. InputError for unknown ones."""
     name, _, chosen = text.partition(":")
     suite = load_suite(name)
-    languages = tuple(word for word in chosen.split(",") if word) or tuple(suite.languages)
+    known = suite.languages or suite.sets
+    languages = tuple(word for word in chosen.split(",") if word) or tuple(known)
     languages = tuple(_SHORT.get(word, word) for word in languages)
-    unknown = [word for word in languages if word not in suite.languages]
+    unknown = [word for word in languages if word not in known]
     if unknown:
-        raise InputError(f"Suite {suite.name} has no {', '.join(unknown)}. Languages: {', '.join(suite.languages)}.")
+        kind = "Sets" if suite.sets else "Languages"
+        raise InputError(f"Suite {suite.name} has no {', '.join(unknown)}. {kind}: {', '.join(known)}.")
     return suite, languages
+
+
+@dataclass(frozen=True)
+class Part:
+    """One language or set of a suite to score. required: where its data is absent that is an error, not left out."""
+
+    suite: Suite
+    name: str
+    required: bool
+
+
+def chosen_parts(text: str) -> list[Part]:
+    """What a --suite asks for, with the suites that belong to it where it names none of its sets."""
+    suite, names = parse_suite(text)
+    if not suite.sets or ":" in text:
+        return [Part(suite, name, True) for name in names]
+    also = [replace(part, required=False) for other in suite.also for part in chosen_parts(other)]
+    return [Part(suite, name, len(names) == 1) for name in names] + also
 
 
 _SHORT = {"js": "javascript", "py": "python", "c++": "cpp", "golang": "go"}
 
 
+class MissingData(InputError):
+    """The file of a language or set is not where data was looked for."""
+
+
 def data_file(suite: Suite, language: str, data: Path | None) -> Path:
     """Where the tasks lie: below `data`, else below the folder that QTK_DATA names, else in the suite's package."""
     wanted = suite.languages[language].file
-    looked = []
+    found, looked = find_data(wanted, data)
+    if found is not None:
+        return found
+    if suite.package is not None:
+        spec = importlib.util.find_spec(suite.package)
+        if spec is not None and spec.origin is not None:
+            for folder in (Path(spec.origin).parent, Path(spec.origin).parent.parent):
+                if (folder / wanted).is_file():
+                    return folder / wanted
+        looked.append(f"the Python package {suite.package} (pip install {suite.package.replace('_', '-')})")
+    raise missing_data(suite, wanted, looked)
+
+
+def find_data(wanted: str, data: Path | None) -> tuple[Path | None, list[str]]:
+    """A file, or a folder, below `data` or QTK_DATA, with or without the folders that its name has in front; and where
+    it was looked for. `data` may be the file itself."""
+    looked: list[str] = []
+    shorter = [Path(*Path(wanted).parts[start:]) for start in range(len(Path(wanted).parts))]
     for folder in (data, Path(os.environ["QTK_DATA"]) if os.environ.get("QTK_DATA") else None):
         if folder is None:
             continue
-        for candidate in (folder / wanted, folder / Path(wanted).name, folder):
-            if candidate.is_file():
-                return candidate
+        if folder.is_file():
+            return folder, looked
+        for path in shorter:
+            # The last part of a folder's name says too little: test/ may be anybody's.
+            if (folder / path).is_file() or ((folder / path).is_dir() and (len(path.parts) > 1 or len(shorter) == 1)):
+                return folder / path, looked
         looked.append(str(folder / wanted))
-    if suite.package is not None:
-        found = importlib.util.find_spec(suite.package)
-        if found is not None and found.origin is not None:
-            candidate = Path(found.origin).parent / wanted
-            if candidate.is_file():
-                return candidate
-            candidate = Path(found.origin).parent.parent / wanted
-            if candidate.is_file():
-                return candidate
-        looked.append(f"the Python package {suite.package} (pip install {suite.package.replace('_', '-')})")
+    return None, looked
+
+
+def missing_data(suite: Suite, wanted: str, looked: list[str]) -> MissingData:
+    """What to say when data is not there."""
     where = f" It is not in:\n{listing(looked)}" if looked else ""
-    raise InputError(
+    return MissingData(
         f"Suite {suite.name} needs {Path(wanted).name} ({suite.source}).{where}\n"
         "Name its folder with --data DIR or the environment variable QTK_DATA."
     )
@@ -113,4 +163,7 @@ def suite_tasks(suite: Suite, language: str, data: Path | None) -> tuple[list[Ta
     tasks = read_tasks(path, suite.layout, language, suite.challenge_tests)
     if not tasks:
         raise InputError(f"{path} holds no task.")
+    if suite.solutions is not None:
+        solved = load_yaml(shipped_directory(_ROOM) / suite.solutions).get(language, {})
+        tasks = [replace(task, reference=solved.get(task.task_id, "")) for task in tasks]
     return tasks, path

@@ -1,0 +1,182 @@
+"""Asks a model the questions of a set in both ways, in batches; what is answered is written at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qtk.bench.accuracy.answers import write_line
+from qtk.bench.accuracy.choices.questions import Question, answer_part, certain, picked, question
+from qtk.bench.accuracy.choices.rows import Row
+from qtk.bench.accuracy.choices.scores import ChoiceAnswer
+from qtk.bench.accuracy.choices.sets import ChoiceSet
+from qtk.bench.accuracy.generation import generated_texts
+from qtk.bench.accuracy.language_run import complete_rows
+from qtk.bench.accuracy.likelihood import log_probabilities
+from qtk.bench.accuracy.options import ModelOptions
+from qtk.bench.accuracy.prompts import encode
+from qtk.engines.session import DecoderSession
+from qtk.errors import InputError, listing
+from qtk.progress import Progress
+
+CHOICES_NAME = "choices.jsonl"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A question as tokens: the prompt, and a row an option."""
+
+    question: Question
+    prompt: list[int]
+    texts: list[list[int]]
+    fewer_examples: bool
+
+
+class Asking:
+    """The questions of one set and what an earlier, stopped run has answered of them."""
+
+    def __init__(
+        self, session: DecoderSession, options: ModelOptions, suite: str, name: str, about: ChoiceSet, directory: Path
+    ) -> None:
+        self.session, self.options = session, options
+        self.suite, self.name, self.about = suite, name, about
+        self.file = directory / CHOICES_NAME
+        self.chat = options.prompt != "plain"
+
+    def answers(self, rows: Sequence[Row]) -> tuple[dict[str, ChoiceAnswer], int]:
+        """task_id -> answer, in the order of the rows; and how many were asked with fewer examples than wanted.
+
+        InputError names every question that the engine cannot hold, before anything is asked.
+        """
+        encoded = self._encoded(rows)
+        finished: dict[str, dict[str, int | None]] = {"generation": {}, "perplexity": {}}
+        for row in complete_rows(self.file):
+            if (row["suite"], row["set"]) == (self.suite, self.name):
+                finished[row["mode"]][row["task_id"]] = row["answer"]
+        with open(self.file, "a", encoding="utf-8") as stream:
+
+            def take(mode: str, one: Question, answer: int | None, more: dict[str, object]) -> None:
+                about: dict[str, object] = {"suite": self.suite, "set": self.name, "task_id": one.id, "mode": mode}
+                write_line(stream, {**about, "answer": answer, "gold": one.gold, **more})
+                finished[mode][one.id] = answer
+
+            self._generate([one for one in encoded if one.question.id not in finished["generation"]], take)
+            self._read([one for one in encoded if one.question.id not in finished["perplexity"]], take)
+        answers = {}
+        for one in encoded:
+            likeliest = finished["perplexity"][one.question.id]
+            assert likeliest is not None
+            answers[one.question.id] = ChoiceAnswer(
+                subject=one.question.subject,
+                gold=one.question.gold,
+                generation=finished["generation"][one.question.id],
+                perplexity=likeliest,
+            )
+        return answers, sum(one.fewer_examples for one in encoded)
+
+    def _encoded(self, rows: Sequence[Row]) -> list[Encoded]:
+        room, found, long = self.session.limits.max_positions, [], []
+        for row in rows:
+            for shots in range(len(row.shots), -1, -1):
+                one = self._encode(question(self.about, row, shots), shots < len(row.shots))
+                need = max(len(one.prompt) + self.about.answer_tokens, *map(len, one.texts))
+                if need <= room:
+                    found.append(one)
+                    break
+            else:
+                long.append(f"{row.id}: {need} tokens")
+        if long:
+            raise InputError(
+                f"The engine holds {room} tokens; these questions of {self.name} are longer (build-engine "
+                f"--max-input-len):\n{listing(long)}"
+            )
+        return found
+
+    def _encode(self, one: Question, fewer: bool) -> Encoded:
+        tokenizer = self.session.tokenizer
+        prompt = encode(tokenizer, one.prompt, self.options.prompt)
+        return Encoded(one, prompt, [[*tokenizer.bos_ids, *tokenizer.encode(text)] for text in one.texts], fewer)
+
+    def _generate(self, wanted: list[Encoded], take: Callable[..., None]) -> None:
+        pick = self.about.pick
+
+        def enough(index: int, text: str, _: str) -> bool:
+            return certain(pick, text, wanted[index].question.options, chat=self.chat)
+
+        made = generated_texts(
+            self.session, [one.prompt for one in wanted], self.about.answer_tokens, self.options, enough,
+            [one.question.id for one in wanted], f"{self.name}: generating",
+        )  # fmt: skip
+        for index, text in made:
+            one = wanted[index].question
+            part = answer_part(text, chat=self.chat)
+            take("generation", one, picked(pick, part, one.options), {"text": text})
+
+    def _read(self, wanted: list[Encoded], take: Callable[..., None]) -> None:
+        with Progress(f"{self.name}: reading", len(wanted), "questions") as progress:
+            for index, losses in option_losses(self.session, [one.texts for one in wanted]):
+                take("perplexity", wanted[index].question, int(np.argmin(losses)), {"losses": losses})
+                progress.advance(1)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A row to run: what several options share (`shared`), or one option's text whole."""
+
+    question: int
+    options: tuple[int, ...]
+    ids: list[int]
+    ends: tuple[int, ...]  # the token that each option adds after `ids`; empty for a text that is whole
+
+
+def option_losses(
+    session: DecoderSession, questions: Sequence[Sequence[list[int]]]
+) -> Iterator[tuple[int, list[float]]]:
+    """For each question its number and a loss an option: the text's summed negative log-likelihood (nats) over its
+    number of tokens, first one included, as OpenCompass divides. Questions come as their last option is read.
+
+    Options whose texts are the same but for the last token share one run.
+    """
+    readings: list[_Reading] = []
+    for number, texts in enumerate(questions):
+        shared = _common_prefix(texts)
+        if shared > 0 and all(len(text) == shared + 1 for text in texts):
+            ends = tuple(text[-1] for text in texts)
+            readings.append(_Reading(number, tuple(range(len(texts))), list(texts[0][:shared]), ends))
+        else:
+            readings += [_Reading(number, (option,), list(text), ()) for option, text in enumerate(texts)]
+    readings.sort(key=lambda reading: len(reading.ids))
+    losses = [[float("nan")] * len(texts) for texts in questions]
+    missing = [len(texts) for texts in questions]
+    size = session.limits.max_batch
+    for start in range(0, len(readings), size):
+        batch = readings[start : start + size]
+        for reading, total, added in zip(batch, *_read_batch(session, batch), strict=True):
+            for place, option in enumerate(reading.options):
+                value = total + (added[place] if reading.ends else 0.0)
+                losses[reading.question][option] = -value / (len(reading.ids) + bool(reading.ends))
+            missing[reading.question] -= len(reading.options)
+            if missing[reading.question] == 0:
+                yield reading.question, losses[reading.question]
+
+
+def _read_batch(session: DecoderSession, batch: list[_Reading]) -> tuple[list[float], list[list[float]]]:
+    """Each row's log-likelihood after its first token, and the log-probabilities of the tokens that may end it."""
+    totals, ends = [0.0] * len(batch), [[0.0] for _ in batch]
+    for first, logits in session.logit_chunks([reading.ids for reading in batch]):
+        for row, reading in enumerate(batch):
+            targets = np.array(reading.ids[first + 1 : first + 1 + logits.shape[1]], np.int64)
+            totals[row] += float(log_probabilities(logits[row], targets).sum())
+            last = len(reading.ids) - 1 - first
+            if reading.ends and 0 <= last < logits.shape[1]:
+                several = np.repeat(logits[row, last : last + 1], len(reading.ends), axis=0)
+                ends[row] = log_probabilities(several, np.array(reading.ends, np.int64)).tolist()
+    return totals, ends
+
+
+def _common_prefix(texts: Sequence[Sequence[int]]) -> int:
+    shortest = min(len(text) for text in texts)
+    return next((i for i in range(shortest) if len({text[i] for text in texts}) > 1), shortest)

@@ -1,0 +1,61 @@
+"""What a set of multiple-choice questions is, as its suite's YAML declares it: where it lies, how it is asked, what counts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class HubSource(BaseModel):
+    """Where the same rows lie on the Hugging Face hub: a dataset's id, configuration and split.
+
+    subjects: one configuration a subject (then `name` is not given).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    name: str | None = None
+    split: str
+    shots_split: str | None = None
+    subjects: tuple[str, ...] = ()
+
+
+class ChoiceSet(BaseModel):
+    """A set of questions with a few options each.
+
+    file: below the data folder; a folder where every subject has a file of its own (`shots_file`: that of the examples).
+    questions: how many there should be. reader: the code that turns the rows into fields for the templates and options.
+    labels: what the data calls each option, by any of its spellings; rows with another label have no answer and are
+    left out. options: their texts, where they are the same in all questions. ask, cue, text: Jinja templates over the
+    row's fields. Generating, the model is shown `ask`, the lettered options, and `cue`. By perplexity, it reads `text`
+    once an option (with {{ option }}, {{ letter }} and {{ prompt }}, what generation is shown), or the text of a list
+    that stands for the option. shots: examples in front of a question. pick: how a letter is found in an answer.
+    mean: over all questions, or over the subjects' means.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    title: str
+    file: str
+    shots_file: str | None = None
+    hub: HubSource | None = None
+    questions: int
+    reader: Literal["rows", "idiom", "dialogue", "pronoun", "science", "subjects"] = "rows"
+    label: str = "label"
+    labels: tuple[tuple[str, ...], ...] = ()
+    options: tuple[str, ...] = ()
+    ask: str
+    cue: str
+    text: str | tuple[str, ...]
+    shots: int = Field(0, ge=0)
+    pick: Literal["first_capital", "first_option"]
+    mean: Literal["questions", "subjects"] = "questions"
+    answer_tokens: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> ChoiceSet:
+        if self.labels and self.options and len(self.labels) != len(self.options):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.options)} options")
+        if self.shots and self.shots_file is None:
+            raise ValueError("shots need a shots_file")
+        return self
