@@ -1,6 +1,7 @@
 # make demo       the whole chain on SmolLM2-135M: train an adapter, merge, quantize, build, measure, report
 # make test       the fast tests       make test-slow   those that need minutes or the real model
 # make lint       formatting, types, the order of the rooms, spelling
+# make peers      other quantizers to compare with, each in an environment of its own
 # make setup      the environment that all of these use; done by themselves at need
 #
 # PYTHON=python3.12   the interpreter for a new environment
@@ -18,7 +19,7 @@ ADAPTER := .qtk/python-adapter
 RUN := runs/smollm2-135m
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: setup demo test test-slow lint format docs eval-toolchains clean
+.PHONY: setup demo test test-slow lint format docs eval-toolchains peers clean
 
 setup: $(READY)
 
@@ -63,6 +64,22 @@ eval-toolchains:
 		golang-go golang-github-stretchr-testify-dev
 	command -v npm >/dev/null || $(SUDO) apt-get install -y npm
 	$(SUDO) npm install -g js-md5
+
+# What bench/compare_quantizers.py compares with, about 10 GB. Each has an environment of its own, because they want other
+# versions of torch and transformers than each other; GPTQModel takes the newest torch. One that is there is kept.
+peers: .venv-interop .venv-llmcompressor .venv-autoround
+
+.venv-interop:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install gptqmodel optimum compressed-tensors || { rm -rf $@; false; }
+
+.venv-llmcompressor .venv-autoround: .venv-%:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install -c constraints.txt torch && \
+		$@/bin/python -m pip install -c constraints.txt $(PEER_$*) || { rm -rf $@; false; }
+
+PEER_llmcompressor := llmcompressor
+PEER_autoround := auto-round
 
 docs: $(READY)
 	$(BIN)/python docs/generate_cli.py
