@@ -15,6 +15,7 @@ from qtk.cli.output import emit, json_option, table
 
 _LIKELIHOOD = ("suite", "language", "tasks", "mean", "± SE")
 _QUESTIONS = ("set", "questions", "generation %", "± SE", "perplexity %", "± SE", "kept", "%", "commonest %", "note")
+_HARNESS = ("task", "metric", "filter", "documents", "examples", "value", "± SE")
 
 
 @click.command("accuracy")
@@ -45,6 +46,7 @@ def command(
     qtk bench accuracy engine --suite humaneval-x:python,java --data data -o scores
     qtk bench accuracy engine --suite mbpp --prompt chat --max-new-tokens 256 -o scores
     qtk bench accuracy engine --suite likelihood:python -o likelihood
+    qtk bench accuracy engine --suite lm-eval:task.yaml --suite lm-eval:arc_easy --hub -o scores
     qtk bench accuracy engine --suite nlp:wic,copa,rte --data data --limit 100 -o scores
     qtk bench accuracy --suite humaneval --generations answers.jsonl -o scores
     """
@@ -106,6 +108,20 @@ def command(
         for score in result.choices
     ]
 
+    harness = [
+        (
+            score.language,
+            metric.name,
+            metric.filter,
+            len(score.tasks),
+            score.examples,
+            metric.value,
+            metric.standard_error,
+        )
+        for score in result.lm_eval
+        for metric in score.metrics
+    ]
+
     def show(console: Console) -> None:
         if rows:
             console.print(table(f"Accuracy, rules: {result.rules}; sandbox: {result.sandbox['level']}", columns, rows))
@@ -113,6 +129,8 @@ def command(
             console.print(table("Log-likelihood of the references, nats per token", _LIKELIHOOD, likelihoods))
         if choices:
             console.print(table("Questions, by generation and by perplexity", _QUESTIONS, choices))
+        if harness:
+            console.print(table("Tasks of lm-evaluation-harness", _HARNESS, harness))
         for name, reason in result.skipped.items():
             console.print(f"not scored: {name}: {reason}")
 

@@ -14,6 +14,7 @@ from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
 
 _LIKELIHOOD = ("suite", "language", "tasks", "before", "after", "change", "± SE", "p", "tasks worse")
+_HARNESS = ("task", "metric", "documents", "before", "after", "change", "± SE", "worse", "better", "p", "verdict")
 _NAMED = 40  # flips in the table's notes; all of them are in the JSON
 
 
@@ -80,6 +81,14 @@ def command(
         for row in result.likelihood
     ]
 
+    harness = [
+        (
+            *(row.task, row.metric, row.documents, row.before, row.after, row.difference, row.difference_error),
+            *(len(row.lost), len(row.gained), None if row.p_value is None else round(row.p_value, 4), row.verdict),
+        )
+        for row in result.lm_eval
+    ]
+
     def show(console: Console) -> None:
         title = f"pass@1 before and after; tolerance {options.tolerance:g} points; rules: {result.rules}"
         if rows:
@@ -89,6 +98,8 @@ def command(
             console.print(table("Questions, by the way of asking in which `before` was better", heads, choices))
         if likelihoods:
             console.print(table("Log-likelihood of the references, nats per token", _LIKELIHOOD, likelihoods))
+        if harness:
+            console.print(table("Tasks of lm-evaluation-harness", _HARNESS, harness))
         for row in result.rates:
             for name, tasks in (("lost", row.lost), ("gained", row.gained)):
                 if tasks:
@@ -101,7 +112,7 @@ def command(
 
     emit(result, as_json, show)
     if gate and result.beyond:
-        names = ", ".join(f"{row.suite} {row.language} ({row.difference:+.2f} points)" for row in result.beyond)
+        names = ", ".join(result.beyond)
         raise GateFailed(f"More was lost than the tolerance of {options.tolerance:g} points: {names}.")
 
 

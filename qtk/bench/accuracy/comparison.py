@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qtk.bench.accuracy.choices.comparison import ChoiceComparison, compare_choices
 from qtk.bench.accuracy.choices.scores import ChoiceScore
 from qtk.bench.accuracy.comparison_rows import LanguageComparison, PublishedPair, points, verdict
+from qtk.bench.accuracy.harness.scores import HarnessComparison, HarnessScore, compare_harness
 from qtk.bench.accuracy.likelihood import LikelihoodScore, paired_likelihoods
 from qtk.bench.accuracy.results import AccuracyResult, LanguageScore
 from qtk.bench.accuracy.statistics import mcnemar_exact, mean_and_error, paired_difference
@@ -73,6 +74,7 @@ class Comparison(BaseModel):
     languages: list[LanguageComparison]
     likelihood: list[LikelihoodComparison] = Field(default_factory=list)
     choices: list[ChoiceComparison] = Field(default_factory=list)
+    lm_eval: list[HarnessComparison] = Field(default_factory=list)
     baseline: Baseline | None
     differences: list[str]
 
@@ -82,9 +84,11 @@ class Comparison(BaseModel):
         return [*self.languages, *self.choices]
 
     @property
-    def beyond(self) -> list[LanguageComparison]:
-        """The languages and sets whose measured loss is above the tolerance."""
-        return [row for row in self.rates if row.verdict.startswith("beyond")]
+    def beyond(self) -> list[str]:
+        """Whose measured loss is above the tolerance, and how large it is."""
+        rows = [(f"{row.suite} {row.language}", row.difference, row.verdict) for row in self.rates]
+        rows += [(f"{row.task} {row.metric}", 100 * row.difference, row.verdict) for row in self.lm_eval if row.verdict]
+        return [f"{name} ({lost:+.2f} points)" for name, lost, found in rows if found.startswith("beyond")]
 
 
 def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptions) -> Comparison:
@@ -96,8 +100,10 @@ def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptio
     likely_after = {(score.suite, score.language): score for score in after.likelihood}
     asked = {(score.suite, score.set): score for score in before.choices}
     asked_after = {(score.suite, score.set): score for score in after.choices}
-    old: Scores = {**first, **likely, **asked}
-    new: Scores = {**second, **likely_after, **asked_after}
+    tasks = {(score.suite, score.language): score for score in before.lm_eval}
+    tasks_after = {(score.suite, score.language): score for score in after.lm_eval}
+    old: Scores = {**first, **likely, **asked, **tasks}
+    new: Scores = {**second, **likely_after, **asked_after, **tasks_after}
     _require_comparable(before, after, old, new)
     rows = [_compare_language(first[key], second[key], options.tolerance, baseline) for key in first if key in second]
     return Comparison(
@@ -110,12 +116,18 @@ def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptio
         choices=[
             compare_choices(asked[key], asked_after[key], options.tolerance) for key in asked if key in asked_after
         ],
+        lm_eval=[
+            row
+            for key in tasks
+            if key in tasks_after
+            for row in compare_harness(tasks[key], tasks_after[key], options.tolerance)
+        ],
         baseline=baseline,
         differences=_differences(before, after, old, new),
     )
 
 
-Scores = Mapping[tuple[str, str], LanguageScore | LikelihoodScore | ChoiceScore]
+Scores = Mapping[tuple[str, str], LanguageScore | LikelihoodScore | ChoiceScore | HarnessScore]
 
 
 def _require_comparable(before: AccuracyResult, after: AccuracyResult, first: Scores, second: Scores) -> None:

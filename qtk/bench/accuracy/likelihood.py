@@ -73,35 +73,64 @@ def reference_likelihoods(session: DecoderSession, tasks: Sequence[Task], label:
     limit = session.limits.max_positions
     if long := [f"{name}: {len(ids)} tokens" for name, (ids, _) in rows.items() if len(ids) > limit]:
         raise InputError(f"The engine holds {limit} tokens; these tasks are longer:\n{listing(long)}")
-    order = sorted(rows, key=lambda name: len(rows[name][0]))
-    size = session.limits.max_batch
+    names = list(rows)
+    starts = [max(start, 1) for _, start in rows.values()]
     found: dict[str, TaskLikelihood] = {}
-    with Progress(label, len(order), "tasks") as progress:
-        for begin in range(0, len(order), size):
-            names = order[begin : begin + size]
-            batch = [rows[name] for name in names]
-            for name, (_, start), row in zip(
-                names, batch, token_log_likelihoods(session, [r for r, _ in batch]), strict=True
-            ):
-                values = row[max(start, 1) - 1 :]
-                found[name] = TaskLikelihood(log_likelihood=float(values.sum()), tokens=len(values))
-            progress.advance(len(names))
+    with Progress(label, len(names), "tasks") as progress:
+        for index, values, _ in scored_tokens(session, [ids for ids, _ in rows.values()], starts):
+            found[names[index]] = TaskLikelihood(log_likelihood=float(values.sum()), tokens=len(values))
+            progress.advance(1)
     return {task.task_id: found[task.task_id] for task in tasks}
 
 
 def token_log_likelihoods(session: DecoderSession, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """For each row of token ids the natural log-probability of ids[1:], each given what stands before it; float64."""
-    found: list[list[np.ndarray]] = [[] for _ in rows]
-    for first, logits in session.logit_chunks(rows):
-        for row, ids in enumerate(rows):
-            targets = np.array(ids[first + 1 : first + 1 + logits.shape[1]], np.int64)
-            found[row].append(log_probabilities(logits[row], targets))
-    return [np.concatenate(pieces) for pieces in found]
+    found = {index: values for index, values, _ in scored_tokens(session, rows, [1] * len(rows))}
+    return [found[index] for index in range(len(rows))]
+
+
+def scored_tokens(
+    session: DecoderSession, texts: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(number of a text, log-probabilities, is likeliest) of its tokens from `start` (1 or more) on, as they are done.
+
+    Natural logarithms, float64; is likeliest: bool, whether greedy decoding would have taken the token. Texts of like
+    length run together, and those that differ in their last token only (the letters of a question) in one row.
+    """
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for number, text in enumerate(texts):
+        if len(text) > 1:
+            rows.setdefault(tuple(text[:-1]), []).append(number)
+        else:
+            yield number, np.empty(0), np.empty(0, bool)
+    order = sorted(rows, key=len)
+    for begin in range(0, len(order), session.limits.max_batch):
+        batch = order[begin : begin + session.limits.max_batch]
+        # The position of each logit that is wanted, and of which token: first what all texts of a row share, then
+        # their last tokens.
+        first = [min(starts[number] for number in rows[row]) for row in batch]
+        places = [
+            np.array([*range(f - 1, len(r) - 1), *[len(r) - 1] * len(rows[r])])
+            for f, r in zip(first, batch, strict=True)
+        ]
+        tokens = [np.array([*row[f:], *(texts[n][-1] for n in rows[row])]) for f, row in zip(first, batch, strict=True)]
+        values = [np.empty(len(place)) for place in places]
+        likeliest = [np.empty(len(place), bool) for place in places]
+        for start, logits in session.logit_chunks(batch):
+            for row, place in enumerate(places):
+                here = (place >= start) & (place < start + logits.shape[1])
+                wanted = logits[row, place[here] - start]
+                values[row][here] = log_probabilities(wanted, tokens[row][here])
+                likeliest[row][here] = wanted.argmax(axis=-1) == tokens[row][here]
+        for row, ids in enumerate(batch):
+            shared = len(ids) - first[row]
+            for number_in_row, number in enumerate(rows[ids]):
+                mine = [*range(starts[number] - first[row], shared), shared + number_in_row]
+                yield number, values[row][mine], likeliest[row][mine]
 
 
 def log_probabilities(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """log softmax(logits)[targets], [targets] float64; logits [tokens, vocab] beyond the targets are padding."""
-    logits = logits[: len(targets)]
+    """log softmax(logits)[targets]: logits [tokens, vocab], targets [tokens] -> [tokens] float64."""
     top = logits.max(axis=-1, keepdims=True, initial=-np.inf)
     # The exponentials in the logits' own precision, at most 1 each; their sum, which may be of many, in double.
     total = np.log(np.exp(logits - top).sum(axis=-1, dtype=np.float64)) + top[:, 0]

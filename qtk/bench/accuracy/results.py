@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qtk.bench.accuracy.choices.scores import ChoiceScore
+from qtk.bench.accuracy.harness.scores import HarnessScore
 from qtk.bench.accuracy.likelihood import LikelihoodScore
 from qtk.bench.accuracy.statistics import mean_and_error, pass_at_k
 from qtk.bench.results import RESULT_NAME
@@ -46,8 +47,9 @@ class AccuracyResult(BaseModel):
     """The content of result.json.
 
     model: the engine or model directory, or None for answers from a file. rules: whose extraction and program assembly
-    was used. likelihood: one entry a language of a likelihood suite. choices: one entry a set of questions. skipped:
-    suite and language -> why it was not scored. sandbox: level, what it promises, limits (empty: no program was run).
+    was used. likelihood: one entry a language of a likelihood suite. choices: one entry a set of questions. lm_eval:
+    one entry a task of lm-evaluation-harness. skipped: suite and language -> why it was not scored. sandbox: level,
+    what it promises, limits (empty: no program was run).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,6 +64,7 @@ class AccuracyResult(BaseModel):
     scores: list[LanguageScore]
     likelihood: list[LikelihoodScore] = Field(default_factory=list)
     choices: list[ChoiceScore] = Field(default_factory=list)
+    lm_eval: list[HarnessScore] = Field(default_factory=list)
     skipped: dict[str, str] = Field(default_factory=dict)
     seconds: float
     machine: dict[str, object]

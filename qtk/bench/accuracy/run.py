@@ -16,6 +16,7 @@ from qtk.bench.accuracy.choices.loading import LoadedSet, load_set
 from qtk.bench.accuracy.choices.scores import ChoiceScore, score_choices
 from qtk.bench.accuracy.compatibility import bigcode_stops
 from qtk.bench.accuracy.generation import ModelAnswers, open_model
+from qtk.bench.accuracy.harness.run import harness_scores
 from qtk.bench.accuracy.language_run import AnswerFile, LanguageRun
 from qtk.bench.accuracy.likelihood import LikelihoodScore, reference_likelihoods, score_likelihood
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
@@ -89,7 +90,13 @@ def run_accuracy(
             source = AnswerFile(answers)
         for one in loaded:
             _score(one, source, options, level, directory, scores, alone=len(loaded) == 1)
-        if not (scores.languages or scores.likelihood or scores.choices or harness_tasks):
+        harness = []
+        if harness_tasks:
+            assert isinstance(source, ModelAnswers)
+            harness = harness_scores(
+                source.session, source.options, harness_tasks, options.limit, directory, hub=options.hub
+            )
+        if not (scores.languages or scores.likelihood or scores.choices or harness):
             raise MachineError(
                 "No language could be scored:\n" + "\n".join(f"{k}: {v}" for k, v in scores.skipped.items())
             )
@@ -104,6 +111,7 @@ def run_accuracy(
             scores=scores.languages,
             likelihood=scores.likelihood,
             choices=scores.choices,
+            lm_eval=harness,
             skipped=scores.skipped,
             seconds=round(time.monotonic() - start, 2),
             machine=machine().as_dict(),

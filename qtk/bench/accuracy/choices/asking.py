@@ -15,7 +15,7 @@ from qtk.bench.accuracy.choices.scores import ChoiceAnswer
 from qtk.bench.accuracy.choices.sets import ChoiceSet
 from qtk.bench.accuracy.generation import generated_texts
 from qtk.bench.accuracy.language_run import complete_rows
-from qtk.bench.accuracy.likelihood import log_probabilities
+from qtk.bench.accuracy.likelihood import scored_tokens
 from qtk.bench.accuracy.options import ModelOptions
 from qtk.bench.accuracy.prompts import encode
 from qtk.engines.session import DecoderSession
@@ -122,61 +122,19 @@ class Asking:
                 progress.advance(1)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """A row to run: what several options share (`shared`), or one option's text whole."""
-
-    question: int
-    options: tuple[int, ...]
-    ids: list[int]
-    ends: tuple[int, ...]  # the token that each option adds after `ids`; empty for a text that is whole
-
-
 def option_losses(
     session: DecoderSession, questions: Sequence[Sequence[list[int]]]
 ) -> Iterator[tuple[int, list[float]]]:
     """For each question its number and a loss an option: the text's summed negative log-likelihood (nats) over its
     number of tokens, first one included, as OpenCompass divides. Questions come as their last option is read.
-
-    Options whose texts are the same but for the last token share one run.
     """
-    readings: list[_Reading] = []
-    for number, texts in enumerate(questions):
-        shared = _common_prefix(texts)
-        if shared > 0 and all(len(text) == shared + 1 for text in texts):
-            ends = tuple(text[-1] for text in texts)
-            readings.append(_Reading(number, tuple(range(len(texts))), list(texts[0][:shared]), ends))
-        else:
-            readings += [_Reading(number, (option,), list(text), ()) for option, text in enumerate(texts)]
-    readings.sort(key=lambda reading: len(reading.ids))
+    places = [(number, option) for number, texts in enumerate(questions) for option in range(len(texts))]
+    texts = [text for texts in questions for text in texts]
     losses = [[float("nan")] * len(texts) for texts in questions]
     missing = [len(texts) for texts in questions]
-    size = session.limits.max_batch
-    for start in range(0, len(readings), size):
-        batch = readings[start : start + size]
-        for reading, total, added in zip(batch, *_read_batch(session, batch), strict=True):
-            for place, option in enumerate(reading.options):
-                value = total + (added[place] if reading.ends else 0.0)
-                losses[reading.question][option] = -value / (len(reading.ids) + bool(reading.ends))
-            missing[reading.question] -= len(reading.options)
-            if missing[reading.question] == 0:
-                yield reading.question, losses[reading.question]
-
-
-def _read_batch(session: DecoderSession, batch: list[_Reading]) -> tuple[list[float], list[list[float]]]:
-    """Each row's log-likelihood after its first token, and the log-probabilities of the tokens that may end it."""
-    totals, ends = [0.0] * len(batch), [[0.0] for _ in batch]
-    for first, logits in session.logit_chunks([reading.ids for reading in batch]):
-        for row, reading in enumerate(batch):
-            targets = np.array(reading.ids[first + 1 : first + 1 + logits.shape[1]], np.int64)
-            totals[row] += float(log_probabilities(logits[row], targets).sum())
-            last = len(reading.ids) - 1 - first
-            if reading.ends and 0 <= last < logits.shape[1]:
-                several = np.repeat(logits[row, last : last + 1], len(reading.ends), axis=0)
-                ends[row] = log_probabilities(several, np.array(reading.ends, np.int64)).tolist()
-    return totals, ends
-
-
-def _common_prefix(texts: Sequence[Sequence[int]]) -> int:
-    shortest = min(len(text) for text in texts)
-    return next((i for i in range(shortest) if len({text[i] for text in texts}) > 1), shortest)
+    for index, values, _ in scored_tokens(session, texts, [1] * len(texts)):
+        number, option = places[index]
+        losses[number][option] = -float(values.sum()) / len(texts[index])
+        missing[number] -= 1
+        if missing[number] == 0:
+            yield number, losses[number]
