@@ -81,9 +81,7 @@ def test_batched_answers_are_those_of_each_task_alone(session):
     assert batched == alone
     assert len(batched) == 6
     rest = all_answers(session, tasks, ModelOptions(max_new_tokens=24), finished=list(batched)[:4])
-    assert rest == {key: batched[key] for key in list(batched)[4:]} or set(rest) == set(batched) - set(
-        list(batched)[:4]
-    )
+    assert rest == {key: batched[key] for key in list(batched)[4:]}
 
 
 def test_sampling_is_repeatable_and_greedy_samples_are_refused(session):
@@ -93,25 +91,6 @@ def test_sampling_is_repeatable_and_greedy_samples_are_refused(session):
     assert len(set(first.values())) > 1
     with pytest.raises(InputError, match="temperature"):
         ModelAnswers(session, ModelOptions(samples=2), "qtk")
-
-
-def test_a_row_stops_when_its_answer_is_certain(session):
-    """Bytes of a random model hold a stop string soon; what comes after the first one is not generated."""
-    suite = load_suite("humaneval")
-    found: list[Answer] = []
-    answers = ModelAnswers(session, ModelOptions(max_new_tokens=128), "qtk")
-    asked: list[str] = []
-
-    def certain(suite, task, text):
-        asked.append(text)
-        return True
-
-    answers._certain = certain  # type: ignore[method-assign]
-    answers(suite, "python", [task(number) for number in range(4)], found.append, set())
-    for answer in found:
-        ends = [index for index, letter in enumerate(answer.generation) if letter in "\n`"]
-        assert not ends or ends[0] == len(answer.generation) - 1
-    assert any(answer.generation.endswith(("\n", "`")) for answer in found) == bool(asked)
 
 
 def test_prompts_that_do_not_fit_are_named_before_anything_is_generated(session):
