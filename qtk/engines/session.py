@@ -116,6 +116,7 @@ class EngineSession(ABC):
 # backend -> (module, class) of engines whose runtime brings its own loop; imported when used.
 SESSIONS = {
     "tensorrt-llm": ("qtk.engines.tensorrt_llm_session", "TensorRtLlmSession"),
+    "tensorrt-edgellm": ("qtk.engines.edgellm_session", "EdgeLlmSession"),
 }
 
 

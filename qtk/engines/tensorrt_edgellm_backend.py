@@ -14,9 +14,10 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from qtk.engines.backends import BuildJob
+from qtk.engines.backends import BuildJob, option_refusals
 from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription
+from qtk.engines.edgellm_tools import BUILD, EXPORT, INSTALL, edgellm_bin
 from qtk.engines.linear_plans import table_refusals
 from qtk.engines.memory_plan import memory_plan
 from qtk.engines.outside_tool import find_tool, run_tool
@@ -28,7 +29,6 @@ from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.repack import repack, repack_refusals
 from qtk.targets.table import target
 
-EXPORT, BUILD = "tensorrt-edgellm-export", "tensorrt-edgellm-build"
 # Their own layout: a permutation of the activations goes into the graph for every gptq linear, even the identity; a
 # modelopt one has a product by ones instead, which fuses with the norm before it.
 CONTAINER = "modelopt"
@@ -43,19 +43,20 @@ class Backend:
         scheme, spec = job.weights.scheme, job.weights.spec
         if scheme is None:
             return ["the model is not quantized; quantize it first (`qtk quantize --sym`)"]
-        reasons = table_refusals(target("tensorrt-edgellm"), job.gpu.sm, job.weights)
+        reasons = option_refusals(job.options, ("float16",), ("16",), "Edge-LLM's INT4 engines work")
+        reasons += table_refusals(target("tensorrt-edgellm"), job.gpu.sm, job.weights)
         reasons = reasons or repack_refusals(job.weights, checkpoint_format(CONTAINER))
         return reasons + memory_plan(spec, scheme.modules, job.limits, job.gpu, job.limits.max_positions).refusals()
 
     def build(self, job: BuildJob) -> EngineDescription:
-        tools = job.options.edgellm_bin
-        export, build = find_tool(EXPORT, tools), find_tool(BUILD, tools)
-        if export is None:
+        asked = job.options.edgellm_bin
+        tools = edgellm_bin(asked)
+        if tools is None:
             raise MachineError(
-                f"The tensorrt-edgellm backend needs {EXPORT}, and it is not {f'in {tools}' if tools else 'on PATH'}. It "
-                "wants an environment of its own: python -m venv ENV; ENV/bin/pip install torch==2.13.0; ENV/bin/pip "
-                "install 'tensorrt-edgellm[export]==0.11.0'; then --edgellm-bin ENV/bin."
+                f"The tensorrt-edgellm backend needs {EXPORT}, and it is not {f'in {asked}' if asked else 'on PATH'}. "
+                f"{INSTALL}."
             )
+        export, build = str(tools / EXPORT), find_tool(BUILD, tools)
         if not job.options.prepare_only and (build is None or not gpus()):
             what = f"{BUILD} and a GPU" if build is None else "a GPU, and there is none here"
             raise MachineError(
@@ -74,10 +75,15 @@ class Backend:
         graph = job.directory / "onnx" / "llm" / "model.onnx"
         check_export(graph, job.weights)
         flags = build_flags(job)
+        stage = graph_stage(graph, (0, job.weights.spec.num_layers))
+        file = graph
         if not job.options.prepare_only and build is not None:
             run_tool([build, *flags], job.directory)
-            if not any(path.stat().st_size for path in (job.directory / "engine").rglob("*.engine")):
+            file = next((path for path in (job.directory / "engine").rglob("*.engine") if path.stat().st_size), graph)
+            if file is graph:
                 raise MachineError(f"{BUILD} ended without an error but left no engine. Nothing was kept.")
+            stage = stage.model_copy(update={"bytes": file.stat().st_size})
+        stage = stage.model_copy(update={"file": str(file.relative_to(job.directory))})
         built = not job.options.prepare_only
         note = f"Built by {BUILD}; never run by qtk." if built else prepared_note(job, flags)
         return describe(
@@ -85,7 +91,7 @@ class Backend:
             backend="tensorrt-edgellm",
             dtype=torch.float16,
             lm_head_bits=16,
-            stages=(graph_stage(graph, (0, job.weights.spec.num_layers)),),
+            stages=(stage,),
             packages=("onnx",),
             built=built,
             notes=(note,),

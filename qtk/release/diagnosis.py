@@ -38,7 +38,7 @@ _TOOLS = {
     "trtllm-build": ("builds TensorRT-LLM engines", "pip install tensorrt-llm, on a machine with a GPU"),
     "tensorrt-edgellm-export": (
         "exports for TensorRT Edge-LLM",
-        "pip install tensorrt-edgellm, in its own environment",
+        "make edgellm in a checkout, or pip install 'tensorrt-edgellm[export]' into an environment of its own",
     ),
     "bwrap": ("the strongest sandbox for generated programs", "apt-get install bubblewrap"),
     "javac": ("compiles Java answers", "apt-get install default-jdk-headless"),
