@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
+import types
 from pathlib import Path
 
 import psutil
@@ -97,7 +99,8 @@ def test_a_model_too_large_for_the_machine_is_compiled_in_stages(int4, tmp_path,
     """Memory for two of the three blocks: two plans, the hidden state handed over."""
 
     class Memory:
-        available = int(tensorrt_backend.PEAK_BASE_BYTES + tensorrt_backend.PEAK_PER_BYTE * 260_000)
+        total = 24 << 30
+        available = 2 * int(tensorrt_backend.PEAK_BASE_BYTES + tensorrt_backend.PEAK_PER_BYTE * 260_000)
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory)
     description = build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="a10"))
@@ -108,6 +111,10 @@ def test_a_model_too_large_for_the_machine_is_compiled_in_stages(int4, tmp_path,
     assert {"input_ids", "logits_positions"} & {port.name for port in second.inputs} == {"logits_positions"}
     Memory.available = tensorrt_backend.PEAK_BASE_BYTES + 1000
     with pytest.raises(MachineError, match="even block by block"):
+        build_engine(int4(), tmp_path / "none", BuildOptions(gpu="a10"))
+    Memory.available = 1 << 40
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100_000))
+    with pytest.raises(MachineError, match="the disk has 0.0 GB free"):
         build_engine(int4(), tmp_path / "none", BuildOptions(gpu="a10"))
     assert not (tmp_path / "none").exists()
 
@@ -209,7 +216,6 @@ def test_a_killed_compiler_is_a_lack_of_memory(tmp_path, monkeypatch) -> None:
 
 
 @needs_tensorrt
-@pytest.mark.slow
 def test_smollm2_for_an_a10(smollm2, tmp_path) -> None:
     int4 = write_quantized(smollm2, tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
     description = build_engine(int4, tmp_path / "engine", BuildOptions(gpu="a10"))

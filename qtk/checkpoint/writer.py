@@ -71,7 +71,7 @@ class CheckpointWriter:
         self._fds: list[int] = []
         self._places: dict[str, _Place] = {}
         self._missing = set(self.specs)
-        _require_room(directory, sum(spec.nbytes for spec in self.specs.values()))
+        require_room(directory, sum(spec.nbytes for spec in self.specs.values()))
         for name, shard in zip(names, shards, strict=True):
             self._lay_out(directory / name, shard, resume)
         if len(shards) > 1:
@@ -202,7 +202,8 @@ def _pwrite_all(fd: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(fd, data[done:], offset + done)
 
 
-def _require_room(directory: Path, needed: int) -> None:
+def require_room(directory: Path, needed: int) -> None:
+    """MachineError unless the disk of `directory` has `needed` bytes free."""
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise MachineError(

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from qtk.checkpoint.writer import require_room
 from qtk.engines.backends import BuildJob, option_refusals
 from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription, Stage
@@ -36,6 +37,9 @@ SCORED_POSITIONS = 256
 # Measured (docs/benchmarks.md): peak of the compiling process over the bytes of the stage's graph.
 PEAK_BASE_BYTES = 600_000_000
 PEAK_PER_BYTE = 3.0
+# A stage may take this much of the memory that is free, so that a build leaves room for what else the machine does; only
+# where that is too little for one block, it may take nearly all.
+MEMORY_SHARES = (0.5, 0.9)
 # A plan holds its weights and its kernels; the latter are most of a small model's plan.
 PLAN_TOLERANCE = 0.25
 KERNEL_BYTES = 16 << 20
@@ -123,11 +127,13 @@ class Backend:
             )
 
     def _cut(self, sizes: ModelBytes, tied: bool, job: BuildJob) -> list[tuple[int, int]]:
-        """The stages: one where the machine can compile the model whole, else as few as fit its memory."""
+        """The stages: one where the machine can compile the model whole, else as few as fit its memory. MachineError, before
+        any work, where memory or disk do not suffice."""
         if job.options.prepare_only:
             return [(0, len(sizes.blocks))]
         available = psutil.virtual_memory().available
-        cuts = cut_stages(sizes, tied, max(0, int((available - PEAK_BASE_BYTES) / PEAK_PER_BYTE)))
+        bounds = [max(0, int((available * share - PEAK_BASE_BYTES) / PEAK_PER_BYTE)) for share in MEMORY_SHARES]
+        cuts = next((cuts for bound in bounds if (cuts := cut_stages(sizes, tied, bound))), None)
         if cuts is None:
             worst = max(stage_bytes(sizes, tied, (i, i + 1)) for i in range(len(sizes.blocks)))
             raise MachineError(
@@ -135,6 +141,8 @@ class Backend:
                 f"block, and {available / 1e9:.1f} GB are available. Build on a larger machine."
             )
         largest = max(stage_bytes(sizes, tied, cut) for cut in cuts)
+        # The plans of all stages, and the graph of the one that is being compiled.
+        require_room(job.directory, sum(stage_bytes(sizes, tied, cut) for cut in cuts) + largest)
         if len(cuts) > 1 or largest > 5e8:
             note(
                 f"{sizes.total / 1e9:.2f} GB of weights, compiled in {len(cuts)} stage(s); the largest needs about "
