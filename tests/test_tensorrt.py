@@ -114,7 +114,7 @@ def test_a_model_too_large_for_the_machine_is_compiled_in_stages(int4, tmp_path,
         build_engine(int4(), tmp_path / "none", BuildOptions(gpu="a10"))
     Memory.available = 1 << 40
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100_000))
-    with pytest.raises(MachineError, match="the disk has 0.0 GB free"):
+    with pytest.raises(MachineError, match=r"the disk has 0\.0 GB free"):
         build_engine(int4(), tmp_path / "none", BuildOptions(gpu="a10"))
     assert not (tmp_path / "none").exists()
 
