@@ -155,7 +155,8 @@ def test_humaneval_x_references_pass_and_stubs_do_not(shared_data, language):
         "javascript": "  process.exit(0)\n}\n",
         "cpp": "    exit(0);\n}\n",
         "java": "        System.exit(0); throw new RuntimeException();\n    }\n}\n",
-        "go": "    os.Exit(0)\n    panic(1)\n}\n",
+        "go": '```go\nimport "os"\n\nfunc HasCloseElements(numbers []float64, threshold float64) bool {\n'
+        "    os.Exit(0)\n    return true\n}\n```",
     }[language]
     try:
         scorer = Scorer(suite, language, level=choose_level(), rules="qtk", workers=2)
@@ -165,9 +166,14 @@ def test_humaneval_x_references_pass_and_stubs_do_not(shared_data, language):
         scorer.check_references(tasks)
         given = [Answer(suite.name, language, tasks[0].task_id, 0, early)]
         given += [Answer(suite.name, language, tasks[0].task_id, 1, "  this is no program )(\n}\n")]
+        add = next(task for task in suite_tasks(suite, language, shared_data)[0] if task.task_id.endswith("/53"))
+        assert "+" in add.reference
+        given += [Answer(suite.name, language, add.task_id, 2, add.reference.replace("+", "-"))]
+        tasks = [*tasks, add]
         verdicts = {scored.answer.sample: scored.verdict for scored in scorer.score(tasks, given)}
-    assert verdicts[0] in ("failed", "compile_error")
+    assert verdicts[0] == "failed"
     assert verdicts[1] == "compile_error"
+    assert verdicts[2] == "failed"
 
 
 @pytest.mark.parametrize("suite_name", ["humaneval", "mbpp", "mbpp-challenge"])
