@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qtk.bench.accuracy.compatibility import bigcode_source, codefuse_answer, codefuse_source
+from qtk.bench.accuracy.compatibility import bigcode_source, codefuse_answer, codefuse_source, require_rules
 from qtk.bench.accuracy.extraction import certain_end, continuation, extract
 from qtk.bench.accuracy.programs import go_source, reference_source
 from qtk.bench.accuracy.source_scan import block_end, indented_end
@@ -182,8 +182,11 @@ def test_bigcode_rules_as_published():
     suite = load_suite("humaneval")
     source = bigcode_source(suite, PYTHON, BODY + "\nprint(1)\n```")
     assert source == PYTHON.prompt.strip() + BODY + "\n"
-    with pytest.raises(InputError, match="humaneval and mbpp"):
-        bigcode_source(SUITE, JAVA, "x")
+    with pytest.raises(InputError, match="humaneval, mbpp and multipl-e"):
+        require_rules(SUITE, "bigcode")
+    with pytest.raises(InputError, match="--compat bigcode has"):
+        require_rules(load_suite("multipl-e"), "codefuse")
+    require_rules(SUITE, "codefuse")
 
 
 def test_suites_that_ship_can_be_read_and_named():

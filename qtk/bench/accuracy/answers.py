@@ -39,12 +39,17 @@ def write_answer(stream: IO[str], answer: Answer) -> None:
     write_line(stream, dict(asdict(answer)))
 
 
-def read_answers(path: Path) -> dict[tuple[str | None, str], list[str]]:
-    """(suite or None, task_id) -> samples in the file's order. Each line: task_id, and generation or completion.
+Answers = dict[tuple[str | None, str | None, str], list[str]]
+
+
+def read_answers(path: Path) -> Answers:
+    """(suite or None, language or None, task_id) -> samples in the file's order.
+
+    Each line: task_id, and generation or completion; suite and language where task_id alone does not tell them.
 
     A list of strings in that field counts as several samples. InputError names every line that lacks something.
     """
-    answers: dict[tuple[str | None, str], list[str]] = {}
+    answers: Answers = {}
     wrong = []
     for number, row in enumerate(read_rows(path), 1):
         field = next((name for name in _TEXT_FIELDS if name in row), None)
@@ -55,7 +60,7 @@ def read_answers(path: Path) -> dict[tuple[str | None, str], list[str]]:
         if not all(isinstance(text, str) for text in texts):
             wrong.append(f"row {number}: {field} is no text")
             continue
-        answers.setdefault((row.get("suite"), str(row["task_id"])), []).extend(texts)
+        answers.setdefault((row.get("suite"), row.get("language"), str(row["task_id"])), []).extend(texts)
     if wrong:
         raise InputError(f"{path} does not hold answers:\n{listing(wrong)}")
     if not answers:
@@ -63,13 +68,12 @@ def read_answers(path: Path) -> dict[tuple[str | None, str], list[str]]:
     return answers
 
 
-def answers_for(
-    answers: dict[tuple[str | None, str], list[str]], suite: str, language: str, tasks: Iterable[Task], path: Path
-) -> list[Answer]:
+def answers_for(answers: Answers, suite: str, language: str, tasks: Iterable[Task], path: Path) -> list[Answer]:
     """The answers of a suite's tasks. InputError when tasks have none, naming them: a score over the rest would lie."""
     found, absent = [], []
     for task in tasks:
-        texts = answers.get((suite, task.task_id)) or answers.get((None, task.task_id))
+        keys = [(name, tongue, task.task_id) for name in (suite, None) for tongue in (language, None)]
+        texts = next((answers[key] for key in keys if key in answers), None)
         if not texts:
             absent.append(task.task_id)
             continue

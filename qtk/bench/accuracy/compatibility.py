@@ -1,13 +1,14 @@
 """The answer rules of two published harnesses, kept as they are, oddities included, for comparing with published numbers.
 
 codefuse: codefuse-evaluation (processor and `process_humaneval_test`), as of April 2025.
-bigcode: bigcode-evaluation-harness, tasks humaneval and mbpp, as of July 2025.
+bigcode: bigcode-evaluation-harness, tasks humaneval, mbpp and multiple-LANG, as of July 2025.
 """
 
 from __future__ import annotations
 
 import re
 
+from qtk.bench.accuracy.options import Rules
 from qtk.bench.accuracy.programs import cpp_includes
 from qtk.bench.accuracy.suites import Suite
 from qtk.bench.accuracy.tasks import Task
@@ -35,6 +36,7 @@ _GO_PACKAGES = ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", 
 BIGCODE_STOP = {
     "humaneval": ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>"),
     "mbpp": ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```"),
+    "multipl-e": ("<file_sep>",),  # and the data's own
 }
 
 
@@ -107,16 +109,24 @@ def _drop_top_level(answer: str) -> str:
 
 def bigcode_source(suite: Suite, task: Task, text: str) -> str:
     """Cut at the earliest stop string; HumanEval's prompt stripped of blanks at its ends."""
-    stops = bigcode_stops(suite)
+    stops = bigcode_stops(suite, task)
     ends = [index for stop in stops if (index := text.find(stop)) >= 0]
     text = text[: min(ends)] if ends else text
     if suite.layout == "mbpp":
         return f"{text}\n{task.setup}\n"
-    return f"{task.prompt.strip()}{text}\n"
+    return f"{task.prompt.strip()}{text}\n{task.closing}"
 
 
-def bigcode_stops(suite: Suite) -> tuple[str, ...]:
-    """The harness's stop strings. InputError for a suite that it has no such task for."""
-    if suite.layout not in BIGCODE_STOP:
-        raise InputError(f"--compat bigcode has no rules for suite {suite.name}; it knows humaneval and mbpp.")
-    return BIGCODE_STOP[suite.layout]
+def require_rules(suite: Suite, rules: Rules) -> None:
+    """InputError for a suite that the harness has no such task for."""
+    if rules == "bigcode" and suite.layout not in BIGCODE_STOP:
+        raise InputError(
+            f"--compat bigcode has no rules for suite {suite.name}; it knows humaneval, mbpp and multipl-e."
+        )
+    if rules == "codefuse" and suite.layout == "multipl-e":
+        raise InputError(f"--compat codefuse has no rules for suite {suite.name}; --compat bigcode has.")
+
+
+def bigcode_stops(suite: Suite, task: Task) -> tuple[str, ...]:
+    """The harness's stop strings, with those of the data."""
+    return (*BIGCODE_STOP[suite.layout], *task.stop)

@@ -77,7 +77,7 @@ class ModelAnswers:
         if self.rules == "codefuse":
             return False  # that harness lets the model go on to its end-of-sequence token
         if self.rules == "bigcode":
-            return any(stop in text for stop in bigcode_stops(suite))
+            return any(stop in text for stop in bigcode_stops(suite, task))
         return certain_end(suite, task, text, chat=self.options.prompt != "plain")
 
 

@@ -12,6 +12,7 @@ from qtk.bench.accuracy.sandbox.job import Level
 from qtk.bench.accuracy.scoring import Scorer
 from qtk.bench.accuracy.suites import Suite
 from qtk.bench.accuracy.tasks import Task, read_rows
+from qtk.errors import InputError, listing
 
 TASKS_NAME, ANSWERS_NAME = "tasks.jsonl", "generations.jsonl"
 
@@ -27,14 +28,33 @@ class AnswerFile:
         """The answers of these tasks. InputError names those without one."""
         return answers_for(self._answers, suite.name, language, tasks, self.path)
 
+    def require_told_apart(self, asked: list[tuple[Suite, str, list[Task]]]) -> None:
+        """InputError when a row that names no language would be scored in several, as task names without one allow."""
+        seen: dict[tuple[str, str], str] = {}
+        shared: dict[str, None] = {}
+        for suite, language, tasks in asked:
+            for task in tasks:
+                other = seen.setdefault((suite.name, task.task_id), language)
+                if other != language and any(
+                    (name, None, task.task_id) in self._answers for name in (suite.name, None)
+                ):
+                    shared[f"{suite.name} {task.task_id}: {other}, {language}"] = None
+        if shared:
+            raise InputError(
+                f"{self.path} has rows without a language for tasks that several of the languages have:\n{listing(shared)}\n"
+                "Give each row a language, or score one language at a time."
+            )
+
 
 class LanguageRun:
     """Generates and runs what an earlier, stopped run has not finished; every verdict is written at once."""
 
     def __init__(
-        self, suite: Suite, language: str, tasks: list[Task], directory: Path, *, rules: Rules, level: Level,
-        workers: int | None,
+        self, suite: Suite, language: str, tasks: list[Task], references: list[Task], directory: Path, *, rules: Rules,
+        level: Level, workers: int | None,
     ) -> None:  # fmt: skip
+        """`references`: the tasks whose known solutions must pass first."""
+        self.references = references
         self.suite, self.language, self.tasks = suite, language, tasks
         self.rules, self.level, self.workers = rules, level, workers
         self.tasks_file, self.answers_file = directory / TASKS_NAME, directory / ANSWERS_NAME
@@ -49,7 +69,7 @@ class LanguageRun:
         with Scorer(self.suite, self.language, level=self.level, rules=self.rules, workers=self.workers) as scorer:
             # Before any answer is generated: that costs far more than to find that the language cannot be scored.
             if given is None or any(answer.key not in finished for answer in given):
-                scorer.check_references(self.tasks)
+                scorer.check_references(self.references)
             answers = given if given is not None else self._generated(source)
             remaining = [answer for answer in answers if answer.key not in finished]
             with open(self.tasks_file, "a", encoding="utf-8") as stream:

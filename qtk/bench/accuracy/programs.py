@@ -25,6 +25,8 @@ def continued(suite: Suite, task: Task, continuation: str) -> str:
     """The source when the model continued the prompt: prompt + continuation, with what the language wants around it."""
     if task.language == "go":
         return go_source(task, task.prompt.replace(task.imports, "", 1) + continuation, task.imports)
+    if suite.layout == "multipl-e":
+        return task.prompt + continuation
     if task.language == "cpp":
         return cpp_includes(task.prompt) + task.prompt + continuation
     if suite.layout == "mbpp":
@@ -36,11 +38,23 @@ def whole(suite: Suite, task: Task, code: str, preamble: str) -> str:
     """The source when the answer defines the function itself; `preamble` is what of the prompt stands before it."""
     if task.language == "go":
         return go_source(task, code, task.imports)
+    if suite.layout == "multipl-e":
+        return preamble + _without_lines_of(preamble, code)
     if task.language == "cpp":
         return cpp_includes(preamble + code) + preamble + code
     if suite.layout == "mbpp":
         return f"{suite.python_header}{code}\n{task.setup}\n"
     return f"{header(suite, task)}{preamble}{code}"
+
+
+# What a source may say only once: the language line, the opening tag, imports.
+_ONCE = re.compile(r"#lang\b|<\?php|use\s|import\s|package\s|require\b")
+
+
+def _without_lines_of(preamble: str, code: str) -> str:
+    there = {line.strip() for line in preamble.split("\n") if _ONCE.match(line.strip())}
+    lines = [line for line in code.split("\n") if line.strip() not in there]
+    return "\n".join(lines).lstrip("\n") if there else code
 
 
 def header(suite: Suite, task: Task) -> str:
@@ -80,4 +94,4 @@ def _go_paths(source: str) -> list[str]:
 
 def reference_source(suite: Suite, task: Task) -> str:
     """The known solution as a source before the tests."""
-    return continued(suite, task, task.reference)
+    return continued(suite, task, task.reference.rstrip("\n") + "\n" + task.closing if task.closing else task.reference)

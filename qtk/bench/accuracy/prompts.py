@@ -8,7 +8,25 @@ from qtk.bench.accuracy.tasks import Task
 from qtk.models.chat import codefuse_chat
 from qtk.models.tokenizer import TextTokenizer
 
-_NAMES = {"python": "Python", "java": "Java", "cpp": "C++", "javascript": "JavaScript", "go": "Go"}
+_NAMES = {
+    "python": "Python",
+    "java": "Java",
+    "cpp": "C++",
+    "javascript": "JavaScript",
+    "go": "Go",
+    "rust": "Rust",
+    "php": "PHP",
+    "swift": "Swift",
+    "d": "D",
+    "julia": "Julia",
+    "lua": "Lua",
+    "r": "R",
+    "racket": "Racket",
+    "perl": "Perl",
+    "ruby": "Ruby",
+    "bash": "Bash",
+}
+_HASH_COMMENTS = frozenset({"python", "r", "julia", "perl", "ruby", "bash"})
 
 
 def prompt_text(suite: Suite, task: Task, prompt_format: PromptFormat) -> str:
@@ -18,7 +36,7 @@ def prompt_text(suite: Suite, task: Task, prompt_format: PromptFormat) -> str:
     if prompt_format == "codefuse":
         if suite.layout == "mbpp":
             return task.prompt + tests  # no line break between the two: as codefuse-evaluation's nl2code has it
-        comment = "#" if task.language == "python" else "//"
+        comment = "#" if task.language in _HASH_COMMENTS else "//"
         return f"{comment} language: {name}\n{task.prompt}"
     if prompt_format == "chat":
         if suite.layout == "mbpp":

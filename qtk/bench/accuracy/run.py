@@ -14,7 +14,7 @@ import qtk
 from qtk.bench.accuracy.choices.asking import Asking
 from qtk.bench.accuracy.choices.loading import LoadedSet, load_set
 from qtk.bench.accuracy.choices.scores import ChoiceScore, score_choices
-from qtk.bench.accuracy.compatibility import bigcode_stops
+from qtk.bench.accuracy.compatibility import require_rules
 from qtk.bench.accuracy.generation import ModelAnswers, open_model
 from qtk.bench.accuracy.harness.run import harness_scores
 from qtk.bench.accuracy.language_run import AnswerFile, LanguageRun
@@ -88,6 +88,7 @@ def run_accuracy(
         else:
             assert answers is not None
             source = AnswerFile(answers)
+            source.require_told_apart([(one.part.suite, one.part.name, one.tasks) for one in loaded])
         for one in loaded:
             _score(one, source, options, level, directory, scores, alone=len(loaded) == 1)
         harness = []
@@ -124,10 +125,14 @@ def run_accuracy(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A part with what is to be scored: the tasks of a language, or the questions of a set."""
+    """A part with what is to be scored: the tasks of a language, or the questions of a set.
+
+    references: the tasks whose known solutions must pass first.
+    """
 
     part: Part
     tasks: list[Task]
+    references: list[Task]
     questions: LoadedSet | None
     files: list[Path]
     sha256: str
@@ -156,9 +161,12 @@ def _loaded(part: Part, options: AccuracyOptions, scores: Scores) -> list[Loaded
     try:
         if part.suite.kind == "choices":
             found = load_set(part.suite, part.name, options.data, options.limit, hub=options.hub)
-            return [Loaded(part, [], found, found.files, found.sha256)]
+            return [Loaded(part, [], [], found, found.files, found.sha256)]
         tasks, file = suite_tasks(part.suite, part.name, options.data)
-        return [Loaded(part, tasks[: options.limit], None, [file], file_digest(file).sha256)]
+        chosen = tasks[: options.limit]
+        # Few of a suite's tasks may have a solution: then those are run whatever the limit.
+        solved = [task for task in tasks if task.reference] if part.suite.solutions else chosen
+        return [Loaded(part, chosen, solved, None, [file], file_digest(file).sha256)]
     except MissingData as error:
         if part.required:
             raise
@@ -190,7 +198,9 @@ def _score(
         return
     assert level is not None
     try:
-        run = LanguageRun(suite, name, one.tasks, directory, rules=options.rules, level=level, workers=options.workers)
+        run = LanguageRun(
+            suite, name, one.tasks, one.references, directory, rules=options.rules, level=level, workers=options.workers
+        )
         scores.languages.append(score_language(*identity, run.verdicts(source), sorted(set(options.k))))
     except LanguageUnavailable as error:
         if alone:
@@ -209,8 +219,8 @@ def _require_sense(parts: list[Part], harness_tasks: list[str], options: Accurac
                 f"A model or an engine is needed for {', '.join(dict.fromkeys(names))}: a file of answers has no probabilities."
             )
     for part in parts:
-        if options.compat == "bigcode" and part.suite.kind == "programs":
-            bigcode_stops(part.suite)
+        if part.suite.kind == "programs":
+            require_rules(part.suite, options.rules)
     asked = [(part.suite.name, part.name) for part in parts] + [("lm-eval", name) for name in harness_tasks]
     if twice := {name for name in asked if asked.count(name) > 1}:
         raise InputError(f"Asked for twice: {', '.join(' '.join(name) for name in sorted(twice))}.")

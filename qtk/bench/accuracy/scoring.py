@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from qtk.bench.accuracy.answers import Answer
@@ -18,7 +18,7 @@ from qtk.bench.accuracy.suites import Suite
 from qtk.bench.accuracy.tasks import Task
 from qtk.bench.accuracy.toolchains.base import LanguageUnavailable, Toolchain, Verdict
 from qtk.bench.accuracy.toolchains.registry import TOOLCHAINS
-from qtk.errors import MachineError, listing
+from qtk.errors import InputError, MachineError, listing
 from qtk.progress import Progress
 
 _KEPT_TEXT = 2000  # characters of what a program printed, kept in the record of a task that did not pass
@@ -65,7 +65,7 @@ class Scorer:
         self.suite, self.language, self.rules = suite, language, rules
         if language not in TOOLCHAINS:
             raise LanguageUnavailable(f"qtk cannot run {language} programs.")
-        self.toolchain: Toolchain = TOOLCHAINS[language](seconds=suite.seconds)
+        self.toolchain = _toolchain(suite, language)
         self.toolchain.prepare()
         preload = _imported(suite.python_header) if language == "python" else ()
         self._workers = Workers(level, count=workers, readable=self.toolchain.readable, preload=preload)
@@ -142,6 +142,13 @@ class Scorer:
                     raise MachineError(f"The sandbox failed, which is not the model's fault: {outcome.stderr.strip()}")
                 yield key, outcome
                 progress.advance(1, detail())
+
+
+def _toolchain(suite: Suite, language: str) -> Toolchain:
+    settings = suite.languages[language].settings
+    if unknown := settings.keys() - {field.name for field in fields(TOOLCHAINS[language])}:
+        raise InputError(f"Suite {suite.name}, {language}: there is no setting {', '.join(sorted(unknown))}.")
+    return TOOLCHAINS[language](**{"seconds": suite.seconds, **settings})  # type: ignore[arg-type]
 
 
 def _imported(source: str) -> tuple[str, ...]:

@@ -14,6 +14,12 @@ _SKIP = {
         re.DOTALL,
     ),
     "go": re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|`[^`]*`', re.DOTALL),
+    "d": re.compile(r'//[^\n]*|/\*.*?\*/|/\+.*?\+/|"(?:\\.|[^"\\])*"|`[^`]*`|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL),
+    # A quote that no second one closes after one character begins a lifetime.
+    "rust": re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\])*"|\'(?:\\(?:u\{\w*\}|x\w\w|.)|[^\'\\\n])\'', re.DOTALL),
+    "swift": re.compile(r'//[^\n]*|/\*.*?\*/|"""(?:\\.|.)*?"""|"(?:\\.|[^"\\\n])*"', re.DOTALL),
+    "php": re.compile(r'(?://|#)[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'', re.DOTALL),
+    "r": re.compile(r'#[^\n]*|"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'', re.DOTALL),
 }
 BRACED = frozenset(_SKIP)
 
@@ -49,6 +55,22 @@ def without_block(source: str, language: str, header: re.Pattern[str]) -> str:
     opening = source.find("{", found.start())
     end = block_end(source[opening:], language, 0) if opening >= 0 else None
     return source[: found.start()] + (source[opening + end :] if end is not None else "")
+
+
+# Where blocks are told by words or parentheses, or braces stand for too much else: the line in column 0 that ends a
+# function. Racket's last line ends with it, and is known by the next thing in column 0.
+_LAST_LINE = {
+    **dict.fromkeys(("lua", "julia", "ruby"), re.compile(r"^end\b[^\n]*", re.MULTILINE)),
+    **dict.fromkeys(("perl", "bash"), re.compile(r"^\}[^\n]*", re.MULTILINE)),
+    "racket": re.compile(r"^(?=[(;#])", re.MULTILINE),
+}
+
+
+def last_line_end(text: str, language: str) -> int | None:
+    """Index behind the line that ends a function, in the languages whose blocks are not counted; None while there is none."""
+    begun = len(text) - len(text.lstrip())
+    found = _LAST_LINE[language].search(text, begun + 1)
+    return found.end() if found else None
 
 
 def indented_end(text: str) -> int | None:
@@ -95,7 +117,21 @@ _NEXT_DEFINITION = {
     "cpp": re.compile(r"(?:struct|class)\s+(\w+)|[A-Za-z_][\w:<>,&* ]*?[\s&*>](\w+)\s*\("),
     "javascript": re.compile(r"(?:async\s+)?(?:function|const|let|var|class)\s+(\w+)"),
     "go": re.compile(r"(?:func|type)\s+(\w+)"),
-    "java": re.compile(r"(?:final\s+|abstract\s+|static\s+)*class\s+(\w+)"),
+    "java": re.compile(
+        r"\s*(?:final\s+|abstract\s+|static\s+)*class\s+(\w+)"
+        r"|\s*(?:(?:public|private|protected|static|final)\s+)+[\w<>\[\],.? ]+\s+(\w+)\s*\("
+    ),
+    "d": re.compile(r"(?:struct|class)\s+(\w+)|[A-Za-z_][\w!()\[\], .]*?\s(\w+)\s*\("),
+    "rust": re.compile(r"(?:pub\s+)?(?:fn|struct|enum|const|static|trait)\s+(\w+)"),
+    "swift": re.compile(r"(?:func|struct|class|enum|let|var)\s+(\w+)"),
+    "php": re.compile(r"(?:function|class|const)\s+(\w+)"),
+    "r": re.compile(r"([\w.]+)\s*(?:<-|=)\s*function"),
+    "lua": re.compile(r"(?:local\s+)?function\s+(\w+)|local\s+(\w+)\s*="),
+    "julia": re.compile(r"(?:function|struct|const)\s+(\w+)"),
+    "ruby": re.compile(r"(?:def|class|module)\s+(\w+)"),
+    "perl": re.compile(r"sub\s+(\w+)"),
+    "bash": re.compile(r"(?:function\s+)?(\w+)\s*\(\)"),
+    "racket": re.compile(r"\(define\s+\(?([^\s()]+)"),
 }
 
 
@@ -103,3 +139,9 @@ def helper_name(line: str, language: str) -> str | None:
     """The name that this line begins to define at the top level, or None."""
     found = _NEXT_DEFINITION[language].match(line)
     return next((name for name in found.groups() if name), None) if found else None
+
+
+def last_defined(source: str, language: str) -> str | None:
+    """The name that the last definition of a source gives: in a prompt, the function that is to be completed."""
+    names = [helper_name(line, language) for line in source.split("\n")]
+    return next((name for name in reversed(names) if name), None)

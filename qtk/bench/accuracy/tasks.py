@@ -1,4 +1,4 @@
-"""A programming task, and the files it is read from: HumanEval-X, HumanEval, MBPP."""
+"""A programming task, and the files it is read from: HumanEval-X, HumanEval, MBPP, MultiPL-E."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qtk.bench.accuracy.source_scan import last_defined
 from qtk.errors import InputError, listing
 
 
@@ -18,9 +19,10 @@ class Task:
     """One problem in one language.
 
     prompt: what the model continues. reference: the known solution, as a continuation of the prompt (for MBPP a whole
-    program). tests: what is appended after the solution. entry: the name of the function that the tests call.
-    setup: what must stand before the tests (MBPP's objects, Go's package clause and imports). stop: the data's own stop
-    strings. example_tests: assertions that belong into an MBPP prompt.
+    program; empty where the data has none). tests: what is appended after the solution. entry: the name of the function
+    that the tests call. setup: what must stand before the tests (MBPP's objects, Go's package clause and imports). stop:
+    the data's own stop strings. closing: the end of the function where the data counts it to the tests, because its stop
+    string takes it off the answer. example_tests: assertions that belong into an MBPP prompt.
     """
 
     task_id: str
@@ -32,6 +34,7 @@ class Task:
     setup: str = ""
     imports: str = ""
     stop: tuple[str, ...] = ()
+    closing: str = ""
     example_tests: tuple[str, ...] = field(default=())
 
 
@@ -111,7 +114,31 @@ def mbpp(row: dict[str, Any], language: str, challenge: bool) -> Task:
     )
 
 
-LAYOUTS = {"humaneval-x": humaneval_x, "humaneval": humaneval, "mbpp": mbpp}
+_CLOSING = re.compile(r"\s*\}")
+_GO_HEAD = re.compile(r"package\s+\w+\s+import\s*\([^)]*\)\n")
+_GO_SETUP = 'package main\n\nimport (\n    "fmt"\n    "testing"\n)\n'  # what the tests use, and no answer may leave out
+
+
+def multipl_e(row: dict[str, Any], language: str, challenge: bool) -> Task:
+    """A row of MultiPL-E's HumanEval, in the form that names the Python function: HumanEval_53_add. It has no solution."""
+    tests = row["tests"]
+    closing = _CLOSING.match(tests)
+    head = _GO_HEAD.match(row["prompt"]) if language == "go" else None
+    return Task(
+        task_id=row["name"],
+        language=language,
+        prompt=row["prompt"],
+        reference="",
+        tests=tests[closing.end() :] if closing else tests,
+        entry=last_defined(row["prompt"], language) or "",
+        setup=_GO_SETUP if head else "",
+        imports=head.group(0) if head else "",
+        stop=tuple(row["stop_tokens"]),
+        closing=closing.group(0) if closing else "",
+    )
+
+
+LAYOUTS = {"humaneval-x": humaneval_x, "humaneval": humaneval, "mbpp": mbpp, "multipl-e": multipl_e}
 
 
 def read_tasks(path: Path, layout: str, language: str, challenge: bool) -> list[Task]:

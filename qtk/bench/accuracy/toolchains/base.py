@@ -7,7 +7,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from qtk.bench.accuracy.options import Rules
 from qtk.bench.accuracy.sandbox.job import MIB, Job, Limits, Outcome, Step
@@ -39,10 +39,10 @@ class Toolchain(ABC):
     seconds: float = 10.0
     limits: Limits = field(default_factory=Limits)
 
-    language = ""
-    commands: tuple[str, ...] = ()
-    install = ""
-    requirements: tuple[Requirement, ...] = ()
+    language: ClassVar[str] = ""
+    commands: ClassVar[tuple[str, ...]] = ()
+    install: ClassVar[str] = ""
+    requirements: ClassVar[tuple[Requirement, ...]] = ()
 
     def prepare(self) -> None:
         """Looks for the commands. LanguageUnavailable names the ones that are absent."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from qtk.bench.accuracy.toolchains.base import Toolchain
+from qtk.bench.accuracy.toolchains.compiled import D, Rust, Swift
 from qtk.bench.accuracy.toolchains.cpp import Cpp
 from qtk.bench.accuracy.toolchains.go import Go
+from qtk.bench.accuracy.toolchains.interpreted import Bash, Julia, Lua, Perl, Php, R, Racket, Ruby
 from qtk.bench.accuracy.toolchains.java import Java
 from qtk.bench.accuracy.toolchains.javascript import JavaScript
 from qtk.bench.accuracy.toolchains.python import Python
 
 TOOLCHAINS: dict[str, type[Toolchain]] = {
-    toolchain.language: toolchain for toolchain in (Python, Java, Cpp, JavaScript, Go)
+    toolchain.language: toolchain
+    for toolchain in (
+        *(Python, Java, Cpp, JavaScript, Go),
+        *(Rust, D, Swift, Lua, Php, R, Racket, Julia, Perl, Ruby, Bash),
+    )
 }
