@@ -126,6 +126,30 @@ def test_stop_tokens_end_each_row_by_itself(tiny, tmp_path) -> None:
     assert [t for r, t in heard if r == 1] == whole[1][:3]
 
 
+def test_rows_that_are_done_leave_the_batch_and_the_others_are_not_disturbed(tiny, tmp_path, monkeypatch) -> None:
+    """The cache grows in between, so that rows are moved in old and in new memory; then a call with the first batch."""
+    monkeypatch.setattr(onnxruntime_executor, "CACHE_STEPS", (8, 24))
+    session = open_engine(tiny("mistral-window"), tmp_path / "engine")
+    prompts = [prompt(length, seed=length) for length in (9, 40, 23, 31, 12)]
+    lengths = [30, 4, 12, 1, 40]
+    sizes: list[int] = []
+    run = session._executor.run
+    monkeypatch.setattr(session._executor, "run", lambda step: sizes.append(len(step.input_ids)) or run(step))
+    for temperature in (0.0, 1.0):
+        whole = session.generate(prompts, 40, ignore_eos=True, temperature=temperature, seed=1).tokens
+        sizes.clear()
+        left = dict(enumerate(lengths))
+
+        def done(row: int, token: int, left: dict[int, int] = left) -> bool:
+            left[row] -= 1
+            return left[row] == 0
+
+        made = session.generate(prompts, 40, ignore_eos=True, temperature=temperature, seed=1, on_token=done)
+        assert made.tokens == [tokens[:length] for tokens, length in zip(whole, lengths, strict=True)]
+        assert made.finish == ["stop"] * 5
+        assert sizes == [5] + [sum(length > step for length in lengths) for step in range(1, 40)]
+
+
 def test_sampling_is_reproducible_and_bounded_by_the_nucleus(tiny, tmp_path) -> None:
     session = open_engine(tiny(), tmp_path / "engine")
     draw = lambda seed, **more: session.generate([prompt(10)], 20, ignore_eos=True, seed=seed, **more).tokens  # noqa: E731

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +42,10 @@ class Executor(Protocol):
 
     def reserve(self, positions: int) -> int:
         """Makes room for `positions` cache slots, keeping what is there. Returns the cache length that masks must have."""
+        ...
+
+    def keep_rows(self, rows: Sequence[int]) -> bool:
+        """Lets go of all rows but these: row rows[i] becomes row i, rows[i] >= i. False where the batch stays as it is."""
         ...
 
     def run(self, step: Step) -> np.ndarray:

@@ -6,6 +6,7 @@ between runs of the same shape: a decode step only copies a few small arrays int
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,18 @@ class OnnxRuntimeExecutor:
         if kept:
             for old, new in zip(self._cache, cache, strict=True):
                 new[:, :, :kept] = old
+        self._bind_cache(cache)
+
+    def keep_rows(self, rows: Sequence[int]) -> bool:
+        for array in self._cache:
+            for new, old in enumerate(rows):
+                if new != old:
+                    array[new] = array[old]
+        self._batch = len(rows)
+        self._bind_cache([array[: len(rows)] for array in self._cache])
+        return True
+
+    def _bind_cache(self, cache: list[np.ndarray]) -> None:
         self._cache = cache
         for (past, present), array in zip(self._cache_names, cache, strict=True):
             value = ort.OrtValue.ortvalue_from_numpy(array)

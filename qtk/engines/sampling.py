@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from qtk.errors import InputError
 
 
 class Sampler:
-    """Logits [batch, vocab] -> token ids [batch] int64. Temperature 0 takes the most likely token."""
+    """Logits [batch, vocab] -> token ids [batch] int64. Temperature 0 takes the most likely token.
+
+    Every row draws from numbers of its own, so that it does not matter which others are still there.
+    """
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
         if temperature < 0 or not 0 < top_p <= 1:
             raise InputError(f"temperature {temperature} and top_p {top_p}: they must be >= 0, and in (0, 1].")
         self.temperature, self.top_p = temperature, top_p
-        self._random = np.random.default_rng(seed)
+        self._seed = seed
+        self._random: dict[int, np.random.Generator] = {}
 
-    def __call__(self, logits: np.ndarray) -> np.ndarray:
+    def __call__(self, logits: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        """rows: which of the call's rows each line of logits belongs to."""
         if self.temperature == 0:
             return logits.argmax(axis=-1)
-        return np.array([self._draw(row) for row in logits], np.int64)
+        return np.array([self._draw(line, row) for line, row in zip(logits, rows, strict=True)], np.int64)
 
-    def _draw(self, logits: np.ndarray) -> int:
+    def _draw(self, logits: np.ndarray, row: int) -> int:
+        if row not in self._random:
+            self._random[row] = np.random.default_rng(None if self._seed is None else [self._seed, row])
         scaled = (logits - logits.max()) / self.temperature
         order = np.argsort(-scaled, kind="stable")
         weights = np.exp(scaled[order].astype(np.float64))
@@ -29,4 +38,4 @@ class Sampler:
         # The nucleus is the smallest set of most likely tokens that reaches top_p.
         kept = int(np.searchsorted(np.cumsum(weights), self.top_p)) + 1 if self.top_p < 1 else len(weights)
         weights = weights[:kept] / weights[:kept].sum()
-        return int(order[self._random.choice(len(weights), p=weights)])
+        return int(order[self._random[row].choice(len(weights), p=weights)])

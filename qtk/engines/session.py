@@ -177,11 +177,14 @@ class DecoderSession(EngineSession):
         batch = len(prompts)
         tokens: list[list[int]] = [[] for _ in prompts]
         finish: list[Literal["stop", "length"]] = ["length"] * batch
-        open_rows = set(range(batch))
+        # Which row of the call stands in each row of the batch, and which of them are not done.
+        rows = list(range(batch))
+        open_rows = set(rows)
 
         def take(chosen: np.ndarray) -> None:
-            for row in sorted(open_rows):
-                token = int(chosen[row])
+            for row, token in zip(rows, chosen.tolist(), strict=True):
+                if row not in open_rows:
+                    continue
                 if token in ends:
                     finish[row] = "stop"
                     open_rows.discard(row)
@@ -196,13 +199,15 @@ class DecoderSession(EngineSession):
         for first, logits in self._prefill(prompts, every_position=False):
             ready = (lengths > first) & (lengths <= first + self._executor.chunk_tokens)
             last[ready] = logits[ready, 0]
-        chosen = sampler(last)
+        chosen = sampler(last, rows)
         prefill_seconds = time.perf_counter() - start
         take(chosen)
         token_seconds: list[float] = []
         while open_rows and len(token_seconds) + 1 < max_new_tokens:
             begin = time.perf_counter()
-            chosen = sampler(self._decode(chosen, lengths))
+            if len(open_rows) < len(rows) and self._executor.keep_rows(kept := _kept(rows, open_rows)):
+                rows, chosen, lengths = [rows[place] for place in kept], chosen[kept], lengths[kept]
+            chosen = sampler(self._decode(chosen, lengths), rows)
             lengths += 1
             token_seconds.append(time.perf_counter() - begin)
             take(chosen)
@@ -260,3 +265,12 @@ class DecoderSession(EngineSession):
             for name, window in self._windows.items()
         }
         return self._executor.run(Step(ids, positions, write_indices, masks, wanted[:, :, None]))
+
+
+def _kept(rows: Sequence[int], wanted: Collection[int]) -> list[int]:
+    """The places of the rows that are wanted, in an order in which few move: the last ones into what becomes free."""
+    places = [place for place, row in enumerate(rows) if row in wanted]
+    stay = [place for place in places if place < len(places)]
+    move = [place for place in reversed(places) if place >= len(places)]
+    free = iter(move)
+    return [place if place in stay else next(free) for place in range(len(places))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,9 @@ class TensorRtExecutor:
 
     def reserve(self, positions: int) -> int:
         return self._length
+
+    def keep_rows(self, rows: Sequence[int]) -> bool:
+        return False  # a GPU decodes a few rows too many as fast as without them
 
     def run(self, step: Step) -> np.ndarray:
         values: dict[str, np.ndarray] = {
