@@ -11,6 +11,7 @@ SUBCOMMANDS = {
     "divergence": ("bench_divergence", "KL divergence, perplexity and top-1 agreement with a reference model."),
     "accuracy": ("bench_accuracy", "Pass rates on code suites."),
     "compare": ("bench_compare", "Compare two accuracy results: flips, paired test, verdict."),
+    "leaderboard": ("bench_leaderboard", "Average score and Win Rate among published models."),
 }
 
 
