@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from qtk.bench.accuracy.harness.run import harness_scores
-from qtk.bench.accuracy.options import ModelOptions
+from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
+from qtk.bench.accuracy.run import run_accuracy
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.engines.session import DecoderSession
@@ -127,7 +128,8 @@ def test_a_finished_task_is_not_run_again(engine, tasks, tmp_path):
 def test_what_cannot_be_loaded_is_said(engine, tasks, tmp_path):
     session = DecoderSession.open(engine, 1)
     with pytest.raises(InputError, match="no such file"):
-        harness_scores(session, ModelOptions(), ["absent.yaml"], None, tmp_path, hub=False)
+        run_accuracy(AccuracyOptions(suite=("lm-eval:absent.yaml",)), tmp_path / "out", model=engine)
+    assert list(tmp_path.iterdir()) == []  # nothing was finished, so nothing is kept
     broken = tmp_path / "broken.yaml"
     broken.write_text(CHOICE.format(name="broken", data=tmp_path / "absent.jsonl"))
     with pytest.raises(InputError, match=r"cannot be loaded.*--hub"):

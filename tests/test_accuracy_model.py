@@ -115,15 +115,25 @@ def test_likelihoods_are_transformers_cross_entropy_padded_or_not(session, model
         np.testing.assert_allclose(token_log_likelihoods(session, [row])[0], values, atol=1e-5)
 
 
-def test_the_likelihood_of_a_reference_counts_its_own_tokens_only(session):
+def test_the_likelihood_of_a_reference_counts_its_own_tokens_only(session, tmp_path):
     tasks = [task(number, "    return x + 1\n" * (number + 1)) for number in range(6)]
-    found = reference_likelihoods(session, tasks, "test")
+    found = reference_likelihoods(session, "s", "python", tasks, tmp_path)
     assert list(found) == [one.task_id for one in tasks]
     for one in tasks:
         ids, start = prompt_and_solution(session.tokenizer, one)
         values = token_log_likelihoods(session, [ids])[0]
         assert found[one.task_id].tokens == len(one.reference)  # one token a byte
         assert found[one.task_id].log_likelihood == pytest.approx(values[start - 1 :].sum(), abs=1e-4)
+    file = tmp_path / "likelihoods.jsonl"
+    lines = file.read_text().splitlines()
+    assert len(lines) == 6
+    # A stopped run's: one task changed, so that it shows that it is not read again, and half a line.
+    changed = {**json.loads(lines[0]), "log_likelihood": -1.0}
+    file.write_text(json.dumps(changed) + "\n" + lines[1][:30])
+    again = reference_likelihoods(session, "s", "python", tasks, tmp_path)
+    assert again.pop(changed["task_id"]).log_likelihood == -1.0
+    for name, one in again.items():
+        assert one.log_likelihood == pytest.approx(found[name].log_likelihood, abs=1e-4)
 
 
 def test_a_checkpoint_is_scored_from_the_command_line_and_compared(tmp_path, model, run_qtk):

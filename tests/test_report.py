@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from qtk.bench.accuracy.choices.scores import ChoiceAnswer, score_choices
+from qtk.bench.accuracy.likelihood import TaskLikelihood, score_likelihood
 from qtk.bench.accuracy.results import AccuracyResult, score_language
 from qtk.bench.latency import LatencyReport, Quantiles, ShapeLatency
 from qtk.bench.results import measure_into, require_writable, write_result
@@ -86,6 +88,27 @@ def accuracy(out: Path, passed: int) -> None:
         decoding={},
         sandbox={"level": "namespaces"},
         scores=[score_language("humaneval-x", "python", "tasks.jsonl", "0" * 64, tasks, [1])],
+        likelihood=[
+            score_likelihood(
+                "likelihood",
+                "go",
+                "x",
+                "0" * 64,
+                {f"Go/{i}": TaskLikelihood(log_likelihood=passed - 9.0 - i % 2, tokens=4) for i in range(6)},
+            )
+        ],
+        choices=[
+            score_choices(
+                "nlp",
+                "wic",
+                "WiC",
+                "x",
+                "0" * 64,
+                "questions",
+                {f"wic/{i}": ChoiceAnswer(gold=0, generation=int(i >= passed), perplexity=1) for i in range(8)},
+                0,
+            )
+        ],
         skipped={"humaneval-x go": "go is not installed"},
         seconds=1.0,
         machine={},
@@ -102,6 +125,9 @@ def test_accuracy_before_and_after(tmp_path) -> None:
     assert text.startswith("# Ours\n")
     assert "| accuracy-float | humaneval-x | python | 6 | pass@1 | 83.33 |" in text
     assert "| humaneval-x | python | 83.33 | 50.00 | -33.3 |" in text
+    assert "| accuracy-float | WiC | 8 | 62.50 | 0.000 | generation | 62.50 |" in text
+    assert "| nlp | wic | 62.50 | 37.50 | -25.0 |" in text
+    assert "| likelihood | go | -1.125 | -1.625 | -0.500 |" in text
     assert "humaneval-x go: go is not installed" in text
     for absent in ("## Latency", "## Engines", "## Sizes", "## Quantization", "None"):
         assert absent not in text

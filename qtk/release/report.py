@@ -141,6 +141,8 @@ def render(material: Material, work: Path, title: str) -> str:
         latency_plot=latency_plot and latency_plot.name,
         any_scores=any(result.scores for _, result in material.accuracies),
         any_likelihoods=any(result.likelihood for _, result in material.accuracies),
+        any_choices=any(result.choices for _, result in material.accuracies),
+        any_harness=any(result.lm_eval for _, result in material.accuracies),
         comparisons=_comparisons(material),
         ratios=latency_ratios([report for _, report in material.latencies]),
         notes_report=lambda made: made.manifest.notes.get("report", {}),

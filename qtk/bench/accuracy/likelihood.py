@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from qtk.bench.accuracy.answers import write_line
+from qtk.bench.accuracy.language_run import complete_rows
 from qtk.bench.accuracy.statistics import mean_and_error
 from qtk.bench.accuracy.tasks import Task
 from qtk.engines.session import DecoderSession
 from qtk.errors import InputError, listing
 from qtk.models.tokenizer import TextTokenizer
 from qtk.progress import Progress
+
+LIKELIHOODS_NAME = "likelihoods.jsonl"
 
 
 class TaskLikelihood(BaseModel):
@@ -67,18 +72,28 @@ def prompt_and_solution(tokenizer: TextTokenizer, task: Task) -> tuple[list[int]
     return [*tokenizer.bos_ids, *ids], len(tokenizer.bos_ids) + start
 
 
-def reference_likelihoods(session: DecoderSession, tasks: Sequence[Task], label: str) -> dict[str, TaskLikelihood]:
-    """task_id -> likelihood of its reference. InputError names the tasks that are too long for the engine."""
+def reference_likelihoods(
+    session: DecoderSession, suite: str, language: str, tasks: Sequence[Task], directory: Path
+) -> dict[str, TaskLikelihood]:
+    """task_id -> likelihood of its reference. Each is written into the directory at once; those that an earlier, stopped
+    run wrote there are not read again. InputError names the tasks that are too long for the engine.
+    """
+    file = directory / LIKELIHOODS_NAME
+    found = {
+        row["task_id"]: TaskLikelihood(log_likelihood=row["log_likelihood"], tokens=row["tokens"])
+        for row in complete_rows(file)
+        if (row["suite"], row["language"]) == (suite, language)
+    }
     rows = {task.task_id: prompt_and_solution(session.tokenizer, task) for task in tasks}
     limit = session.limits.max_positions
     if long := [f"{name}: {len(ids)} tokens" for name, (ids, _) in rows.items() if len(ids) > limit]:
         raise InputError(f"The engine holds {limit} tokens; these tasks are longer:\n{listing(long)}")
-    names = list(rows)
-    starts = [max(start, 1) for _, start in rows.values()]
-    found: dict[str, TaskLikelihood] = {}
-    with Progress(label, len(names), "tasks") as progress:
-        for index, values, _ in scored_tokens(session, [ids for ids, _ in rows.values()], starts):
-            found[names[index]] = TaskLikelihood(log_likelihood=float(values.sum()), tokens=len(values))
+    names = [name for name in rows if name not in found]
+    starts = [max(rows[name][1], 1) for name in names]
+    with Progress(f"{suite} {language}", len(names), "tasks") as progress, open(file, "a", encoding="utf-8") as stream:
+        for index, values, _ in scored_tokens(session, [rows[name][0] for name in names], starts):
+            found[names[index]] = one = TaskLikelihood(log_likelihood=float(values.sum()), tokens=len(values))
+            write_line(stream, {"suite": suite, "language": language, "task_id": names[index], **one.model_dump()})
             progress.advance(1)
     return {task.task_id: found[task.task_id] for task in tasks}
 

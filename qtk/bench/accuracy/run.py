@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def run_accuracy(
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
         directory = stack.enter_context(staged_directory(out, overwrite=overwrite, resumable=True))
+        stack.enter_context(_what_is_left(directory))
         (directory / _IDENTITY_NAME).write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
         source: AnswerFile | ModelAnswers
         if asked is not None and model is not None:
@@ -192,9 +194,8 @@ def _score(
     identity = (suite.name, name, one.files[0].name, one.sha256)
     if suite.kind == "likelihood":
         assert isinstance(source, ModelAnswers)
-        scores.likelihood.append(
-            score_likelihood(*identity, reference_likelihoods(source.session, one.tasks, one.name))
-        )
+        found = reference_likelihoods(source.session, suite.name, name, one.tasks, directory)
+        scores.likelihood.append(score_likelihood(*identity, found))
         return
     assert level is not None
     try:
@@ -246,6 +247,21 @@ def _recorder(
             raise InputError(f"{model} is not a directory of a model or an engine.")
         recorder.add_input("model", model, output_files(model))
     return recorder
+
+
+@contextmanager
+def _what_is_left(partial: Path) -> Iterator[None]:
+    """After an error: says that what is finished can be gone on with, or removes a directory in which nothing is."""
+    try:
+        yield
+    except BaseException:
+        lines = {path.name: path.read_bytes().count(b"\n") for path in sorted(partial.glob("*.jsonl"))}
+        if any(lines.values()):
+            kept = ", ".join(f"{count} lines of {name}" for name, count in lines.items() if count)
+            note(f"qtk: {partial} keeps {kept}; the same command with --resume goes on from there.")
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _clear_unless_resumed(out: Path, identity: str, resume: bool) -> None:

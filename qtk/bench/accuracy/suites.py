@@ -152,7 +152,7 @@ def missing_data(suite: Suite, wanted: str, looked: list[str]) -> MissingData:
     """What to say when data is not there."""
     where = f" It is not in:\n{listing(looked)}" if looked else ""
     return MissingData(
-        f"Suite {suite.name} needs {Path(wanted).name} ({suite.source}).{where}\n"
+        f"Suite {suite.name} needs {wanted} ({suite.source}).{where}\n"
         "Name its folder with --data DIR or the environment variable QTK_DATA."
     )
 

@@ -75,6 +75,10 @@ class EngineLM(TemplateLM):
             special = not (self._bos_text and string.startswith(self._bos_text))
         return self.session.tokenizer.encode(string, special=special)
 
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)  # qtk shows its own bar
+        return found
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:

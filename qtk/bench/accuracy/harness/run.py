@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from qtk.bench.accuracy.answers import write_line
 from qtk.bench.accuracy.harness.scores import HarnessMetric, HarnessScore
@@ -19,6 +23,8 @@ from qtk.errors import InputError, MachineError
 from qtk.progress import note
 
 DOCUMENTS_NAME, SCORES_NAME = "lm-eval-documents.jsonl", "lm-eval-scores.jsonl"
+_IN_SANDBOX = "qtk's own suites run them in one: --suite humaneval, mbpp, humaneval-x or multipl-e."
+_SEED = 1234  # of examples and metrics: that harness's default
 _RESAMPLES = 1000  # for standard errors of metrics that are no means
 
 
@@ -52,7 +58,7 @@ def _run(
 ) -> tuple[list[HarnessScore], list[dict[str, object]]]:
     with _network(hub):
         try:
-            from lm_eval.evaluator import simple_evaluate
+            from lm_eval.evaluator import evaluate
             from lm_eval.tasks import TaskManager
 
             from qtk.bench.accuracy.harness.model import EngineLM
@@ -73,16 +79,22 @@ def _run(
         unsafe = [task for task, made in loaded["tasks"].items() if getattr(made, "UNSAFE_CODE", False)]
         if unsafe:
             raise InputError(
-                f"{', '.join(unsafe)} would run generated programs without a sandbox. qtk's own suites run them in one: "
-                "--suite humaneval, mbpp, humaneval-x, multipl-e."
+                f"lm-eval:{', '.join(unsafe)} would run generated programs without a sandbox. {_IN_SANDBOX}"
             )
+        for task in loaded["tasks"].values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=_SEED)
+        # Metrics and their standard errors may draw from these.
+        random.seed(0)
+        np.random.seed(_SEED)
+        torch.manual_seed(_SEED)
         model = EngineLM(session, options)
         chat = options.prompt == "chat"
-        results = simple_evaluate(
-            model=model,
-            tasks=list(loaded["tasks"].values()),
+        results = evaluate(
+            lm=model,
+            task_dict=loaded,
             limit=limit,
-            task_manager=manager,
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
             bootstrap_iters=_RESAMPLES,
@@ -132,13 +144,16 @@ def _score(results: Any, task: str, cut: int) -> HarnessScore:
 
 
 def _refusal(name: str, error: Exception, *, hub: bool) -> str:
+    if "code_eval" in str(error):  # tasks of that metric fetch it when they are loaded
+        return f"lm-eval:{name} would run generated programs without a sandbox. {_IN_SANDBOX}"
     hint = "" if hub else " Its data is looked for in files and the local cache only; --hub lets it be downloaded."
     return f"lm-eval:{name} cannot be loaded: {type(error).__name__}: {error}.{hint}"
 
 
 @contextmanager
 def _network(allowed: bool) -> Iterator[None]:
-    """Keeps the hub's clients off the network, whether they are imported already or not."""
+    """Keeps the hub's clients off the network, whether they are imported already or not; and their bars off stderr."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     if allowed:
         yield
         return
