@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from qtk.engines.description import EngineDescription
 from qtk.engines.executor import Step
+from qtk.engines.onnxruntime_rewrite import LAST_POSITION, POSITIONS, rewritten
 from qtk.errors import InputError
 from qtk.machine import usable_cores
 
@@ -38,19 +39,13 @@ class OnnxRuntimeExecutor:
         level = description.accuracy_level if accuracy_level is None else accuracy_level
         self._dtype = _DTYPES[description.dtype]
         self._description = description
-        path = directory / description.stages[0].file
-        try:
-            self._session = ort.InferenceSession(
-                str(path),
-                sess_options=session_options(threads, 0 if level is None else level),
-                providers=["CPUExecutionProvider"],
-            )
-        except Exception as error:  # the library's errors share no base of their own
-            raise InputError(
-                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {error}. "
-                "`qtk verify` says whether a file was damaged."
-            ) from None
-        self._binding = self._session.io_binding()
+        self._path = directory / description.stages[0].file
+        self._options = session_options(threads, 0 if level is None else level)
+        # Where a graph that is given as bytes finds its weights.
+        self._options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self._path.parent)
+        )
+        self._open(for_one_row=True)
         self._cache_names = [
             (f"past_{kind}.{layer}", f"present_{kind}.{layer}")
             for layer in range(description.num_layers)
@@ -61,7 +56,28 @@ class OnnxRuntimeExecutor:
         self._batch = 0
         self._length = 0
 
+    def _open(self, *, for_one_row: bool) -> None:
+        """Loads the graph: rewritten (see onnxruntime_rewrite.py) for calls of one row where it can be, else as it is."""
+        path, options = self._path, self._options
+        try:
+            graph = rewritten(path, self._description) if for_one_row else None
+            self._rewritten = graph is not None
+            self._session = ort.InferenceSession(
+                graph or str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the libraries' errors share no base of their own
+            raise InputError(
+                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {error}. "
+                "`qtk verify` says whether a file was damaged."
+            ) from None
+        self._binding = self._session.io_binding()
+
     def start(self, batch: int) -> None:
+        if batch > 1 and self._rewritten:
+            # For good: both graphs' weights at once would take twice the memory, and loading is not free.
+            del self._session, self._binding
+            self._batch, self._cache, self._bound = 0, [], {}
+            self._open(for_one_row=False)
         # Stale slots need no wiping: a slot is written before any mask lets a token look at it.
         if batch != self._batch:
             self._batch = batch
@@ -107,11 +123,16 @@ class OnnxRuntimeExecutor:
 
     def run(self, step: Step) -> np.ndarray:
         self._bind_input("input_ids", step.input_ids)
-        self._bind_input("position_ids", step.position_ids)
-        self._bind_input("write_indices", step.write_indices)
         self._bind_input("logits_positions", step.logits_positions)
-        for name, mask in step.masks.items():
-            self._bind_input(name, mask)
+        if self._rewritten:
+            last = step.position_ids[:, -1].astype(np.int32)
+            self._bind_input(LAST_POSITION, last)
+            self._bind_input(POSITIONS, np.array(last.max() + 1, np.int32))
+        else:
+            self._bind_input("position_ids", step.position_ids)
+            self._bind_input("write_indices", step.write_indices)
+            for name, mask in step.masks.items():
+                self._bind_input(name, mask)
         batch, wanted, _ = step.logits_positions.shape
         logits = self._bind_logits((batch, wanted, self._description.vocab_size))
         self._session.run_with_iobinding(self._binding)
