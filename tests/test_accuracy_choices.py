@@ -17,7 +17,8 @@ from qtk.bench.accuracy.choices.questions import answer_part, certain, picked, q
 from qtk.bench.accuracy.choices.rows import Row, read_set
 from qtk.bench.accuracy.choices.scores import ChoiceAnswer, score_choices
 from qtk.bench.accuracy.choices.sets import ChoiceSet
-from qtk.bench.accuracy.options import ModelOptions
+from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
+from qtk.bench.accuracy.run import run_accuracy
 from qtk.bench.accuracy.suites import MissingData, chosen_parts, load_suite
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
@@ -153,6 +154,14 @@ def test_the_hub_is_read_with_the_names_of_classes(tmp_path):
     gone = own_set(hub={"id": str(tmp_path / "absent"), "split": "test"})
     with pytest.raises(InputError, match="absent cannot be loaded from the hub"):
         load_set(NLP.model_copy(update={"sets": {"own": gone}}), "own", tmp_path, None, hub=True)
+
+
+def test_a_suite_without_any_of_its_sets_is_refused_before_anything_runs(tmp_path, tiny, monkeypatch):
+    """HumanEval comes with its package and belongs to the suite: it alone would look like a result."""
+    monkeypatch.delenv("QTK_DATA", raising=False)
+    with pytest.raises(MissingData, match=r"(?s)None of the sets of nlp.*CLUE_AFQMC_dev"):
+        run_accuracy(AccuracyOptions(suite=("nlp",)), tmp_path / "out", model=tiny("llama"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_suite_is_eighteen_sets():

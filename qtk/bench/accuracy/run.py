@@ -30,7 +30,7 @@ from qtk.bench.accuracy.toolchains.base import LanguageUnavailable
 from qtk.bench.results import RESULT_NAME, write_result
 from qtk.checkpoint.manifest import ManifestRecorder, canonical_digest, file_digest, output_files
 from qtk.checkpoint.staging import partial_path, staged_directory
-from qtk.errors import InputError, MachineError
+from qtk.errors import InputError, MachineError, listing
 from qtk.machine import PeakMemory, machine
 from qtk.progress import note
 
@@ -61,13 +61,14 @@ def run_accuracy(
     harness_tasks = [text.removeprefix(_HARNESS) for text in options.suite if text.startswith(_HARNESS)]
     parts = [part for text in options.suite if not text.startswith(_HARNESS) for part in chosen_parts(text)]
     _require_sense(parts, harness_tasks, options, answers)
+    scores = Scores()
+    loaded = [one for part in parts for one in _loaded(part, options, scores)]
+    _require_some_set(parts, loaded)
     level = None
     if any(part.suite.kind == "programs" for part in parts):
         level = choose_level(options.sandbox, options.allow_unsandboxed)
         if level in ("landlock", "rlimits"):
             note(f"qtk: sandbox level {level}: {PROMISES[level]}")
-    scores = Scores()
-    loaded = [one for part in parts for one in _loaded(part, options, scores)]
     recorder = _recorder(options, asked, loaded, answers, model)
     decoding = asked.model_dump(mode="json", exclude={"batch_size", "threads"}) if asked else {}
     identity = canonical_digest(
@@ -174,6 +175,18 @@ def _loaded(part: Part, options: AccuracyOptions, scores: Scores) -> list[Loaded
             raise
         scores.skip(f"{part.suite.name} {part.name}", str(error))
         return []
+
+
+def _require_some_set(parts: list[Part], loaded: list[Loaded]) -> None:
+    """InputError for a suite of sets of which not one is there: what belongs to it besides would hide that."""
+    found = {one.part.suite.name for one in loaded}
+    for part in parts:
+        if part.suite.kind == "choices" and part.suite.name not in found:
+            files = listing(about.file for about in part.suite.sets.values())
+            raise MissingData(
+                f"None of the sets of {part.suite.name} is there. Name the folder that holds them with --data DIR or the "
+                f"environment variable QTK_DATA, or take some from the hub with --hub:\n{files}"
+            )
 
 
 def _score(

@@ -80,9 +80,12 @@ def _from_hub(name: str, about: ChoiceSet, hub: HubSource) -> LoadedSet:
 
 
 def _hub_rows(datasets: Any, hub: HubSource, subject: str, split: str) -> Iterator[dict[str, Any]]:
-    """The rows with the names of classes instead of their numbers, as the published files have them."""
+    """The rows with the names of classes instead of their numbers, as the published files have them.
+
+    Since its version 4 the library runs no code that a data set brings along.
+    """
     try:
-        found = datasets.load_dataset(hub.id, subject or hub.name, split=split, trust_remote_code=False)
+        found = datasets.load_dataset(hub.id, subject or hub.name, split=split)
     except Exception as error:  # the library and what it calls raise many kinds
         offline = " (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set)" if _offline() else ""
         raise InputError(f"{hub.id} cannot be loaded from the hub{offline}: {error}") from None
