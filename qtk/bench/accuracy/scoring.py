@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any
 
 from qtk.bench.accuracy.answers import Answer
@@ -137,11 +138,42 @@ class Scorer:
         self, jobs: Iterable[tuple[Any, Job]], label: str, total: int, detail: Callable[[], str] = lambda: ""
     ) -> Iterator[tuple[Any, Outcome]]:
         with Progress(label, total, "programs") as progress:
-            for key, outcome in self._workers.run(jobs):
+            for key, outcome in self._outcomes(jobs, total):
                 if outcome.ending == "sandbox":
                     raise MachineError(f"The sandbox failed, which is not the model's fault: {outcome.stderr.strip()}")
                 yield key, outcome
                 progress.advance(1, detail())
+
+    def _outcomes(self, jobs: Iterable[tuple[Any, Job]], total: int) -> Iterator[tuple[Any, Outcome]]:
+        """Programs in company where the toolchain has it, and alone all that did not pass there."""
+        size = self.toolchain.company.size(total, self._workers.count)
+        if size == 1:
+            yield from self._workers.run(jobs)
+            return
+        again: list[tuple[Any, Job]] = []
+        source = self._sociable(jobs, again)
+        groups = iter(lambda: list(islice(source, size)), [])
+        for group, outcome in self._workers.run((group, self._together(group)) for group in groups):
+            if outcome.ending == "sandbox":
+                yield group[0][0], outcome
+            ended = set(outcome.stdout.split("\n"))
+            for key, job in group:
+                if job.sentinel in ended:
+                    seconds = round(outcome.seconds / len(group), 4)
+                    yield key, Outcome("run", 0, "exited", "", "", True, seconds)
+                else:
+                    again.append((key, job))
+        yield from self._workers.run(again)
+
+    def _sociable(self, jobs: Iterable[tuple[Any, Job]], others: list[tuple[Any, Job]]) -> Iterator[tuple[Any, Job]]:
+        for key, job in jobs:
+            if self.toolchain.sociable(job):
+                yield key, job
+            else:
+                others.append((key, job))
+
+    def _together(self, group: list[tuple[Any, Job]]) -> Job:
+        return self.toolchain.together([job for _, job in group])
 
 
 def _toolchain(suite: Suite, language: str) -> Toolchain:

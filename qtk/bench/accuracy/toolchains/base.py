@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -33,6 +33,18 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class Company:
+    """How many programs may share a sandbox at first (1: none does), where starting the runtime costs most."""
+
+    most: int = 1
+
+    def size(self, programs: int, workers: int) -> int:
+        """Programs in one sandbox, so that every worker gets the same number of sandboxes."""
+        rounds = -(-programs // (workers * self.most))
+        return max(1, -(-programs // (workers * max(1, rounds))))
+
+
+@dataclass(frozen=True)
 class Toolchain(ABC):
     """The base of every language. `seconds`: clock of one run."""
 
@@ -43,6 +55,7 @@ class Toolchain(ABC):
     commands: ClassVar[tuple[str, ...]] = ()
     install: ClassVar[str] = ""
     requirements: ClassVar[tuple[Requirement, ...]] = ()
+    company: ClassVar[Company] = Company()
 
     def prepare(self) -> None:
         """Looks for the commands. LanguageUnavailable names the ones that are absent."""
@@ -58,6 +71,18 @@ class Toolchain(ABC):
     @abstractmethod
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
         """The job that runs the task's tests on a solution (the whole source before the tests)."""
+
+    def sociable(self, job: Job) -> bool:
+        """Whether a job's program may share a sandbox with others at first. Only for toolchains with company."""
+        raise NotImplementedError
+
+    def together(self, jobs: Sequence[Job]) -> Job:
+        """One job that runs the programs of several and prints the sentinel of each that passes, one a line.
+
+        It must hold for a failure of any kind that the others' sentinels are not printed because of it: who is not
+        there runs again alone. Only for toolchains with company.
+        """
+        raise NotImplementedError
 
     def verdict(self, outcome: Outcome, rules: Rules) -> Verdict:
         """What the outcome means. A program passes only when it ran to the end of its tests."""
