@@ -13,6 +13,7 @@ from quantized_checkpoint import write_dequantized, write_quantized
 from qtk.engines import onnxruntime_executor
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
+from qtk.engines.sampling import Sampler
 from qtk.engines.session import DecoderSession
 from qtk.engines.text import GenerateOptions, TextPieces, encode_prompt, generate_text
 from qtk.errors import InputError
@@ -225,3 +226,17 @@ def test_smollm2_equals_transformers_float_and_int4(smollm2, tmp_path) -> None:
             np.testing.assert_allclose(
                 session.logits([ids + expected[:-1]])[0, len(ids) - 1 :], steps, atol=1e-3, rtol=1e-3
             )
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
+    """Far more tokens than are sorted at first, in a peaked and in a flat distribution."""
+    random = np.random.default_rng(0)
+    for scale in (4.0, 0.1):
+        logits = (scale * random.standard_normal(5000)).astype(np.float32)
+        share = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
+        order = np.argsort(-share)
+        nucleus = set(order[: int(np.searchsorted(np.cumsum(share[order]), 0.8)) + 1].tolist())
+        sampler = Sampler(1.0, 0.8, 1)
+        drawn = sampler(np.tile(logits, (400, 1)), range(400)).tolist()
+        assert set(drawn) <= nucleus
+        assert len(set(drawn)) > len(nucleus) / 40

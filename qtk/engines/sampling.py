@@ -8,6 +8,8 @@ import numpy as np
 
 from qtk.errors import InputError
 
+_FIRST = 256
+
 
 class Sampler:
     """Logits [batch, vocab] -> token ids [batch] int64. Temperature 0 takes the most likely token.
@@ -31,11 +33,20 @@ class Sampler:
     def _draw(self, logits: np.ndarray, row: int) -> int:
         if row not in self._random:
             self._random[row] = np.random.default_rng(None if self._seed is None else [self._seed, row])
-        scaled = (logits - logits.max()) / self.temperature
-        order = np.argsort(-scaled, kind="stable")
-        weights = np.exp(scaled[order].astype(np.float64))
+        weights = np.exp(((logits - logits.max()) / self.temperature).astype(np.float64))
         weights /= weights.sum()
-        # The nucleus is the smallest set of most likely tokens that reaches top_p.
-        kept = int(np.searchsorted(np.cumsum(weights), self.top_p)) + 1 if self.top_p < 1 else len(weights)
-        weights = weights[:kept] / weights[:kept].sum()
-        return int(order[self._random[row].choice(len(weights), p=weights)])
+        if self.top_p == 1:
+            return int(self._random[row].choice(len(weights), p=weights))
+        # The nucleus is the smallest set of most likely tokens that reaches top_p: nearly always few of them, so only
+        # the first are sorted, and more where they do not reach.
+        count = _FIRST
+        while True:
+            count = min(count, len(weights))
+            first = np.argpartition(-weights, count - 1)[:count]
+            order = first[np.argsort(-weights[first], kind="stable")]
+            reached = np.cumsum(weights[order])
+            if reached[-1] >= self.top_p or count == len(weights):
+                break
+            count *= 16
+        nucleus = order[: int(np.searchsorted(reached, self.top_p)) + 1]
+        return int(nucleus[self._random[row].choice(len(nucleus), p=weights[nucleus] / weights[nucleus].sum())])
