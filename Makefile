@@ -20,7 +20,7 @@ ADAPTER := .qtk/python-adapter
 RUN := runs/smollm2-135m
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: setup edgellm demo test test-slow lint format docs eval-toolchains peers clean
+.PHONY: setup edgellm demo test test-slow lint format docs eval-toolchains eval-toolchains-multipl-e peers clean
 
 setup: $(READY)
 
@@ -69,11 +69,21 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 # What `qtk bench accuracy` runs programs with: Debian and Ubuntu. A language whose tools are absent is named and skipped.
+# A Node that is new enough stays as it is: Debian's npm does not go with another's nodejs. js-md5 as in the published runs.
+NEW_ENOUGH := node -e 'process.exit(parseInt(process.versions.node) < 16)' 2>/dev/null
 eval-toolchains:
-	$(SUDO) apt-get install -y bubblewrap g++ libboost-dev libssl-dev default-jdk-headless nodejs \
+	$(SUDO) apt-get install -y bubblewrap g++ libboost-dev libssl-dev default-jdk-headless \
 		golang-go golang-github-stretchr-testify-dev
+	$(NEW_ENOUGH) || $(SUDO) apt-get install -y nodejs
+	$(NEW_ENOUGH) || { echo "JavaScript needs Node 16 or newer; this is $$(node --version): see nodejs.org"; exit 1; }
 	command -v npm >/dev/null || $(SUDO) apt-get install -y npm
-	$(SUDO) npm install -g js-md5
+	npm ls -g js-md5@0.7.3 >/dev/null 2>&1 || $(SUDO) npm install -g js-md5@0.7.3
+
+# The other languages of suite multipl-e. Julia and Swift have no package in Debian 12: julialang.org, swift.org.
+eval-toolchains-multipl-e: eval-toolchains
+	$(SUDO) apt-get install -y lua5.4 lua-unit php-cli r-base-core racket ldc libjavatuples-java \
+		perl libtest-deep-perl ruby ruby-test-unit
+	command -v rustc >/dev/null || $(SUDO) apt-get install -y rustc
 
 # What bench/compare_quantizers.py compares with, about 9 GB. Each has an environment of its own, because they want other
 # versions of torch and transformers than each other; GPTQModel takes the newest torch. One that is there is kept.

