@@ -73,3 +73,15 @@ def test_a_session_that_meets_a_batch_goes_on_with_the_portable_graph(tiny, tmp_
     before = session.generate([rows[0]], 12, ignore_eos=True).tokens[0]
     both = session.generate(rows, 12, ignore_eos=True).tokens
     assert [before, both[1]] == [both[0], session.generate([rows[1]], 12, ignore_eos=True).tokens[0]]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_cache_is_written_in_place(tiny, tmp_path, rows: int) -> None:
+    """The arrays that were bound hold the keys and values of the tokens that went in, and zeros behind them."""
+    build_engine(tiny(), tmp_path / "engine", VERIFY)
+    session = DecoderSession.open(tmp_path / "engine", 1)
+    session.logits([[5, 6, 7, 8, 9]] * rows)
+    for array in session._executor._cache:  # type: ignore[attr-defined]
+        assert array.shape == (rows, 2, 32, 32)
+        assert np.abs(array[:, :, :5]).max(axis=(1, 3)).all()
+        assert not array[:, :, 5:].any()
