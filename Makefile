@@ -70,7 +70,7 @@ format: $(READY)
 
 # What `qtk bench accuracy` runs programs with: Debian and Ubuntu. A language whose tools are absent is named and skipped.
 # A Node that is new enough stays as it is: Debian's npm does not go with another's nodejs. js-md5 as in the published runs.
-NEW_ENOUGH := node -e 'process.exit(parseInt(process.versions.node) < 16)' 2>/dev/null
+NEW_ENOUGH := node -e 'process.exit(parseInt(process.versions.node) < 16 ? 1 : 0)' 2>/dev/null
 eval-toolchains:
 	$(SUDO) apt-get install -y bubblewrap g++ libboost-dev libssl-dev default-jdk-headless \
 		golang-go golang-github-stretchr-testify-dev
