@@ -20,7 +20,7 @@ from qtk.engines.description import Stage, read_description
 from qtk.engines.memory_plan import ModelBytes
 from qtk.engines.options import BuildOptions
 from qtk.engines.session import DecoderSession
-from qtk.engines.tensorrt_backend import check_plan_sizes, cut_stages, run_compiler, stage_bytes
+from qtk.engines.tensorrt_backend import check_plan_sizes, choose_stages, cut_stages, run_compiler, stage_bytes
 from qtk.engines.tensorrt_compile import CompileRequest
 from qtk.errors import InputError, MachineError
 from qtk.quantization.formats.base import LinearScheme
@@ -100,7 +100,7 @@ def test_a_model_too_large_for_the_machine_is_compiled_in_stages(int4, tmp_path,
 
     class Memory:
         total = 24 << 30
-        available = 2 * int(tensorrt_backend.PEAK_BASE_BYTES + tensorrt_backend.PEAK_PER_BYTE * 260_000)
+        available = int((tensorrt_backend.PEAK_BASE_BYTES + tensorrt_backend.PEAK_PER_BYTE * 260_000) / 0.9)
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory)
     description = build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="a10"))
@@ -129,6 +129,16 @@ def test_stages_are_few_consecutive_and_within_bounds() -> None:
     tied = ModelBytes(embedding=50, blocks=(10,) * 6, head=0)
     assert stage_bytes(tied, True, (3, 6)) == 80, "a tied head is needed again in the last stage"
     assert stage_bytes(tied, True, (0, 6)) == 110
+
+
+def test_a_model_is_compiled_whole_where_it_fits_and_else_in_halves_of_the_memory() -> None:
+    """The two cases that were really built, on 24 GiB: DeepSeek-Coder's 6.7B in one plan, its 33B in six."""
+    small = ModelBytes(embedding=264_000_000, blocks=(104_000_000,) * 32, head=264_000_000)
+    assert choose_stages(small, False, int(22.6e9)) == [(0, 32)]
+    assert len(choose_stages(small, False, int(12e9)) or []) == 3
+    large = ModelBytes(embedding=462_000_000, blocks=(274_000_000,) * 62, head=462_000_000)
+    assert len(choose_stages(large, False, int(20.6e9)) or []) == 6
+    assert choose_stages(large, False, int(1.5e9)) is None
 
 
 def test_a_plan_that_widened_its_weights_is_found() -> None:

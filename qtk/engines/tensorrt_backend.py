@@ -37,9 +37,10 @@ SCORED_POSITIONS = 256
 # Measured (docs/benchmarks.md): peak of the compiling process over the bytes of the stage's graph.
 PEAK_BASE_BYTES = 600_000_000
 PEAK_PER_BYTE = 3.0
-# A stage may take this much of the memory that is free, so that a build leaves room for what else the machine does; only
-# where that is too little for one block, it may take nearly all.
-MEMORY_SHARES = (0.5, 0.9)
+# A model is compiled whole where that takes at most this much of the free memory. Else a stage may take half of it, so that
+# the build leaves room for what else the machine does, and nearly all only where half is too little for one block.
+WHOLE_SHARE = 0.8
+STAGE_SHARES = (0.5, 0.9)
 # A plan holds its weights and its kernels; the latter are most of a small model's plan.
 PLAN_TOLERANCE = 0.25
 KERNEL_BYTES = 16 << 20
@@ -132,8 +133,7 @@ class Backend:
         if job.options.prepare_only:
             return [(0, len(sizes.blocks))]
         available = psutil.virtual_memory().available
-        bounds = [max(0, int((available * share - PEAK_BASE_BYTES) / PEAK_PER_BYTE)) for share in MEMORY_SHARES]
-        cuts = next((cuts for bound in bounds if (cuts := cut_stages(sizes, tied, bound))), None)
+        cuts = choose_stages(sizes, tied, available)
         if cuts is None:
             worst = max(stage_bytes(sizes, tied, (i, i + 1)) for i in range(len(sizes.blocks)))
             raise MachineError(
@@ -189,6 +189,20 @@ def stage_bytes(sizes: ModelBytes, tied: bool, layers: tuple[int, int]) -> int:
     first, last = layers[0] == 0, layers[1] == len(sizes.blocks)
     total += sizes.embedding if first or (last and tied) else 0
     return total + (sizes.head if last else 0)
+
+
+def choose_stages(sizes: ModelBytes, tied: bool, available: int) -> list[tuple[int, int]] | None:
+    """The stages that a machine with `available` bytes of memory compiles; None where not even one block fits."""
+    whole = (0, len(sizes.blocks))
+    if stage_bytes(sizes, tied, whole) <= _graph_bound(available * WHOLE_SHARE):
+        return [whole]
+    tries = (cut_stages(sizes, tied, _graph_bound(available * share)) for share in STAGE_SHARES)
+    return next((cuts for cuts in tries if cuts), None)
+
+
+def _graph_bound(memory: float) -> int:
+    """Bytes of the largest graph that compiles in this much memory."""
+    return max(0, int((memory - PEAK_BASE_BYTES) / PEAK_PER_BYTE))
 
 
 def cut_stages(sizes: ModelBytes, tied: bool, most: int) -> list[tuple[int, int]] | None:
