@@ -244,7 +244,7 @@ def table(results: list[dict[str, Any]]) -> str:
     reference = " | ".join(f"{text['perplexity_reference']:.3f}" for text in texts)
     lines.append(f"| float model | | | | | | | {reference} | | |")
     for result in results:
-        kl = [f"{part['kl']['mean']:.4f} ± {part['kl']['standard_error']:.4f}" for part in _parts(result)]
+        kl = [f"{part['kl']['mean']:.4g} ± {part['kl']['standard_error']:.2g}" for part in _parts(result)]
         perplexity = [f"{text['perplexity']:.3f}" for text in result["texts"]]
         top1 = [f"{100 * text['top1_agreement']['mean']:.1f} %" for text in result["texts"]]
         numbers = [
@@ -270,6 +270,7 @@ def _shown(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Runs the quantizers one after the other and prints the table. Exits with 1 when one of them gave no result."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does, so that no quantizer is left running
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("model", type=Path, help="float model directory")
     everything = [*QTK, *PEERS]
@@ -306,7 +307,7 @@ def main() -> None:
                 continue
             results.append(result)
             kl, seconds = result["pooled"]["kl"]["mean"], result["seconds"]
-            print(f"{SHOWN[name]}: {seconds:.1f} s, KL {kl:.4f}", file=sys.stderr, flush=True)
+            print(f"{SHOWN[name]}: {seconds:.1f} s, KL {kl:.4g}", file=sys.stderr, flush=True)
     group = f"group {asked.group_size}, {'symmetric' if asked.sym else 'asymmetric'}"
     print(f"{asked.model.name}, {group}, {asked.samples} x {asked.seq_len} calibration tokens\n")
     print("\n".join([table(results), "", *missing]).rstrip())
