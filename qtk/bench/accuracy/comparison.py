@@ -233,7 +233,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(1.5 + 1.6 * len(comparison.rates), 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(min(3.0 + 1.1 * len(comparison.rates), 18.0), 4.2), layout="constrained")
     width, places = 0.36, range(len(comparison.rates))
     for offset, name, color in ((-width / 2, "before", "#7a9cc6"), (width / 2, "after", "#d18f52")):
         axes.bar(
@@ -256,9 +256,10 @@ def plot(comparison: Comparison, path: Path) -> None:
                 *zip(*published, strict=True), "D", markersize=5, markeredgecolor="black", color=color, label=label
             )
     axes.set_xticks(list(places), [f"{row.suite}\n{row.language}" for row in comparison.rates])
-    axes.set_ylabel("pass@1 (%), ± standard error")
-    axes.set_ylim(0, 100)
-    axes.legend(fontsize="small")
+    axes.set_ylabel("pass@1 (%), ± standard error" if not comparison.choices else "right (%), ± standard error")
+    # Small rates are to be seen too; the tops of the error bars are in the picture, up to all that can be passed.
+    axes.set_ylim(0, min(100.0, max(1.0, 1.15 * axes.dataLim.y1)))
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     try:
         figure.savefig(path)
     except ValueError as error:
