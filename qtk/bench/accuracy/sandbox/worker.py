@@ -154,7 +154,8 @@ def _supervise(jail: Any, job: Job, write: int, group: ControlGroup | None) -> N
     try:
         if group is not None:
             group.enter()
-        os.setsid()
+        if os.getsid(0) != os.getpid():  # bubblewrap has made it one already
+            os.setsid()
         jail.close(job.limits)
         outcome = run_job(job, Tree(jail.alone), jail.confine)
     except BaseException as error:
