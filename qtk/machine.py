@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import os
@@ -16,6 +17,9 @@ import psutil
 
 if TYPE_CHECKING:
     import torch
+
+# Numbers of glibc's mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,20 @@ def package_versions(*names: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed tensors of up to 32 MB for the next ones instead of giving them back to the kernel.
+
+    Returned pages must be zeroed and mapped again at the next use: an eighth of the time of a quantization. Does nothing
+    with another C library.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # the highest that glibc takes
+    mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def limit_threads(threads: int | None) -> int:

@@ -84,6 +84,55 @@ def test_gptq_is_closer_than_rtn_and_effort_pays(tiny, tmp_path, sym: bool, grou
     assert found["default"] < found["rtn"]
 
 
+def test_best_tunes_each_block_and_its_norms(tiny, tmp_path) -> None:
+    calibration = CalibrationOptions(samples=32, seq_len=64)
+    for name in ("best", "again"):
+        quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(effort="best"), calibration)
+    lines = [json.loads(line) for line in (tmp_path / "best" / LOG_NAME).read_text().splitlines()]
+    assert all(0 < line["block_error_after"] <= line["block_error_before"] for line in lines)
+    tuned = [line["layer"] for line in lines if line["block_error_after"] < line["block_error_before"]]
+    assert tuned, "no block came out better"
+    source, written = Checkpoint(tiny("llama")), ModelWeights.open(tmp_path / "best")
+    norm = tuned[0].rpartition("self_attn")[0] + "post_attention_layernorm.weight"
+    assert not torch.equal(source.tensor(norm), written.checkpoint.tensor(norm))
+    assert divergence(tiny("llama"), tmp_path / "best") < 0.2
+    assert (tmp_path / "best/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen2"])
+def test_awq_folds_its_scales_into_a_plain_checkpoint(tiny, tmp_path, variant: str) -> None:
+    report = quantize_model(tiny(variant), tmp_path / "out", QuantizeOptions(method="awq", group_size=32), SMALL)
+    assert report.fell_back_to_rtn == []
+    assert divergence(tiny(variant), tmp_path / "out") < 0.1
+    source, written = Checkpoint(tiny(variant)), ModelWeights.open(tmp_path / "out").checkpoint
+    changed = {n for n in source.names if n in written and not torch.equal(source.tensor(n), written.tensor(n))}
+    assert any(name.endswith("input_layernorm.weight") for name in changed)
+    assert all(name.endswith(("layernorm.weight", "v_proj.bias")) for name in changed)
+
+
+def test_auto_takes_the_method_that_is_nearer_on_rows_held_back(tiny, tmp_path) -> None:
+    calibration = CalibrationOptions(samples=24, seq_len=64)
+    report = quantize_model(tiny("llama"), tmp_path / "auto", QuantizeOptions(method="auto"), calibration)
+    assert set(report.held_back_kl) == {"gptq", "awq"}
+    assert report.method == min(report.held_back_kl, key=report.held_back_kl.get)
+    assert report.calibration_rows_offered == 24
+    # What is taken is what the method alone would have written from the same rows.
+    alone = QuantizeOptions(method=report.method)
+    quantize_model(tiny("llama"), tmp_path / "alone", alone, calibration)
+    assert (tmp_path / "auto/model.safetensors").read_bytes() == (tmp_path / "alone/model.safetensors").read_bytes()
+    assert sorted(p.name for p in (tmp_path / "auto").iterdir()) == sorted(
+        p.name for p in (tmp_path / "alone").iterdir()
+    )
+
+
+def test_auto_needs_rows_to_hold_back(tiny, tmp_path, run_qtk) -> None:
+    (tmp_path / "short.txt").write_text("def f(x):\n    return x + 1\n" * 8)
+    words = ["--method", "auto", "--calibration", tmp_path / "short.txt", "--seq-len", 128]
+    answer = run_qtk("quantize", tiny("llama"), "-o", tmp_path / "out", *words)
+    assert answer.returncode == 2
+    assert "--method auto needs 4 at least" in answer.stderr
+
+
 def test_padding_never_enters_the_hessian(tiny, tmp_path) -> None:
     """The same conversations in rows of 64 and of 100 tokens give the same codes: what is padding differs, nothing else."""
     lines = [json.dumps({"messages": [{"role": "user", "content": "x = " + "abc" * (i % 5 + 1)}]}) for i in range(40)]

@@ -279,10 +279,10 @@ def test_a_failing_step_is_named_and_what_was_done_is_kept(copied) -> None:
 
 
 def test_a_stopped_step_is_gone_on_with_only_on_the_same_terms(kitchen, tmp_path, monkeypatch) -> None:
-    from qtk.quantization.block import BlockQuantizer
+    from qtk.quantization.gptq_block import GptqBlocks
 
     def stop_at(layer_to_stop: int) -> None:
-        real = BlockQuantizer.quantize
+        real = GptqBlocks.quantize
 
         def quantize(self, layer, *rest):
             calls.append(layer)
@@ -290,7 +290,7 @@ def test_a_stopped_step_is_gone_on_with_only_on_the_same_terms(kitchen, tmp_path
                 raise KeyboardInterrupt
             return real(self, layer, *rest)
 
-        monkeypatch.setattr(BlockQuantizer, "quantize", quantize)
+        monkeypatch.setattr(GptqBlocks, "quantize", quantize)
 
     calls: list[int] = []
     content = {"name": "own", "model": str(kitchen / "model"), "quantize": TINY["quantize"]}

@@ -35,6 +35,10 @@ class TokenRows:
         """[rows, seq_len] bool: True at real tokens."""
         return torch.arange(self.tokens.shape[1])[None, :] < self.lengths[:, None]
 
+    def pick(self, indices: list[int]) -> TokenRows:
+        """Some of the rows."""
+        return TokenRows(self.tokens[indices], self.lengths[indices])
+
     def split(self, first: int) -> tuple[TokenRows, TokenRows]:
         """The first rows, and the rest."""
         return (

@@ -31,6 +31,7 @@ def command(
     \b
     qtk quantize merged -o int4
     qtk quantize merged -o int4 --calibration train.jsonl --chat-format codefuse --samples 256
+    qtk quantize merged -o int4 --effort best
     qtk quantize merged -o int4 --method rtn --group-size 64 --asym
     qtk quantize merged -o int4 --override "*.down_proj=bits:8"
     """
@@ -58,7 +59,8 @@ def command(
             ("linears quantized", report.linears),
             (
                 "calibration",
-                f"{report.calibration_rows} rows, {report.calibration_tokens} tokens, {report.compute_dtype}",
+                f"{report.calibration_rows} of {report.calibration_rows_offered} rows, {report.calibration_tokens} tokens, "
+                f"{report.compute_dtype}",
             ),
             ("size", f"{report.float_bytes / 1e6:.1f} MB -> {report.quantized_bytes / 1e6:.1f} MB"),
             ("time", f"{report.seconds:.1f} s"),
@@ -67,6 +69,14 @@ def command(
         if report.mean_error_after is not None and report.mean_error_before is not None:
             change = f"{report.mean_error_before:.2e} rounded to nearest -> {report.mean_error_after:.2e}"
             rows.insert(4, ("mean output error", change))
+        if report.held_back_kl:
+            found = ", ".join(f"{method} {kl:.4f}" for method, kl in report.held_back_kl.items())
+            rows.insert(4, ("KL on held-back rows", found))
+        check = report.read_back
+        text = repr(check.text) + (" REPEATS ITSELF" if check.repeats else "")
+        rows.append(
+            ("read back", f"{check.linears} linears, {check.bits_per_weight:.2f} bits a weight; generates {text}")
+        )
         if report.fell_back_to_rtn:
             rows.append(("ROUNDED TO NEAREST", ", ".join(report.fell_back_to_rtn)))
         console.print(table(str(output), ("", ""), rows))

@@ -37,14 +37,28 @@ def inverse_cholesky(H: torch.Tensor, ladder: tuple[float, ...] = DAMPING_LADDER
 
     With J the reversal, J H J = L L^T gives U = J L^-1 J: one Cholesky and one triangular inverse.
     """
-    n = H.shape[0]
     mean = H.diagonal().mean()
-    eye = torch.eye(n, device=H.device)
     for damp in ladder:
-        L, failed = torch.linalg.cholesky_ex((H + damp * mean * eye).flip(0, 1))
+        damped = H.flip(0, 1)
+        damped.diagonal().add_(damp * mean)
+        L, failed = torch.linalg.cholesky_ex(damped)
         if not failed and bool(torch.isfinite(L).all()):
-            return torch.linalg.solve_triangular(L, eye, upper=False).flip(0, 1), damp
+            return _inverse_triangular(L).flip(0, 1), damp
     raise SingularHessian
+
+
+def _inverse_triangular(L: torch.Tensor) -> torch.Tensor:
+    """L^-1 of a lower triangular L by halves, [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]: matrix products
+    where a triangular solve would spend its time on zeros."""
+    n = L.shape[0]
+    if n <= _BLOCK:
+        return torch.linalg.solve_triangular(L, torch.eye(n, device=L.device), upper=False)
+    half = n // 2
+    inverse = torch.zeros_like(L)
+    A, D = _inverse_triangular(L[:half, :half]), _inverse_triangular(L[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = A, D
+    torch.mm(D @ L[half:, :half], A, out=inverse[half:, :half]).neg_()
+    return inverse
 
 
 def gptq(
@@ -74,9 +88,7 @@ def gptq(
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
     U, damp = inverse_cholesky(H[order][:, order], ladder)
     if C is not None:
-        correction = torch.empty_like(W)
-        correction[:, order] = (W @ C[:, order]) @ U.t() @ U
-        W = W.add(correction, alpha=alpha)
+        W = W.add(_input_correction(W, C, U, order), alpha=alpha)
     # What rounding a column costs once the columns after it have made up for it: GPTQ's own weight of its error.
     importance = torch.empty_like(H.diagonal())
     importance[order] = U.diagonal().pow(-2)
@@ -89,30 +101,41 @@ def gptq(
     return GptqResult(QuantizedLinear(codes, scales, zeros, bits, group_size), damp)
 
 
+def _input_correction(W: torch.Tensor, C: torch.Tensor, U: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """W C H^-1 [out, in], with H^-1 = U^T U in the given order of columns; the smaller matrix is multiplied first."""
+    left = W if W.shape[0] < W.shape[1] else None
+    product = (C if left is None else left @ C)[:, order] @ U.t() @ U
+    result = torch.empty_like(product)
+    result[:, order] = product
+    return W @ result if left is None else result
+
+
 def _round_columns(
     Wt: torch.Tensor, U: torch.Tensor, group: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int
 ) -> torch.Tensor:
     """The GPTQ loop on Wt [in, out] (columns of W as contiguous rows, already in order; overwritten). Returns codes [in, out]."""
     n, rows = Wt.shape
     top = 2**bits - 1
-    St = scales.t().contiguous()
+    St = scales.t()[group]  # what each column is divided by, its zero point, and what scales its error
     inverse = 1.0 / St
-    Zt = torch.full_like(St, 2 ** (bits - 1)) if zeros is None else zeros.t().to(St.dtype).contiguous()
+    Zt = torch.full_like(St, 2 ** (bits - 1)) if zeros is None else zeros.t()[group].to(St.dtype)
+    error_scale = (St / U.diagonal()[:, None]).unbind()
+    inverse_rows, zero_rows = inverse.unbind(), Zt.unbind()
     codes = torch.empty_like(Wt)
-    column_group = group.tolist()
-    inverse_diagonal = (1.0 / U.diagonal()).tolist()
+    W_rows, code_rows = Wt.unbind(), codes.unbind()
     for block in range(0, n, _BLOCK):
         block_end = min(block + _BLOCK, n)
         E = torch.empty(block_end - block, rows, device=Wt.device)
+        E_rows = E.unbind()
         for panel in range(block, block_end, _PANEL):
             panel_end = min(panel + _PANEL, block_end)
             for i in range(panel, panel_end):
-                g = column_group[i]
-                w, c, e = Wt[i], codes[i], E[i - block]
-                torch.addcmul(Zt[g], w, inverse[g], out=c).round_().clamp_(0, top)
-                torch.sub(c, Zt[g], out=e).mul_(St[g]).sub_(w).mul_(inverse_diagonal[i])  # (q - w) / U_ii
+                code, error = code_rows[i], E_rows[i - block]
+                torch.addcmul(zero_rows[i], W_rows[i], inverse_rows[i], out=error)  # the code before rounding
+                torch.round(error, out=code).clamp_(0, top)
+                torch.sub(code, error, out=error).mul_(error_scale[i])  # (q - w) / U_ii
                 if i + 1 < panel_end:
-                    Wt[i + 1 : panel_end].addr_(U[i, i + 1 : panel_end], e)
+                    Wt[i + 1 : panel_end].addr_(U[i, i + 1 : panel_end], error)
             if panel_end < block_end:
                 Wt[panel_end:block_end].addmm_(
                     U[panel:panel_end, panel_end:block_end].t(), E[panel - block : panel_end - block]

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 
 _TRIAL_SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
-# Rows at a time: what one trial touches stays in the processor's second-level cache.
-_CHUNK_ELEMENTS = 1 << 16
+# Rows at a time: few enough that what one trial touches stays in the processor's cache, enough that calls cost little.
+_CHUNK_ELEMENTS = 1 << 18
 
 
 def search_symmetric(weight: torch.Tensor, importance: torch.Tensor, group_size: int, bits: int = 4) -> torch.Tensor:
@@ -91,6 +91,27 @@ def round_to_grid(
     zero = torch.tensor(float(2 ** (bits - 1))) if zeros is None else zeros.float().unsqueeze(-1)
     codes = (groups * _reciprocal(scales).unsqueeze(-1) + zero).round_().clamp_(0, 2**bits - 1)
     return codes.to(torch.uint8).view(weight.shape)
+
+
+def round_to_range(weight: torch.Tensor, group_size: int, *, symmetric: bool, bits: int = 4) -> torch.Tensor:
+    """weight [out, in] float32 on the grid that its groups' whole range spans, as floats: no search, for quick comparisons.
+
+    Symmetric: the largest magnitude gets code -2**(bits-1), with a scale of the opposite sign.
+    """
+    groups = weight.view(weight.shape[0], -1, group_size)
+    high_end, low_end = groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True)
+    if symmetric:
+        low = 2 ** (bits - 1)
+        scale = torch.where(high_end > -low_end, high_end, low_end) / -low
+        codes = (groups * _reciprocal(scale)).round_().clamp_(-low, low - 1)
+    else:
+        top = 2**bits - 1
+        high_end, low_end = high_end.clamp_min(0), low_end.clamp_max(0)
+        scale = (high_end - low_end) / top
+        inverse = _reciprocal(scale)
+        zero = (-low_end * inverse).round_()
+        codes = torch.maximum(torch.minimum((groups * inverse).round_(), top - zero), -zero)
+    return codes.mul_(scale).view(weight.shape)
 
 
 def storable_scales(scales: torch.Tensor) -> torch.Tensor:

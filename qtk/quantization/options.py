@@ -12,10 +12,16 @@ class QuantizeOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["gptq", "rtn"] = Field("gptq", description="gptq, or rtn (round to nearest, no calibration).")
-    effort: Literal["fast", "default"] = Field(
+    method: Literal["gptq", "awq", "rtn", "auto"] = Field(
+        "gptq",
+        description="gptq; awq; rtn (round to nearest, no calibration); auto: gptq and awq, the better one on calibration "
+        "rows that were held back.",
+    )
+    effort: Literal["fast", "default", "best"] = Field(
         "default",
-        description="fast: one pass; default: the float model runs beside, so that errors in the inputs are taken back.",
+        description="fast: GPTQ on a quarter of the calibration rows; default: on half of them, with the float model "
+        "running beside, so that errors in the inputs are taken back; best: on all of them, and each block is tuned as a "
+        "whole after that, in ten times the time.",
     )
     bits: int = Field(4, description="Bits of a weight: 4 or 8.")
     group_size: int | Literal["auto"] = Field(

@@ -1,14 +1,14 @@
-"""Quantizes a model directory into another, one decoder block in memory at a time."""
+"""Quantizes a model directory into another: what can be refused is refused before any work, what was written is read back."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,25 @@ from qtk.calibration.rows import TokenRows, calibration_rows
 from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.staging import staged_directory
-from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.errors import InputError, MachineError, listing
-from qtk.machine import PeakMemory, fast_matmul_dtype, limit_threads
+from qtk.machine import PeakMemory, keep_freed_memory, limit_threads
 from qtk.models.registry import model_spec
-from qtk.models.spec import LM_HEAD, ModelSpec
+from qtk.models.spec import ModelSpec
 from qtk.models.tokenizer import TextTokenizer
-from qtk.progress import Progress, note
-from qtk.quantization.activations import ActivationBudget
-from qtk.quantization.block import BlockQuantizer, LayerRecord, Rows, Stream
+from qtk.progress import note
 from qtk.quantization.formats.base import Format, QuantizationScheme
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
-from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.read_back import ReadBack, read_back
 from qtk.quantization.resume import ResumeState
-from qtk.quantization.rtn import rtn
-from qtk.quantization.scheme import LM_HEAD_MODULE, resolve_scheme
+from qtk.quantization.run import WORK, Outcome, QuantizationRun, kept_tensors
+from qtk.quantization.scheme import resolve_scheme
 from qtk.quantization.target_settings import for_target, require_target
 
 LOG_NAME = "quantization-log.jsonl"
-_WORK = ".calibration"  # spilled activations and what a stopped run leaves; removed before the directory is complete
+# Time grows with the rows, quality far slower: half of them lose an eighth of KL, and less than the float stream gains.
+_SHARE_OF_ROWS = {"fast": 0.25, "default": 0.5, "best": 1.0}
 
 
 class QuantizeReport(BaseModel):
@@ -60,6 +58,7 @@ class QuantizeReport(BaseModel):
     left_in_float: list[str]
     fell_back_to_rtn: list[str]
     calibration_rows: int
+    calibration_rows_offered: int
     calibration_tokens: int
     compute_dtype: str
     mean_error_before: float | None
@@ -69,6 +68,9 @@ class QuantizeReport(BaseModel):
     seconds: float
     peak_memory_bytes: int
     spilled_bytes: int
+    # With --method auto: nats per token from the float model on the rows held back, by method.
+    held_back_kl: dict[str, float]
+    read_back: ReadBack
 
 
 def quantize_model(
@@ -101,20 +103,31 @@ def quantize_model(
     require_target(options, spec, scheme)
     device = _device(options.device)
     limit_threads(options.threads)
+    keep_freed_memory()
     recorder = ManifestRecorder("quantized-model", {**options.model_dump(), **calibration.model_dump()})
     recorder.add_input("model", model, checkpoint.files)
-    rows = None if options.method == "rtn" else _calibration(checkpoint, spec, calibration, recorder)
+    rows, judged_on, offered = None, None, 0
+    if options.method != "rtn":
+        held_back = _held_back(calibration) if options.method == "auto" else 0
+        rows, judged_on = _calibration(checkpoint, spec, calibration, held_back, recorder)
+        offered, rows = len(rows.lengths), _rows_for(options.effort, rows, spec)
     staged = staged_directory(out, overwrite=overwrite, resumable=True, fresh=not resume)
-    with staged as work, PeakMemory() as memory, torch.inference_mode():
-        state = ResumeState(work / _WORK, _deciding_facts(checkpoint, options, rows))
-        run = _Run(checkpoint, spec, scheme, container, options, rows, device, work, state)
-        try:
-            report = run.quantize(memory, out)
-        except BaseException:
-            if state.blocks == 0:  # nothing worth resuming
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-        (work / LOG_NAME).write_text("".join(json.dumps(line) + "\n" for line in run.log), encoding="utf-8")
+    with staged as work, PeakMemory() as memory, torch.no_grad():
+        start = time.monotonic()
+        runs = _Runs(checkpoint, spec, scheme, container, options, rows, judged_on, device, memory)
+        outcome = runs.better(work) if options.method == "auto" else runs.run(options.method, work)
+        check = read_back(work, ModelWeights(checkpoint, spec), rows, limit_bytes=psutil.virtual_memory().total // 8)
+        (work / LOG_NAME).write_text("".join(json.dumps(line) + "\n" for line in outcome.log), encoding="utf-8")
+        facts = {
+            "output": str(out),
+            "calibration_rows_offered": offered,
+            "format": container.name,
+            "float_bytes": sum(checkpoint.info(name).nbytes for name in kept_tensors(checkpoint, spec)),
+            "seconds": round(time.monotonic() - start, 2),
+            "peak_memory_bytes": memory.peak_bytes,
+            "held_back_kl": runs.held_back_kl,
+        }
+        report = _report(work, scheme, rows, outcome, check, facts)
         recorder.notes |= {"report": report.model_dump(), "resolved_group_size": scheme.default.group_size}
         recorder.write(work, out, report.peak_memory_bytes)
     return report
@@ -132,10 +145,17 @@ def _deciding_facts(checkpoint: Checkpoint, options: QuantizeOptions, rows: Toke
     }
 
 
+def _held_back(calibration: CalibrationOptions) -> int:
+    """Rows beside those asked for on which --method auto compares the methods."""
+    return max(2, calibration.samples // 8)
+
+
 def _calibration(
-    checkpoint: Checkpoint, spec: ModelSpec, options: CalibrationOptions, recorder: ManifestRecorder
-) -> TokenRows:
-    rows = calibration_rows(TextTokenizer(checkpoint.path), options, options.row_length(spec.max_positions))
+    checkpoint: Checkpoint, spec: ModelSpec, options: CalibrationOptions, held_back: int, recorder: ManifestRecorder
+) -> tuple[TokenRows, TokenRows | None]:
+    """The rows to calibrate on, and those that are held back from it (None for 0)."""
+    wanted = options.model_copy(update={"samples": options.samples + held_back})
+    rows = calibration_rows(TextTokenizer(checkpoint.path), wanted, options.row_length(spec.max_positions))
     if int(rows.tokens.max()) >= spec.vocab_size:
         raise InputError(
             f"{checkpoint.path}: its tokenizer gives id {int(rows.tokens.max())}, its vocabulary ends at {spec.vocab_size - 1}."
@@ -148,11 +168,27 @@ def _calibration(
         )
     if Path(options.calibration).is_file():
         recorder.add_input("calibration", Path(options.calibration), [Path(options.calibration)])
-    return rows
+    if not held_back:
+        return rows, None
+    count = len(rows.lengths)
+    if count < 4:
+        raise InputError(
+            f"{options.calibration} gives {count} rows; --method auto needs 4 at least, to hold some back. Use --method gptq."
+        )
+    return rows.split(count - min(held_back, count // 4))
 
 
-class _Run:
-    """One quantization under way."""
+def _rows_for(effort: str, rows: TokenRows, spec: ModelSpec) -> TokenRows:
+    """The rows that an effort reads, evenly spaced: a share of them, but three tokens at least for each column of the
+    widest linear, so that its Hessian does not rest on damping."""
+    count = len(rows.lengths)
+    needed = 3 * max(linear.in_features for linear in spec.linears()) * count / rows.token_count
+    used = min(count, max(math.ceil(needed), math.ceil(_SHARE_OF_ROWS[effort] * count)))
+    return rows.pick([index * count // used for index in range(used)])
+
+
+class _Runs:
+    """Runs of single methods with everything else alike."""
 
     def __init__(
         self,
@@ -162,167 +198,91 @@ class _Run:
         container: Format,
         options: QuantizeOptions,
         rows: TokenRows | None,
+        judged_on: TokenRows | None,
         device: torch.device,
-        work: Path,
-        state: ResumeState,
+        memory: PeakMemory,
     ) -> None:
         self.checkpoint, self.spec, self.scheme, self.container = checkpoint, spec, scheme, container
-        self.options, self.rows, self.device, self.work = options, rows, device, work
-        self.weights = ModelWeights(checkpoint, spec)
-        self.compute_dtype = (
-            (fast_matmul_dtype() if device.type == "cpu" else torch.bfloat16) if rows else torch.float32
-        )
-        self.state = state
-        self.log: list[dict[str, Any]] = list(state.log)
+        self.options, self.rows, self.judged_on, self.device, self.memory = options, rows, judged_on, device, memory
+        self.facts = _deciding_facts(checkpoint, options, rows)
+        self.held_back_kl: dict[str, float] = {}
 
-    def quantize(self, memory: PeakMemory, out: Path) -> QuantizeReport:
-        """Writes the whole checkpoint into the work directory."""
-        start = time.monotonic()
-        limit = self.options.memory * 1e9 if self.options.memory else psutil.virtual_memory().total / 4
-        budget = ActivationBudget(int(limit), self.work / _WORK)
-        done = self.state.blocks
-        with CheckpointWriter(self.work, self._output_specs(), resume=done > 0) as writer:
-            self._copy_float_tensors(writer)
-            quantizer = self._block_quantizer(budget)
-            streams = [stream.hidden for stream in quantizer.streams] if quantizer else []
-            if done:
-                self.state.load(streams)
-                finished = tuple(self.spec.block_prefix(layer) for layer in range(done))
-                writer.mark_written(*(name for name in writer.specs if name.startswith(finished)))
-                note(f"Resumed after block {done} of {self.spec.num_layers}.")
-            with Progress("quantize", self.spec.num_layers - done, "block") as progress:
-                for layer in range(done, self.spec.num_layers):
-                    records = self._quantize_block(layer, quantizer, writer)
-                    self._log(records, memory)
-                    self.state.save(layer + 1, streams, self.log, writer.descriptors)
-                    progress.advance(1, _summary(records))
-        self.state.remove()
-        self._write_config()
-        return self._report(out, time.monotonic() - start, memory, budget)
+    def run(self, method: str, work: Path) -> Outcome:
+        """One method into the directory `work`; a state left there is taken up."""
+        scheme = replace(self.scheme, method=method)
+        state = ResumeState(work / WORK, {**self.facts, "method": method})
+        try:
+            return QuantizationRun(
+                self.checkpoint,
+                self.spec,
+                scheme,
+                self.container,
+                self.options,
+                self.rows,
+                self.judged_on,
+                self.device,
+                work,
+                state,
+            ).quantize(self.memory)
+        except BaseException:
+            if state.blocks == 0:  # nothing worth resuming
+                shutil.rmtree(work, ignore_errors=True)
+            raise
 
-    def _output_specs(self) -> dict[str, TensorSpec]:
-        """Every tensor of the output, in the order of the input's files."""
-        specs: dict[str, TensorSpec] = {}
-        for name in self._kept_tensors():
-            module = name.removesuffix(".weight")
-            scheme = self.scheme.modules.get(module)
-            info = self.checkpoint.info(name)
-            if scheme is None or scheme.bits == 16 or not name.endswith(".weight"):
-                specs[name] = TensorSpec(info.dtype, info.shape)
-            else:
-                specs |= self.container.specs(module, (info.shape[0], info.shape[1]), scheme)
-        return specs
-
-    def _kept_tensors(self) -> Iterator[str]:
-        """The tensors of the input that belong to the model: a tied lm_head that was saved too, and rope buffers, do not."""
-        wanted = self.spec.all_tensors()
-        wanted |= {n.removesuffix("weight") + "bias": () for n in wanted if n.endswith("_proj.weight")}
-        return (name for name in self.checkpoint.names if name in wanted)
-
-    def _quantized(self, module: str) -> bool:
-        scheme = self.scheme.modules.get(module)
-        return scheme is not None and scheme.bits < 16
-
-    def _copy_float_tensors(self, writer: CheckpointWriter) -> None:
-        for name in self._kept_tensors():
-            if not (name.endswith(".weight") and self._quantized(name.removesuffix(".weight"))):
-                writer.write(name, self.checkpoint.tensor(name, finite=True))
-        if self._quantized(LM_HEAD_MODULE):
-            scheme = self.scheme.modules[LM_HEAD_MODULE]
-            head = rtn(
-                self.checkpoint.tensor(LM_HEAD, finite=True),
-                scheme.group_size,
-                symmetric=scheme.symmetric,
-                bits=scheme.bits,
-            )
-            self._write_linear(LM_HEAD_MODULE, head, writer)
-
-    def _block_quantizer(self, budget: ActivationBudget) -> BlockQuantizer | None:
-        """The quantizer with the embedded calibration rows; None for a method that needs no calibration."""
-        if self.rows is None:
-            return None
-        count, seq_len = self.rows.tokens.shape
-        cos, sin = (t.to(self.device) for t in self.spec.rope.tables(self.spec.head_dim, seq_len))
-        streams = []
-        for _ in range(1 if self.options.effort == "fast" else 2):
-            hidden = budget.store(count, seq_len, self.spec.hidden_size, self.compute_dtype)
-            for chunk in hidden.chunks():
-                hidden.write(chunk, self.weights.embed(self.rows.tokens[chunk], self.compute_dtype))
-            streams.append(Stream(hidden))
-        rows = Rows(self.rows.keep() if self.rows.padded else None, cos, sin)
-        return BlockQuantizer(self.spec, rows, budget, self.device, *streams)
-
-    def _quantize_block(
-        self, layer: int, quantizer: BlockQuantizer | None, writer: CheckpointWriter
-    ) -> list[LayerRecord]:
-        prefix = self.spec.block_prefix(layer)
-        weights = {n: w.to(self.device) for n, w in self.weights.float_block(layer).items()}
-        schemes = {linear.name: self.scheme.modules[prefix + linear.name] for linear in self.spec.linears()}
-        records: list[LayerRecord] = []
-        if quantizer is None:
-            results = {}
-            for name, scheme in schemes.items():
-                if scheme.bits < 16:
-                    start = time.monotonic()
-                    results[name] = rtn(
-                        weights[f"{name}.weight"], scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits
-                    )
-                    seconds = round(time.monotonic() - start, 4)
-                    facts = (scheme.bits, scheme.group_size, scheme.symmetric, None, None, None, seconds)
-                    records.append(LayerRecord(prefix + name, "rtn", *facts))
-        else:
-            results, records = quantizer.quantize(layer, weights, schemes)
-        for name, linear in results.items():
-            self._write_linear(prefix + name, linear, writer)
-        return records
-
-    def _write_linear(self, module: str, linear: QuantizedLinear, writer: CheckpointWriter) -> None:
-        for name, tensor in self.container.pack(module, linear).items():
-            writer.write(name, tensor)
-
-    def _log(self, records: list[LayerRecord], memory: PeakMemory) -> None:
-        self.log += [{**asdict(record), "peak_memory_bytes": memory.peak_bytes} for record in records]
-
-    def _write_config(self) -> None:
-        config = {**self.checkpoint.config, "quantization_config": self.container.quantization_config(self.scheme)}
-        copy_companions(self.checkpoint, self.work, config=(json.dumps(config, indent=2) + "\n").encode())
-        for name, content in self.container.extra_files(self.scheme).items():
-            (self.work / name).write_bytes(content)
-        self.container.finish(self.work)
-
-    def _report(self, out: Path, seconds: float, memory: PeakMemory, budget: ActivationBudget) -> QuantizeReport:
-        def mean(key: str) -> float | None:
-            values = [line[key] for line in self.log if line[key] is not None]
-            return sum(values) / len(values) if values else None
-
-        with closing(Checkpoint(self.work)) as written:
-            quantized_bytes = sum(written.info(name).nbytes for name in written.names)
-        return QuantizeReport(
-            output=str(out),
-            method=self.options.method,
-            format=self.container.name,
-            bits=self.scheme.default.bits,
-            group_size=self.scheme.default.group_size,
-            symmetric=self.scheme.default.symmetric,
-            linears=len(self.log),
-            left_in_float=[name for name, s in self.scheme.modules.items() if s.bits == 16],
-            fell_back_to_rtn=[line["layer"] for line in self.log if line["method"] != self.options.method],
-            calibration_rows=0 if self.rows is None else self.rows.tokens.shape[0],
-            calibration_tokens=0 if self.rows is None else self.rows.token_count,
-            compute_dtype=str(self.compute_dtype).removeprefix("torch."),
-            mean_error_before=mean("error_before"),
-            mean_error_after=mean("error_after"),
-            float_bytes=sum(self.checkpoint.info(name).nbytes for name in self._kept_tensors()),
-            quantized_bytes=quantized_bytes,
-            seconds=round(seconds, 2),
-            peak_memory_bytes=memory.peak_bytes,
-            spilled_bytes=budget.spilled_bytes,
-        )
+    def better(self, work: Path) -> Outcome:
+        """GPTQ and AWQ, each in a directory of its own; the one nearer to the float model on the rows held back is moved
+        into `work`."""
+        outcomes: dict[str, Outcome] = {}
+        for method in ("gptq", "awq"):
+            place, finished = work / method, work / f"{method}.json"
+            if finished.is_file():  # by the run that this one resumes
+                outcomes[method] = Outcome.model_validate_json(finished.read_bytes())
+                continue
+            place.mkdir(exist_ok=True)
+            outcomes[method] = self.run(method, place)
+            finished.write_text(outcomes[method].model_dump_json(), encoding="utf-8")
+        self.held_back_kl = {m: o.held_back_kl for m, o in outcomes.items() if o.held_back_kl is not None}
+        best = min(self.held_back_kl, key=lambda method: self.held_back_kl[method])
+        for path in (work / best).iterdir():
+            path.rename(work / path.name)
+        for method in outcomes:
+            shutil.rmtree(work / method)
+            (work / f"{method}.json").unlink()
+        return outcomes[best]
 
 
-def _summary(records: list[LayerRecord]) -> str:
-    errors = [r.error_after for r in records if r.error_after is not None]
-    return f"mean error {sum(errors) / len(errors):.2e}" if errors else ""
+def _report(
+    work: Path,
+    scheme: QuantizationScheme,
+    rows: TokenRows | None,
+    outcome: Outcome,
+    check: ReadBack,
+    facts: dict[str, Any],
+) -> QuantizeReport:
+    def mean(key: str) -> float | None:
+        values = [line[key] for line in outcome.log if line[key] is not None]
+        return sum(values) / len(values) if values else None
+
+    with closing(Checkpoint(work)) as written:
+        quantized_bytes = sum(written.info(name).nbytes for name in written.names)
+    return QuantizeReport(
+        method=outcome.method,
+        bits=scheme.default.bits,
+        group_size=scheme.default.group_size,
+        symmetric=scheme.default.symmetric,
+        linears=len(outcome.log),
+        left_in_float=[name for name, s in scheme.modules.items() if s.bits == 16],
+        fell_back_to_rtn=[line["layer"] for line in outcome.log if line["method"] != outcome.method],
+        calibration_rows=0 if rows is None else rows.tokens.shape[0],
+        calibration_tokens=0 if rows is None else rows.token_count,
+        compute_dtype=outcome.compute_dtype,
+        mean_error_before=mean("error_before"),
+        mean_error_after=mean("error_after"),
+        quantized_bytes=quantized_bytes,
+        spilled_bytes=outcome.spilled_bytes,
+        read_back=check,
+        **facts,
+    )
 
 
 def _device(name: str) -> torch.device:

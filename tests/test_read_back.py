@@ -1,0 +1,85 @@
+"""What was written is read back: damage is named, generation runs from the files, loops are noticed."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from qtk.calibration.options import CalibrationOptions
+from qtk.errors import GateFailed
+from qtk.quantization import read_back as module
+from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.pipeline import quantize_model
+from qtk.quantization.read_back import read_back
+
+SMALL = CalibrationOptions(samples=8, seq_len=64)
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 1 << 30])  # every block read anew for each token; all kept
+def test_generates_what_transformers_does(tiny, tmp_path, limit_bytes: int) -> None:
+    """Of a float copy of the quantized weights, in the dtype that the check computes in."""
+    import transformers
+
+    report = quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(), SMALL)
+    assert report.read_back.linears == 21
+    assert 4.1 < report.read_back.bits_per_weight < 4.5  # 4 + 16 / 128, and the zero points and g_idx of the container
+    written = ModelWeights.open(tmp_path / "out")
+    dtype = module.fast_matmul_dtype()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("proj.weight"):
+                parameter.copy_(written.float_linear(name.removesuffix(".weight"), dtype))
+        tokens = [5, 6, 7]
+        ours = module._generate(written, tokens, limit_bytes)
+        logits = model(torch.tensor([tokens + ours])).logits[0, len(tokens) - 1 : -1].float()
+    # Another order of sums may turn a tie: each token is the best one, or as good within rounding.
+    chosen = logits.gather(1, torch.tensor(ours)[:, None])[:, 0]
+    assert len(ours) == 32
+    assert (logits.amax(-1) - chosen <= 0.02 * logits.abs().max()).all()
+
+
+def test_scales_beyond_float16_are_named(tiny, tmp_path) -> None:
+    quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(), SMALL)
+    broken = tmp_path / "broken"
+    shutil.copytree(tmp_path / "out", broken)
+    tensors = safetensors.torch.load_file(broken / "model.safetensors")
+    for layer in (0, 2):
+        tensors[f"model.layers.{layer}.mlp.up_proj.scales"][0, 3] = float("inf")
+    safetensors.torch.save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(GateFailed) as caught:
+        read_back(broken, ModelWeights.open(tiny("llama")), None, limit_bytes=0)
+    assert all(f"model.layers.{layer}.mlp.up_proj: " in str(caught.value) for layer in (0, 2))
+
+
+def test_a_weight_too_large_for_float16_scales_ends_with_the_layers_name(tiny, tmp_path, run_qtk) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llama"), model)
+    tensors = safetensors.torch.load_file(model / "model.safetensors")
+    tensors["model.layers.0.self_attn.o_proj.weight"][2, 9] = 3e6
+    safetensors.torch.save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    answer = run_qtk("quantize", model, "-o", tmp_path / "out", "--samples", 8, "--seq-len", 64)
+    assert answer.returncode == 2, answer.stderr
+    assert "model.layers.0.self_attn.o_proj: its weights are too large for scales in float16" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [([7] * 32, True), ([1, 2, 3, 4] * 8, True), (list(range(16)) + [5, 6] * 8, True), (list(range(32)), False)],
+)
+def test_a_loop_is_noticed(tokens: list[int], expected: bool) -> None:
+    assert module._repeats(tokens) is expected
+
+
+def test_only_a_loop_that_the_float_model_does_not_make_is_reported(tiny, tmp_path, monkeypatch) -> None:
+    quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(method="rtn"), SMALL)
+    source = ModelWeights.open(tiny("llama"))
+    for float_text, expected in (([3] * 32, False), (list(range(32)), True)):
+        monkeypatch.setattr(module, "_generate", lambda weights, *_, t=float_text: t if weights is source else [3] * 32)
+        assert read_back(tmp_path / "out", source, None, limit_bytes=0).repeats is expected
