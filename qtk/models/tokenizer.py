@@ -94,6 +94,11 @@ def configured_eos_ids(directory: Path) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether one of the files that a tokenizer is read from is there."""
+    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
 def _load(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if path.is_file():
@@ -101,7 +106,7 @@ def _load(directory: Path) -> Tokenizer:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"{path} cannot be read as a tokenizer: {error}") from None
-    if (directory / "tokenizer.model").is_file() or (directory / "vocab.json").is_file():
+    if has_tokenizer(directory):
         from transformers import AutoTokenizer  # converts the older files; slow to import
 
         return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, use_fast=True).backend_tokenizer

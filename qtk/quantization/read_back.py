@@ -15,7 +15,7 @@ from qtk.errors import GateFailed, InputError, listing
 from qtk.machine import fast_matmul_dtype
 from qtk.models.forward import block_forward, rms_norm
 from qtk.models.spec import EMBEDDING
-from qtk.models.tokenizer import TextTokenizer
+from qtk.models.tokenizer import TextTokenizer, has_tokenizer
 from qtk.progress import Progress, note
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
@@ -27,7 +27,8 @@ _LONGEST_PERIOD = 4  # a text that ends in copies of so few tokens is a repetiti
 
 class ReadBack(BaseModel):
     """What was found in the written files. bits_per_weight: of the quantized linears, scales and zero points included;
-    text: greedy continuation of calibration text; repeats: it ends in a loop, where the float model's does not."""
+    text: greedy continuation of calibration text (its ids where
+    there is no tokenizer); repeats: it ends in a loop, where the float model's does not."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,16 +50,18 @@ def read_back(directory: Path, reference: ModelWeights, rows: TokenRows | None, 
     weights = ModelWeights.open(directory)
     with closing(weights.checkpoint):
         count, bits = _check_linears(weights)
-        tokenizer = TextTokenizer(directory)
-        if rows is None:
-            prompt = tokenizer.encode("def ")
-        else:
+        # Rounding needs no text, so a model without a tokenizer is no mistake.
+        tokenizer = TextTokenizer(directory) if has_tokenizer(directory) else None
+        if rows is not None:
             prompt = rows.tokens[0, : min(_PROMPT_TOKENS, int(rows.lengths[0]))].tolist()
+        else:
+            prompt = tokenizer.encode("def ") if tokenizer else [0]
         new = _generate(weights, prompt, limit_bytes)
     repeats = _repeats(new) and not _repeats(_generate(reference, prompt, limit_bytes))
     if repeats:
         note("WARNING: what the quantized model generated ends in a repetition, what the float model did does not.")
-    return ReadBack(linears=count, bits_per_weight=round(bits, 3), text=tokenizer.decode(new), repeats=repeats)
+    text = tokenizer.decode(new) if tokenizer else f"tokens {' '.join(map(str, new))}"
+    return ReadBack(linears=count, bits_per_weight=round(bits, 3), text=text, repeats=repeats)
 
 
 def _check_linears(weights: ModelWeights) -> tuple[int, float]:
