@@ -46,12 +46,19 @@ QTK = {
     "awq": ["--method", "awq"],
     "auto": ["--method", "auto"],
 }
-# The peer and the environment that it is installed in.
-PEERS = {"gptqmodel": "interop", "llm-compressor": "llmcompressor", "autoround": "autoround"}
+# The peer and the environment that it is installed in; None is ours. AutoAWQ is archived and runs nowhere here: what it
+# does is written down in autoawq_reference.py, so its seconds say nothing.
+PEERS = {
+    "gptqmodel": "interop",
+    "llm-compressor": "llmcompressor",
+    "autoround": "autoround",
+    "autoawq-reference": None,
+}
 SHOWN = {name: f"qtk {name}" for name in QTK} | {
     "gptqmodel": "GPTQModel, GPTQ",
     "llm-compressor": "llm-compressor, GPTQ",
     "autoround": "AutoRound",
+    "autoawq-reference": "AutoAWQ's search, float32",
 }
 
 
@@ -59,8 +66,10 @@ class Unavailable(Exception):
     """A quantizer that cannot be measured here; the message says why."""
 
 
-def peer_python(name: str) -> str:
-    """The Python of another environment."""
+def peer_python(name: str | None) -> str:
+    """The Python of another environment; None is this one."""
+    if name is None:
+        return sys.executable
     variable = f"QTK_{name.upper()}_PYTHON"
     path = Path(os.environ.get(variable) or ROOT / f".venv-{name}" / "bin" / "python")
     if not path.is_file():
@@ -262,7 +271,7 @@ def _parts(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _shown(result: dict[str, Any]) -> str:
     name = SHOWN[result["quantizer"]]
-    if "versions" in result:
+    if "versions" in result and PEERS[result["quantizer"]]:
         name = f"{name} ({next(iter(result['versions'].values()))})"
     iterations = result["settings"].get("autoround_iters")
     return name if iterations is None else f"{name}, {iterations} iterations"

@@ -86,6 +86,21 @@ def autoround(settings: dict[str, Any], rows: list[list[int]], clock: Clock) -> 
     clock.lap("save")
 
 
+def autoawq_reference(settings: dict[str, Any], rows: list[list[int]], clock: Clock) -> None:
+    """AutoAWQ's search in float32 (autoawq_reference.py), saved rounded but in float."""
+    import autoawq_reference as reference
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    clock.start()
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32)
+    clock.lap("load")
+    reference.quantize(model, torch.tensor(rows), settings["group_size"], settings["symmetric"])
+    clock.lap("quantize")
+    model.save_pretrained(settings["out"])
+    AutoTokenizer.from_pretrained(settings["model"]).save_pretrained(settings["out"])
+    clock.lap("save")
+
+
 class Clock:
     """Seconds by what they were spent on."""
 
@@ -104,6 +119,7 @@ PEERS = {
     "gptqmodel": (gptqmodel, "GPTQModel"),
     "llm-compressor": (llm_compressor, "llmcompressor"),
     "autoround": (autoround, "auto-round"),
+    "autoawq-reference": (autoawq_reference, "torch"),
 }
 
 
