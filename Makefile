@@ -72,6 +72,7 @@ format: $(READY)
 # A Node that is new enough stays as it is: Debian's npm does not go with another's nodejs. js-md5 as in the published runs.
 NEW_ENOUGH := node -e 'process.exit(parseInt(process.versions.node) < 16 ? 1 : 0)' 2>/dev/null
 eval-toolchains:
+	$(SUDO) apt-get update
 	$(SUDO) apt-get install -y bubblewrap g++ libboost-dev libssl-dev default-jdk-headless \
 		golang-go golang-github-stretchr-testify-dev
 	$(NEW_ENOUGH) || $(SUDO) apt-get install -y nodejs
