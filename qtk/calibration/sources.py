@@ -13,7 +13,11 @@ from qtk.calibration.held_out import standard_library_modules
 from qtk.errors import InputError, MachineError
 
 _TEXT_FIELDS = ("text", "content", "code")
+# MFTCoder's names for the two sides, as every chat template calls them; CodeFuse's format takes either.
+_ROLES = {"human": "user", "bot": "assistant"}
 STANDARD_LIBRARY = "python-stdlib"
+_PLAIN_ENDINGS = (".txt", ".py", ".md")
+FILE_ENDINGS = (*_PLAIN_ENDINGS, ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ def samples(source: str, seed: int) -> Iterator[Sample]:
     path = Path(source)
     if source == STANDARD_LIBRARY:
         return _standard_library(seed)
-    if path.suffix in (".txt", ".py", ".md"):
+    if path.suffix in _PLAIN_ENDINGS:
         return iter([Sample(text=_read_text(path))])
     if path.suffix == ".jsonl":
         return _from_jsonl(path)
@@ -55,7 +59,7 @@ def _standard_library(seed: int) -> Iterator[Sample]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
@@ -63,13 +67,14 @@ def _read_text(path: Path) -> str:
 
 
 def _from_jsonl(path: Path) -> Iterator[Sample]:
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    # Not splitlines: it cuts at U+2028 and the like too, which JSON allows inside a string.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not valid JSON: {error}") from None
         yield row_sample(row, where)
 
@@ -81,15 +86,18 @@ def _from_parquet(path: Path) -> Iterator[Sample]:
         raise MachineError("Reading .parquet needs pyarrow: pip install 'qtk[datasets]'.") from None
     try:
         table = pyarrow.parquet.ParquetFile(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"{path} is no parquet file: {error}") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
     number = 0
-    for batch in table.iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-            number += 1
-            yield row_sample(row, f"{path}, row {number}")
+    try:
+        for batch in table.iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                number += 1
+                yield row_sample(row, f"{path}, row {number}")
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} is damaged after row {number}: {error}. Copy or download it again.") from None
 
 
 def _from_hub(name: str) -> Iterator[Sample]:
@@ -97,7 +105,7 @@ def _from_hub(name: str) -> Iterator[Sample]:
     try:
         import datasets
     except ImportError:
-        raise InputError(
+        raise MachineError(
             f"{name!r} is no file, and no data set can be loaded without the package datasets: "
             "check the path, or pip install 'qtk[datasets]'."
         ) from None
@@ -139,4 +147,5 @@ def _messages(rounds: Any, where: str, field: str) -> tuple[Mapping[str, str], .
     )
     if not good or not rounds:
         raise InputError(f"{where}: {field} must be a list of objects with role and content.")
-    return tuple({"role": r["role"], "content": r["content"]} for r in rounds)
+    roles = _ROLES if field == "chat_rounds" else {}
+    return tuple({"role": roles.get(r["role"], r["role"]), "content": r["content"]} for r in rounds)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from qtk.checkpoint.reader import parse_json
 from qtk.errors import InputError
+
+if TYPE_CHECKING:
+    from jinja2.parser import Parser
+    from jinja2.sandbox import SandboxedEnvironment
 
 Message = Mapping[str, str]
 _CODEFUSE_ROLES = {"system": "system", "human": "human", "user": "human", "bot": "bot", "assistant": "bot"}
@@ -30,30 +37,74 @@ def codefuse_chat(messages: Sequence[Message], eos: str, *, generation_prompt: b
 
 
 class ChatTemplate:
-    """The Jinja chat template that lies beside a model (chat_template.jinja, or in tokenizer_config.json)."""
+    """The Jinja chat template that lies beside a model (chat_template.jinja, chat_template.json or tokenizer_config.json)."""
 
     def __init__(self, directory: Path, special_tokens: Mapping[str, str]) -> None:
-        """Compiles the template in Jinja's immutable sandbox. InputError when the directory has none."""
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        """Compiles the template in Jinja's immutable sandbox. InputError when there is none, or it cannot be compiled."""
+        from jinja2 import TemplateError, TemplateSyntaxError
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _refuse
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        self._template = environment.from_string(_template_text(directory))
         self._special_tokens = dict(special_tokens)
+        self._where, text = _template_text(directory)
+        try:
+            self._template = _environment().from_string(text)
+        except (TemplateError, RecursionError) as error:
+            line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+            raise InputError(f"{self._where}: the chat template{line} is no Jinja that can be read: {error}") from None
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """The conversation as text. InputError when the template refuses it (wrong order of roles, say)."""
         from jinja2 import TemplateError
 
         try:
+            # Tools and documents are there, and none: templates ask for them with `is not none` as with `if`.
             return self._template.render(
-                messages=[dict(m) for m in messages], add_generation_prompt=generation_prompt, **self._special_tokens
+                messages=[dict(m) for m in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=generation_prompt,
+                **self._special_tokens,
             )
         except TemplateError as error:
             raise InputError(f"The chat template refuses a conversation: {error}") from None
+        except Exception as error:  # a template is a program, and may fail in any way that Python can
+            raise InputError(
+                f"{self._where}: the chat template fails on a conversation ({type(error).__name__}: {error})."
+            ) from None
+
+
+@functools.cache
+def _environment() -> SandboxedEnvironment:
+    """Jinja as transformers sets it up for chat templates."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} marks what the assistant says, for training; the text is what it would be without."""
+
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -62,15 +113,26 @@ def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _template_text(directory: Path) -> str:
+def _template_text(directory: Path) -> tuple[Path, str]:
+    """(file, template): the file that comes first is read, as transformers does."""
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
-    config_path = directory / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    if not template:
-        raise InputError(f"{directory} has no chat template. Use --chat-format codefuse, or plain text.")
-    return str(template)
+        try:
+            return file, file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is no UTF-8 text: {error}.") from None
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = read_json(directory / name).get("chat_template")
+        if isinstance(template, list):  # several named templates
+            named = (t for t in template if isinstance(t, Mapping) and t.get("name") == "default")
+            template = next((t.get("template") for t in named), None)
+        if template and not isinstance(template, str):
+            raise InputError(f"{directory / name}: its chat_template is no text.")
+        if template:
+            return directory / name, template
+    raise InputError(f"{directory} has no chat template. Use --chat-format codefuse, or plain text.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file beside a model, empty where there is no file. InputError when it is none."""
+    return parse_json(path.read_bytes(), path) if path.is_file() else {}

@@ -6,7 +6,6 @@ Reads tokenizer.json with the `tokenizers` library itself: importing transformer
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from qtk.errors import InputError
-from qtk.models.chat import ChatTemplate, Message, codefuse_chat
+from qtk.models.chat import ChatTemplate, Message, codefuse_chat, read_json
 
 ChatFormat = Literal["model", "codefuse"]
 
@@ -28,10 +27,11 @@ class TextTokenizer:
         self._tokenizer = _load(self.directory)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        config_path = self.directory / "tokenizer_config.json"
-        self._config: dict[str, Any] = (
-            json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-        )
+        # Older models name their special tokens in a file of their own.
+        self._special: dict[str, Any] = {
+            **read_json(self.directory / "special_tokens_map.json"),
+            **{k: v for k, v in read_json(self.directory / "tokenizer_config.json").items() if v is not None},
+        }
         self.bos_ids: list[int] = self._bos_ids()
 
     def _bos_ids(self) -> list[int]:
@@ -47,8 +47,9 @@ class TextTokenizer:
 
     def special_token(self, name: str) -> str | None:
         """The text of "bos_token", "eos_token", "pad_token", ... or None."""
-        value = self._config.get(name)
-        return value.get("content") if isinstance(value, dict) else value
+        value = self._special.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        return text if isinstance(text, str) else None
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -85,12 +86,17 @@ class TextTokenizer:
 
 
 def configured_eos_ids(directory: Path) -> tuple[int, ...]:
-    """Ids that end a generation by generation_config.json and config.json, for a directory without a tokenizer too."""
+    """Ids that end a generation by generation_config.json and config.json, for a directory without a tokenizer too.
+
+    InputError when one of the two cannot be read, or names what is no id.
+    """
     found: list[int] = []
     for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        found += value if isinstance(value, list) else [] if value is None else [value]
+        value = read_json(directory / name).get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
+            raise InputError(f"{directory / name}: eos_token_id is {value!r}, not a number or a list of numbers.")
+        found += ids
     return tuple(dict.fromkeys(found))
 
 
@@ -109,7 +115,10 @@ def _load(directory: Path) -> Tokenizer:
     if has_tokenizer(directory):
         from transformers import AutoTokenizer  # converts the older files; slow to import
 
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, use_fast=True).backend_tokenizer
+        try:
+            return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, use_fast=True).backend_tokenizer
+        except Exception as error:  # whatever its many readers raise
+            raise InputError(f"{directory}: its tokenizer files cannot be read: {error}") from None
     raise InputError(
         f"{directory} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json), so it cannot read text."
     )
