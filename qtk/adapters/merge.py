@@ -6,7 +6,6 @@ one thread a core, each with torch on one thread: so reading, arithmetic and wri
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -28,7 +27,7 @@ from qtk.adapters.layout import base_layout
 from qtk.adapters.options import MergeOptions
 from qtk.adapters.plan import MergePlan, TensorPlan, make_plan
 from qtk.checkpoint.manifest import ManifestRecorder
-from qtk.checkpoint.reader import Checkpoint, all_finite
+from qtk.checkpoint.reader import Checkpoint, all_finite, config_bytes
 from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import CheckpointWriter
 from qtk.errors import InputError, listing
@@ -174,7 +173,7 @@ def _config(base: Checkpoint, plan: MergePlan) -> bytes:
         changes["vocab_size"] = plan.vocabulary
     if not changes:
         return base.config_bytes
-    return (json.dumps({**base.config, **changes}, indent=2, ensure_ascii=False) + "\n").encode()
+    return config_bytes({**base.config, **changes})
 
 
 class _Buffers(threading.local):

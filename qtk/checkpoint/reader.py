@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ INDEX_NAME = "model.safetensors.index.json"
 # Carried from input to output byte for byte: re-saving a tokenizer changes it between library versions.
 COMPANION_PATTERNS = (
     "tokenizer.json",
-    "tokenizer.model",
+    "tokenizer.model*",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "tekken.json",
+    "*.spm",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "*.tiktoken",
     "chat_template.json",
@@ -39,7 +42,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 class Checkpoint:
     """Reads a model directory lazily, tensor by tensor.
 
-    `config` is the parsed config.json, `config_bytes` the file as it stands. Shards are opened at first use.
+    `config` is the parsed config.json, `config_bytes` the file as it stands (see `correct_config`). Shards are opened at first use.
     Raises InputError on opening for: no directory, no config.json, no safetensors (pickles are named and refused),
     an index that names files outside the directory, missing shards (all of them listed).
     """
@@ -61,6 +64,11 @@ class Checkpoint:
             raise InputError(f"{self.path} has no config.json, so it is no model directory.") from None
         except OSError as error:
             raise InputError(f"{self.path / 'config.json'} cannot be read: {error.strerror}.") from None
+
+    def correct_config(self, **changes: Any) -> None:
+        """Puts right what config.json says and the tensors do not, here and in every directory made from this one."""
+        self.config = {**self.config, **changes}
+        self.config_bytes = config_bytes(self.config)
 
     def _locate(self) -> dict[str, str]:
         """Tensor name -> file name, from the index or from the one safetensors file."""
@@ -166,6 +174,11 @@ class Checkpoint:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+
+def config_bytes(config: Mapping[str, Any]) -> bytes:
+    """A config as the bytes of a config.json, text as it is written rather than escaped."""
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def parse_json(raw: bytes, path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qtk.checkpoint.reader import parse_json
 from qtk.errors import InputError
@@ -82,7 +82,7 @@ def _environment() -> SandboxedEnvironment:
     class Generation(Extension):
         """{% generation %} marks what the assistant says, for training; the text is what it would be without."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 - how Jinja asks for it
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qtk.models.spec import ModelSpec, layer_windows, read_spec
+from qtk.models.spec import QWEN_DEFAULTS, ModelSpec, layer_windows, read_spec
 
 
 def spec(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a Qwen2ForCausalLM."""
-    windowed = dict(config) if config.get("use_sliding_window") else {**config, "sliding_window": None}
-    return read_spec(config, architecture="Qwen2ForCausalLM", qkv_bias=True, windows=layer_windows(windowed))
+    config = {**QWEN_DEFAULTS, **config}
+    return read_spec(config, architecture="Qwen2ForCausalLM", qkv_bias=True, windows=layer_windows(config))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 from qtk.models import llama, mistral, qwen2, qwen3
-from qtk.models.spec import ModelSpec
+from qtk.models.spec import EMBEDDING, LM_HEAD, ModelSpec
+
+_SLICE_BYTES = 1 << 22
 
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
     "LlamaForCausalLM": llama.spec,
@@ -18,18 +23,49 @@ ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
 }
 
 
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """The first of config.json's architectures; None where it names none."""
+    names = config.get("architectures")
+    first = names[0] if isinstance(names, list) and names else None
+    return first if isinstance(first, str) else None
+
+
 def model_spec(checkpoint: Checkpoint) -> ModelSpec:
-    """The spec of a checkpoint's model. InputError, listing the known ones, for an unknown architecture."""
+    """The spec of a checkpoint's model. InputError, listing the known ones, for an unknown architecture.
+
+    A config that ties the head to the embedding, beside a stored head that differs from it, is corrected in the
+    checkpoint: transformers leaves such a pair untied, and every directory made from it must say so.
+    """
     try:
-        return spec_from_config(checkpoint.config, "config.json")
+        spec = spec_from_config(checkpoint.config, "config.json")
     except InputError as error:
         raise InputError(f"{checkpoint.path}: {error}") from None
+    if spec.tie_word_embeddings and differs_from_embedding(checkpoint, LM_HEAD, EMBEDDING):
+        checkpoint.correct_config(tie_word_embeddings=False)
+        return replace(spec, tie_word_embeddings=False)
+    return spec
+
+
+def differs_from_embedding(checkpoint: Checkpoint, head: str, embedding: str) -> bool:
+    """Whether a head is stored that is not the stored embedding; read a slice of rows at a time."""
+    if head not in checkpoint or embedding not in checkpoint:
+        return False
+    one, other = checkpoint.info(head), checkpoint.info(embedding)
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return True
+    rows = one.shape[0] if one.shape else 0
+    step = max(1, _SLICE_BYTES * rows // max(one.nbytes, 1))
+    return any(
+        not torch.equal(
+            *(checkpoint.rows(name, i, min(i + step, rows)).view(torch.uint8) for name in (head, embedding))
+        )
+        for i in range(0, rows, step)
+    )
 
 
 def spec_from_config(config: Mapping[str, Any], where: str) -> ModelSpec:
     """The spec that a parsed config.json describes; `where` names it in errors."""
-    names = config.get("architectures") or []
-    name = names[0] if isinstance(names, list) and names else None
+    name = architecture(config)
     if name not in ARCHITECTURES:
         raise InputError(f"{where}: architecture {name!r} is not known. qtk knows {', '.join(ARCHITECTURES)}.")
     return ARCHITECTURES[name](config)

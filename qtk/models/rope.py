@@ -14,7 +14,12 @@ import torch
 
 from qtk.errors import InputError
 
-_KNOWN = ("default", "linear", "llama3")
+# The kinds of scaling, and what each must be given.
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,24 +35,31 @@ class RopeSettings:
 
     @staticmethod
     def from_config(config: Mapping[str, Any], max_positions: int) -> RopeSettings:
-        """Reads `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling`. InputError for an unknown kind."""
-        new = config.get("rope_parameters")
-        scaling: Mapping[str, Any] = new or config.get("rope_scaling") or {}
+        """Reads `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling`. InputError for an unknown kind,
+        a value that is missing or no positive number, and settings that differ from layer to layer."""
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(scaling, Mapping):
             raise InputError("config.json: rope settings must be an object.")
-        theta = scaling.get("rope_theta", config.get("rope_theta"))
+        if any(isinstance(value, Mapping) for value in scaling.values()):
+            raise InputError("config.json: rope settings that differ by the kind of layer are not known to qtk.")
         kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
-        if kind not in _KNOWN:
-            raise InputError(f"config.json: rope type {kind!r} is not known; qtk knows {', '.join(_KNOWN)}.")
+        if kind not in _NEEDED:
+            raise InputError(f"config.json: rope type {kind!r} is not known; qtk knows {', '.join(_NEEDED)}.")
+        absent = [name for name in _NEEDED[kind] if scaling.get(name) is None]
+        if absent:
+            raise InputError(f"config.json: rope type {kind!r} needs {', '.join(absent)}.")
+        if (scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
+            raise InputError("config.json: partial_rotary_factor is set; qtk rotates all channels of a head.")
+        scaled, bands = kind != "default", kind == "llama3"
+        theta = positive_number(scaling, "rope_theta", positive_number(config, "rope_theta", 10000.0))
+        original = positive_number(scaling, "original_max_position_embeddings", max_positions)
         return RopeSettings(
-            theta=float(10000.0 if theta is None else theta),
+            theta=theta,
             kind=kind,
-            factor=float(scaling.get("factor", 1.0)) if kind != "default" else 1.0,
-            low_freq_factor=float(scaling.get("low_freq_factor", 1.0)) if kind == "llama3" else 0.0,
-            high_freq_factor=float(scaling.get("high_freq_factor", 4.0)) if kind == "llama3" else 0.0,
-            original_max_positions=int(scaling.get("original_max_position_embeddings") or max_positions)
-            if kind == "llama3"
-            else 0,
+            factor=positive_number(scaling, "factor", 1.0) if scaled else 1.0,
+            low_freq_factor=positive_number(scaling, "low_freq_factor", 1.0) if bands else 0.0,
+            high_freq_factor=positive_number(scaling, "high_freq_factor", 4.0) if bands else 0.0,
+            original_max_positions=int(original) if bands else 0,
         )
 
     def inverse_frequencies(self, head_dim: int) -> torch.Tensor:
@@ -74,3 +86,13 @@ class RopeSettings:
         """(cos, sin), each [positions, head_dim / 2] float32, for positions 0.."""
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), self.inverse_frequencies(head_dim))
         return angles.cos(), angles.sin()
+
+
+def positive_number(values: Mapping[str, Any], name: str, default: float) -> float:
+    """A field that must be a positive number, `default` where it is absent or null. InputError otherwise."""
+    value = values.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"config.json: {name} is {value!r}, and must be a positive number.")
+    return float(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qtk.errors import InputError
-from qtk.models.rope import RopeSettings
+from qtk.models.rope import RopeSettings, positive_number
 
 # What a linear reads. Linears that read the same thing share one Hessian, and one AWQ scale.
 Reads = Literal["attention_input", "attention_output", "mlp_input", "mlp_hidden"]
@@ -128,36 +128,38 @@ class ModelSpec:
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
+# What transformers takes for fields that a Qwen config leaves out.
+QWEN_DEFAULTS = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def read_spec(config: Mapping[str, Any], **fixed: Any) -> ModelSpec:
     """A ModelSpec from the fields that Llama-like configs share; `fixed` holds what an architecture decides itself.
 
-    Raises InputError naming every required field that is absent or no positive whole number.
+    Raises InputError naming every required field that is absent or no positive whole number, and any other field
+    whose value is of no use.
     """
     required = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    bad = [
-        k for k in required if not isinstance(config.get(k), int) or isinstance(config.get(k), bool) or config[k] < 1
-    ]
+    bad = [k for k in required if not _is_whole(config.get(k))]
     if bad:
         raise InputError(f"config.json: {', '.join(bad)} must be given as positive whole numbers.")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise InputError(f"config.json: hidden_act is {config['hidden_act']!r}; qtk knows silu.")
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
-    kv_heads = config.get("num_key_value_heads") or heads
+    kv_heads = whole_number(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise InputError(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly.")
-    max_positions = int(config.get("max_position_embeddings") or 2048)
+    max_positions = whole_number(config, "max_position_embeddings", 2048)
     return ModelSpec(
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        head_dim=whole_number(config, "head_dim", max(1, config["hidden_size"] // heads)),
         vocab_size=config["vocab_size"],
         max_positions=max_positions,
-        rms_norm_eps=float(config.get("rms_norm_eps") or 1e-6),
+        rms_norm_eps=positive_number(config, "rms_norm_eps", 1e-6),
         rope=RopeSettings.from_config(config, max_positions),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
@@ -172,14 +174,37 @@ def read_spec(config: Mapping[str, Any], **fixed: Any) -> ModelSpec:
     )
 
 
+def whole_number(config: Mapping[str, Any], name: str, default: int) -> int:
+    """A field that must be a positive whole number, `default` where it is absent or null. InputError otherwise."""
+    value = config.get(name)
+    if value is None:
+        return default
+    if not _is_whole(value):
+        raise InputError(f"config.json: {name} is {value!r}, and must be a positive whole number.")
+    return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def layer_windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Sliding window of each layer for configs with `sliding_window` (and `layer_types` or `max_window_layers`)."""
-    layers = int(config["num_hidden_layers"])
-    window = config.get("sliding_window")
-    if not window:
-        return (None,) * layers
+    """Sliding window of each layer for a Qwen config, with transformers' defaults for what it leaves out.
+
+    No window unless `use_sliding_window`; then on the layers that `layer_types` names, or from `max_window_layers` on.
+    """
+    layers = whole_number(config, "num_hidden_layers", 1)
     types = config.get("layer_types")
-    if types:
-        return tuple(int(window) if kind == "sliding_attention" else None for kind in types)
-    first = int(config.get("max_window_layers", 0))
-    return tuple(int(window) if layer >= first else None for layer in range(layers))
+    if types is not None and (
+        not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= _LAYER_TYPES
+    ):
+        raise InputError(
+            f"config.json: layer_types must hold {' or '.join(sorted(_LAYER_TYPES))} for each of the {layers} layers."
+        )
+    if not config.get("use_sliding_window") or config.get("sliding_window", 4096) is None:
+        return (None,) * layers
+    window = whole_number(config, "sliding_window", 4096)
+    if types is not None:
+        return tuple(window if kind == "sliding_attention" else None for kind in types)
+    first = 0 if config.get("max_window_layers") == 0 else whole_number(config, "max_window_layers", 28)
+    return tuple(window if layer >= first else None for layer in range(layers))
