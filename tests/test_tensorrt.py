@@ -13,17 +13,26 @@ import psutil
 import pytest
 from quantized_checkpoint import write_quantized
 
-from qtk.checkpoint.manifest import read_manifest
+from qtk.checkpoint.manifest import read_manifest, verify_chain
+from qtk.cli.main import main
 from qtk.engines import tensorrt_backend
 from qtk.engines.build import build_engine
 from qtk.engines.description import Stage, read_description
-from qtk.engines.memory_plan import ModelBytes
+from qtk.engines.memory_plan import ModelBytes, model_bytes
 from qtk.engines.options import BuildOptions
 from qtk.engines.session import DecoderSession
-from qtk.engines.tensorrt_backend import check_plan_sizes, choose_stages, cut_stages, run_compiler, stage_bytes
+from qtk.engines.tensorrt_backend import (
+    check_plan_sizes,
+    choose_stages,
+    cut_stages,
+    run_compiler,
+    stage_bytes,
+    table_bytes,
+)
 from qtk.engines.tensorrt_compile import CompileRequest
 from qtk.errors import InputError, MachineError
 from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.model_weights import ModelWeights
 
 needs_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed (extra tensorrt)"
@@ -144,10 +153,15 @@ def test_a_model_is_compiled_whole_where_it_fits_and_else_in_halves_of_the_memor
 def test_a_plan_that_widened_its_weights_is_found() -> None:
     sizes = ModelBytes(embedding=10_000_000, blocks=(50_000_000,) * 2, head=10_000_000)
     stage = Stage(file="stage0.plan", layers=(0, 2), inputs=(), outputs=(), bytes=130_000_000)
-    check_plan_sizes((stage,), sizes, False)
-    for wrong in (400_000_000, 60_000_000):
+    expected = stage_bytes(sizes, False, (0, 2))
+    check_plan_sizes([(stage, expected)])
+    for wrong in (400_000_000, 151_000_000, 89_000_000, 60_000_000):
         with pytest.raises(MachineError, match=r"stage0.plan: .* for 120.0 MB"):
-            check_plan_sizes((stage.model_copy(update={"bytes": wrong}),), sizes, False)
+            check_plan_sizes([(stage.model_copy(update={"bytes": wrong}), expected)])
+    small = stage.model_copy(update={"bytes": 20_000_000})
+    check_plan_sizes([(small, 8_000_000)])  # of a small plan the kernels are the most
+    with pytest.raises(MachineError):
+        check_plan_sizes([(small, 2_000_000)])
 
 
 def test_what_tensorrt_cannot_take_is_refused_before_work(tiny, tmp_path, run_qtk) -> None:
@@ -179,9 +193,44 @@ def test_without_the_library_nothing_is_written_and_prepare_only_is_named(int4, 
     description = build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="a10", prepare_only=True))
     assert not description.built
     assert (tmp_path / "engine" / "stage0.onnx").is_file()
-    assert read_description(tmp_path / "engine").notes[0].startswith("Not built")
-    with pytest.raises(InputError, match="only prepared"):
+    note = read_description(tmp_path / "engine").notes[0]
+    assert note.endswith("qtk build-engine engine -o engine-built")
+    with pytest.raises(InputError, match=rf"only prepared.*qtk build-engine {tmp_path}/engine -o"):
         DecoderSession.open(tmp_path / "engine")
+    with pytest.raises(MachineError, match=r"pip install 'qtk\[tensorrt\]'"):
+        build_engine(tmp_path / "engine", tmp_path / "built", BuildOptions())
+    assert not (tmp_path / "built").exists()
+
+
+@needs_tensorrt
+def test_the_command_that_is_printed_makes_an_engine_of_what_was_prepared(int4, tmp_path, run_qtk) -> None:
+    """The prepared directory alone is enough: the model may be gone. What was chosen then stands."""
+    words = ("--gpu", "a10", "--max-input-len", "100", "--max-output-len", "28", "--dtype", "bfloat16")
+    prepared = tmp_path / "prepared"
+    done = run_qtk("build-engine", int4(), "-o", prepared, *words, "--prepare-only")
+    assert done.returncode == 0, done.stderr
+    command = next(line for line in done.stdout.splitlines() if "then, there" in line)
+    assert f"qtk build-engine {prepared} -o {prepared}-built" in command
+    refused = run_qtk("build-engine", prepared, "-o", tmp_path / "no", "--gpu", "l4", "--max-input-len", "64")
+    assert refused.returncode == 2
+    assert "--gpu l4 (it was prepared with a10)" in refused.stderr
+    assert "--max-input-len 64 (it was prepared with 100)" in refused.stderr
+    done = run_qtk("build-engine", prepared, "-o", f"{prepared}-built")
+    assert done.returncode == 0, done.stderr
+    assert "GB of memory" in done.stderr
+    built, before = read_description(Path(f"{prepared}-built")), read_description(prepared)
+    assert (built.built, built.limits, built.dtype, built.cache_length) == (True, before.limits, "bfloat16", 128)
+    assert [stage.file for stage in built.stages] == ["stage0.plan"]
+    assert built.stages[0].inputs[-1].shape[2] == 128, "frozen in the plan"
+    assert "tensorrt-rtx-cu13" in built.versions
+    files = {path.name for path in Path(f"{prepared}-built").iterdir()}
+    assert {"tokenizer.json", "config.json", "stage0.log", "stage0.layers.json", "engine.json"} <= files
+    assert not {"stage0.onnx", "stage0.onnx.data"} & files
+    manifest = read_manifest(Path(f"{prepared}-built"))
+    assert (manifest.kind, manifest.inputs[0].role, manifest.options["gpu"]) == ("engine", "prepared", "a10")
+    assert not [finding for finding in verify_chain(Path(f"{prepared}-built")) if finding.bad]
+    again = run_qtk("build-engine", f"{prepared}-built", "-o", tmp_path / "no")
+    assert (again.returncode, "a built engine already" in again.stderr) == (2, True)
 
 
 def test_full_tensorrt_needs_its_library(tiny, tmp_path) -> None:
@@ -195,7 +244,6 @@ def test_full_tensorrt_needs_its_library(tiny, tmp_path) -> None:
 def test_a_refusal_of_the_parser_comes_with_its_reasons(int4, tmp_path) -> None:
     """The cache left symbolic is what TensorRT refuses: its sentence must reach the user, and the log stay."""
     from qtk.engines.graph import GraphOptions, write_graph
-    from qtk.quantization.model_weights import ModelWeights
 
     graph = write_graph(ModelWeights.open(int4()), tmp_path, GraphOptions(tensorrt_backend.torch.float16, 64))
     one = (1, 1, 1)
@@ -221,12 +269,40 @@ def test_a_killed_compiler_is_a_lack_of_memory(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "executable", str(stand_in))
     paths = {name: tmp_path / name for name in ("graph", "plan", "layers")}
     request = CompileRequest(library="x", compute_capability="8.6", frozen={}, ranges={}, **paths)
+    (tmp_path / "engine.partial").mkdir()
     with pytest.raises(MachineError, match="want of memory"):
-        run_compiler(request, tmp_path / "log")
+        run_compiler(request, tmp_path / "engine.partial" / "stage0.log")
+    stand_in.write_text("#!/bin/sh\necho Segmentation fault >&2; kill -11 $$\n")
+    with pytest.raises(MachineError, match=r"crashed \(SIGSEGV\)"):
+        run_compiler(request, tmp_path / "engine.partial" / "stage0.log")
+    assert "Segmentation" in (tmp_path / "engine.stage0.log").read_text(), "beside the directory that disappears"
+    stand_in.write_text('#!/bin/sh\necho "what():  std::bad_alloc" >&2; kill -6 $$\n')
+    with pytest.raises(MachineError, match=r"want of memory[\s\S]*engine\.stage0\.log"):
+        run_compiler(request, tmp_path / "engine.partial" / "stage0.log")
+
+
+def test_a_library_that_does_not_load_is_the_machine_s_fault(tmp_path) -> None:
+    paths = {name: tmp_path / name for name in ("graph", "plan", "layers")}
+    request = CompileRequest(library="no_such_library", compute_capability="8.6", frozen={}, ranges={}, **paths)
+    (tmp_path / "engine.partial").mkdir()
+    with pytest.raises(MachineError, match="no_such_library cannot be imported"):
+        run_compiler(request, tmp_path / "engine.partial" / "stage0.log")
+
+
+def test_without_the_memory_the_command_ends_with_4_and_the_amount(int4, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(tensorrt_backend, "available_memory", lambda: tensorrt_backend.PEAK_BASE_BYTES + 1000)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorrt_rtx" or real(name))
+    assert main(["build-engine", str(int4()), "-o", str(tmp_path / "engine"), "--gpu", "a10"]) == 4
+    assert "needs about 0.6 GB of memory even block by block, and 0.6 GB are available" in capsys.readouterr().err
+    assert not (tmp_path / "engine").exists()
 
 
 @needs_tensorrt
 def test_smollm2_for_an_a10(smollm2, tmp_path) -> None:
     int4 = write_quantized(smollm2, tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
     description = build_engine(int4, tmp_path / "engine", BuildOptions(gpu="a10"))
-    assert 110e6 < description.stages[0].bytes < 145e6
+    weights = ModelWeights.open(int4)
+    sizes = model_bytes(weights.spec, weights.scheme.modules if weights.scheme else None)
+    expected = stage_bytes(sizes, True, (0, weights.spec.num_layers)) + table_bytes(weights.spec, 1536)
+    assert 0.75 * expected < description.stages[0].bytes < 1.25 * expected

@@ -12,6 +12,7 @@ import pytest
 from conftest import make_tiny, write_byte_tokenizer
 from quantized_checkpoint import owners_python, write_quantized
 
+from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
 from qtk.engines.description import read_description
 from qtk.engines.options import BuildOptions
@@ -92,7 +93,8 @@ def test_the_prepared_directory_holds_all_and_says_the_command(stand_in, tmp_pat
     assert not described.built
     assert described.stages[0].file == "onnx/llm/model.onnx"
     command = "tensorrt-edgellm-build --model-dir checkpoint --engine-dir engine --max-batch-size 2 --max-input-len 64"
-    assert f"{command} --max-kv-cache-capacity 96" in described.notes[0]
+    assert described.notes[0].endswith("qtk build-engine out -o out-built")
+    assert f"{command} --max-kv-cache-capacity 96" in described.notes[1]
     assert "'--target-sm', '86'" in (out / "tensorrt-edgellm-export.log").read_text()
     inside = ModelWeights.open(out / "checkpoint")
     assert inside.format is not None
@@ -131,6 +133,26 @@ def test_where_a_gpu_is_the_builder_is_run(stand_in, pretend_gpu, tmp_path, mode
         prepare(model, tmp_path / "out", tools, prepare_only=False)
     assert all(word in str(caught.value) for word in words)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_prepared_is_built_on_the_target_by_one_command(stand_in, pretend_gpu, tmp_path) -> None:
+    tools = stand_in("good")
+    out = prepare(int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True)), tmp_path / "out", tools)
+    (tools / "tensorrt-edgellm-build").write_text(BUILDER.format(mode="good"))
+    (tools / "tensorrt-edgellm-build").chmod(0o755)
+    here = BuildOptions(edgellm_bin=tools)
+    with pytest.raises(MachineError, match=r"NVIDIA A10 is SM 8\.6; found here: none"):
+        build_engine(out, tmp_path / "engine", here)
+    pretend_gpu("12.0")
+    with pytest.raises(MachineError, match=r"found here: NVIDIA A10 \(12\.0\)"):
+        build_engine(out, tmp_path / "engine", here)
+    pretend_gpu("8.6")
+    build_engine(out, tmp_path / "engine", here)
+    described = read_description(tmp_path / "engine")
+    assert (described.built, described.stages[0].file) == (True, "engine/llm.engine")
+    assert "--max-input-len 64" in (tmp_path / "engine" / "tensorrt-edgellm-build.log").read_text()
+    assert (tmp_path / "engine" / "checkpoint" / "hf_quant_config.json").is_file()
+    assert not [finding for finding in verify_chain(tmp_path / "engine") if finding.bad]
 
 
 def test_a_wrong_code_is_found(stand_in, tmp_path) -> None:

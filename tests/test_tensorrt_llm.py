@@ -20,6 +20,7 @@ from conftest import make_tiny, write_byte_tokenizer
 from quantized_checkpoint import write_quantized
 from safetensors.torch import load_file
 
+from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
 from qtk.engines.description import Limits, read_description
 from qtk.engines.memory_plan import memory_plan
@@ -327,6 +328,34 @@ def test_the_driver_passes_the_limits_and_keeps_the_log(int4, stand_in, tmp_path
     assert described.built
     assert [stage.file for stage in described.stages] == ["engine/rank0.engine", "engine/rank1.engine"]
     assert "1.1.0" in described.notes[0]
+
+
+def test_what_was_prepared_is_built_by_the_command_that_was_printed(int4, stand_in, tmp_path, run_qtk) -> None:
+    out = prepare(int4("llama"), tmp_path / "out", tp=2, max_batch_size=4)
+    note = read_description(out).notes[0]
+    assert note.endswith("qtk build-engine out -o out-built")
+    stand_in("build")
+    done = run_qtk("build-engine", out, "-o", f"{out}-built", "--json")
+    assert done.returncode == 0, done.stderr
+    described = read_description(tmp_path / "out-built")
+    assert json.loads(done.stdout) == described.model_dump(mode="json")
+    assert (described.built, described.versions["tensorrt-llm"]) == (True, "1.1.0")
+    assert [stage.file for stage in described.stages] == ["engine/rank0.engine", "engine/rank1.engine"]
+    log = (tmp_path / "out-built" / "trtllm-build.log").read_text()
+    assert "--max_batch_size', '4'" in log
+    assert "--max_seq_len', '96'" in log
+    assert (tmp_path / "out-built" / "tokenizer.json").is_file()
+    assert not [finding for finding in verify_chain(tmp_path / "out-built") if finding.bad]
+    assert not read_description(out).built, "the prepared directory stays as it was"
+
+
+def test_another_gpu_than_the_one_asked_for_is_refused(int4, stand_in, tmp_path, pretend_gpu) -> None:
+    """trtllm-build builds for the GPU that it finds, whatever qtk was told."""
+    stand_in("build")
+    pretend_gpu("8.9")
+    with pytest.raises(MachineError, match=r"NVIDIA A10 is SM 8\.6; found here: NVIDIA A10 \(8\.9\)"):
+        prepare(int4("llama"), tmp_path / "out", prepare_only=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_old_version_is_given_its_own_length_flag(int4, stand_in, tmp_path) -> None:

@@ -8,6 +8,7 @@ import click
 
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
+from qtk.engines.description import finishing_command
 from qtk.engines.options import BuildOptions
 
 
@@ -18,11 +19,14 @@ from qtk.engines.options import BuildOptions
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
 def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: object) -> None:
-    """Build an inference engine from a float or quantized model, for a GPU or the CPU.
+    """Build an inference engine from a float or quantized model, for a GPU or the CPU; or from what --prepare-only left,
+    with the options that were given there.
 
     \b
     qtk build-engine int4 -o engine --gpu cpu
     qtk build-engine int4 -o engine-a10 --gpu a10 --max-input-len 1024 --max-output-len 512
+    qtk build-engine int4 -o prepared --gpu a10 --backend tensorrt-edgellm --prepare-only
+    qtk build-engine prepared -o engine-a10
     """
     from qtk.engines.build import build_engine
 
@@ -38,5 +42,6 @@ def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: ob
         ("limits", f"{limits.max_input_len} + {limits.max_output_len} tokens, {limits.max_batch} rows"),
         ("size", f"{sum(stage.bytes for stage in engine.stages) / 1e6:.1f} MB"),
         *[("note", note) for note in engine.notes],
+        *([] if engine.built else [("then, there", finishing_command(out))]),
     ]
     emit(engine, as_json, lambda console: console.print(table("Engine", ("", ""), rows)))

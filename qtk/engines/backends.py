@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from qtk.checkpoint.writer import require_room
 from qtk.engines.description import EngineDescription, Limits
 from qtk.engines.options import BuildOptions
 from qtk.quantization.model_weights import ModelWeights
@@ -34,6 +36,32 @@ class BuildJob:
     options: BuildOptions
     on_block: Callable[[int], None]
 
+    @property
+    def name(self) -> str:
+        """What the engine directory will be called."""
+        return self.directory.name.removesuffix(".partial")
+
+
+@dataclass(frozen=True)
+class FinishJob:
+    """A directory of `--prepare-only` to be built into `directory` (already made, with what lies beside the graph in it).
+    `options` are those of the preparation, apart from where this machine's tools are."""
+
+    prepared: Path
+    description: EngineDescription
+    directory: Path
+    gpu: GpuProfile
+    options: BuildOptions
+
+    def carry(self, *names: str) -> None:
+        """Copies these directories of the prepared one, as they are, into the new one. MachineError where the disk is full."""
+        require_room(self.directory, sum(path.stat().st_size for name in names for path in self._files(name)))
+        for name in names:
+            shutil.copytree(self.prepared / name, self.directory / name)
+
+    def _files(self, name: str) -> list[Path]:
+        return [path for path in (self.prepared / name).rglob("*") if path.is_file()]
+
 
 def option_refusals(options: BuildOptions, dtypes: tuple[str, ...], head_bits: tuple[str, ...], why: str) -> list[str]:
     """Why a backend that computes in `dtypes` and holds heads of `head_bits` does not take these options."""
@@ -57,6 +85,10 @@ class EngineBackend(Protocol):
 
         MachineError (exit 4) when the machine lacks what the build needs.
         """
+        ...
+
+    def finish(self, job: FinishJob) -> EngineDescription:
+        """Builds what `build` only prepared. Errors as of `build`."""
         ...
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from qtk.checkpoint.manifest import ManifestRecorder
+from pydantic import ValidationError
+
+from qtk.checkpoint.manifest import MANIFEST_NAME, ManifestRecorder, output_files, read_manifest
 from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import copy_companions
-from qtk.engines.backends import BACKENDS, BuildJob, engine_backend
-from qtk.engines.description import EngineDescription
+from qtk.engines.backends import BACKENDS, BuildJob, FinishJob, engine_backend
+from qtk.engines.description import ENGINE_NAME, EngineDescription, is_engine, read_description
 from qtk.engines.options import BuildOptions, resolved_limits
 from qtk.errors import InputError, listing
 from qtk.machine import PeakMemory
@@ -20,12 +23,14 @@ from qtk.targets.gpu import GpuProfile, gpu_profile
 def build_engine(
     model_dir: Path | str, out_dir: Path | str, options: BuildOptions, *, overwrite: bool = False
 ) -> EngineDescription:
-    """Builds the engine of `model_dir`, a float or quantized checkpoint, into `out_dir`.
+    """Builds the engine of `model_dir` into `out_dir`: of a float or quantized checkpoint, or of what `--prepare-only` left.
 
     Raises InputError for an unknown GPU, limits beyond the model's context, and whatever the backend cannot take (all
     reasons at once); MachineError when the build needs what this machine lacks. Nothing is left under `out_dir` then.
     """
     out = Path(out_dir)
+    if is_engine(Path(model_dir)):
+        return _finish(Path(model_dir), out, options, overwrite=overwrite)
     gpu = gpu_profile(options.gpu)
     name = backend_name(options, gpu)
     if options.tp * options.pp > 1 and name != "tensorrt-llm":
@@ -62,3 +67,46 @@ def backend_name(options: BuildOptions, gpu: GpuProfile) -> str:
     if name not in BACKENDS:
         raise InputError(f"Nothing builds for {gpu.name} ({gpu.title}) here. {gpu.advice}")
     return name
+
+
+def _finish(prepared: Path, out: Path, options: BuildOptions, *, overwrite: bool) -> EngineDescription:
+    """Builds the prepared directory `prepared` into `out` with the options that it was prepared with."""
+    description = read_description(prepared)
+    if description.built:
+        raise InputError(f"{prepared} is a built engine already, not a model and not what --prepare-only leaves.")
+    chosen = _prepared_options(prepared, options)
+    recorder = ManifestRecorder("engine", chosen.model_dump(mode="json"))
+    recorder.add_input("prepared", prepared, output_files(prepared))
+    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite) as directory:
+        own = {ENGINE_NAME, MANIFEST_NAME, *_graph_files(description)}
+        for path in prepared.iterdir():
+            if path.is_file() and path.name not in own:
+                shutil.copyfile(path, directory / path.name)
+        job = FinishJob(prepared, description, directory, gpu_profile(description.gpu), chosen)
+        finished = engine_backend(description.backend).finish(job)
+        finished.save(directory)
+        recorder.notes["backend"] = description.backend
+        recorder.write(directory, out, memory.peak_bytes)
+    return finished
+
+
+def _graph_files(description: EngineDescription) -> set[str]:
+    return {name for stage in description.stages for name in (stage.file, f"{stage.file}.data")}
+
+
+def _prepared_options(prepared: Path, asked: BuildOptions) -> BuildOptions:
+    """The options in force: those of the preparation, which no other may contradict, and where the tools are here."""
+    try:
+        before = BuildOptions.model_validate(read_manifest(prepared).options)
+    except ValidationError as error:
+        raise InputError(f"{prepared / MANIFEST_NAME} holds no options of build-engine: {error}") from None
+    other = [
+        f"--{name.replace('_', '-')} {value} (it was prepared with {getattr(before, name)})"
+        for name, value in asked.model_dump(exclude_defaults=True, exclude={"edgellm_bin", "prepare_only"}).items()
+        if value != getattr(before, name)
+    ]
+    if asked.prepare_only:
+        other.append("--prepare-only (it is prepared)")
+    if other:
+        raise InputError(f"{prepared} was prepared already, so these cannot be chosen any more:\n{listing(other)}")
+    return before.model_copy(update={"prepare_only": False, "edgellm_bin": asked.edgellm_bin})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,9 +40,11 @@ def describe(
     lm_head_bits: int,
     stages: tuple[Stage, ...],
     packages: tuple[str, ...],
+    versions: Mapping[str, str] | None = None,
     **more: Any,
 ) -> EngineDescription:
-    """The description of an engine made of the portable graph. `packages`: whose versions are recorded."""
+    """The description of an engine made of the portable graph. `packages`: whose versions are recorded, beside `versions`
+    that are known otherwise."""
     spec: ModelSpec = job.weights.spec
     return EngineDescription(
         architecture=spec.architecture,
@@ -60,7 +63,7 @@ def describe(
         stop_tokens=_stop_tokens(job.weights.checkpoint.path),
         quantization=_quantization(job.weights),
         stages=stages,
-        versions=package_versions("qtk", *packages),
+        versions=package_versions("qtk", *packages) | dict(versions or {}),
         **more,
     )
 
@@ -72,17 +75,19 @@ def _stop_tokens(model_dir: Path) -> tuple[int, ...]:
         return configured_eos_ids(model_dir)
 
 
-def graph_stage(path: Path, layers: tuple[int, int], file: str | None = None, cache_length: int | None = None) -> Stage:
-    """The stage that the ONNX file at `path` describes; `file` is the plan compiled from it, where there is one, with
-    the cache frozen at `cache_length`."""
+def graph_stage(
+    path: Path, layers: tuple[int, int], plan: Path | None = None, cache_length: int | None = None
+) -> Stage:
+    """The stage that the ONNX file at `path` describes; `plan` is what was compiled from it, where it was, with the cache
+    frozen at `cache_length`."""
     graph = onnx.load(path, load_external_data=False).graph
     size = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
     return Stage(
-        file=file or path.name,
+        file=(plan or path).name,
         layers=layers,
         inputs=tuple(_port(value, cache_length) for value in graph.input),
         outputs=tuple(_port(value, cache_length) for value in graph.output),
-        bytes=size if file is None else (path.parent / file).stat().st_size,
+        bytes=size if plan is None else plan.stat().st_size,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +87,11 @@ class EngineDescription(_Frozen):
 
     def save(self, directory: Path) -> None:
         (directory / ENGINE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def finishing_command(prepared: Path | str) -> str:
+    """The command that makes an engine of a prepared directory, on a machine that has what the build needs."""
+    return shlex.join(["qtk", "build-engine", str(prepared), "-o", f"{prepared}-built"])
 
 
 def is_engine(directory: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 from qtk.engines.outside_tool import find_tool
@@ -23,3 +24,10 @@ def edgellm_bin(asked: Path | None = None) -> Path | None:
     if found is not None:
         return Path(found).parent
     return CHECKOUT_BIN if find_tool(EXPORT, CHECKOUT_BIN) else None
+
+
+def tool_versions(tools: Path) -> dict[str, str]:
+    """The version of tensorrt-edgellm in the environment of these commands; empty where it does not say."""
+    sites = [str(site) for site in tools.parent.glob("lib/python*/site-packages")]
+    found = [one.version for one in importlib.metadata.distributions(name="tensorrt-edgellm", path=sites)]
+    return {"tensorrt-edgellm": found[0]} if found else {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from qtk.engines.backends import BuildJob, option_refusals
+from qtk.engines.backends import BuildJob, FinishJob, option_refusals
 from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription
 from qtk.engines.graph import HEAD_BLOCK, GraphOptions, write_graph
 from qtk.engines.linear_plans import table_refusals
+from qtk.errors import InputError
 from qtk.targets.table import target
 
 
@@ -47,6 +48,9 @@ class Backend:
             stages=(graph_stage(path, (0, job.weights.spec.num_layers)),),
             packages=("onnx", "onnxruntime"),
         )
+
+    def finish(self, job: FinishJob) -> EngineDescription:
+        raise InputError(f"{job.prepared}: engines for the processor are built whole, never prepared. Build it again.")
 
 
 def head_bits(job: BuildJob) -> int:

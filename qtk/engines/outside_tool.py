@@ -64,13 +64,20 @@ def run_tool(words: Sequence[str], directory: Path, *, environment: Mapping[str,
             _stop(process)
             raise
     if code:
-        kept = directory.parent / f"{directory.name.removesuffix('.partial')}.{name}.log"
-        shutil.copyfile(log, kept)
+        kept = keep_log(log)
         how = f"exit code {code}" if code > 0 else f"killed by signal {-code}{_why(-code)}"
         raise MachineError(
             f"{name} failed ({how}). Its log is kept as {kept}; it ends with:\n{_tail(log.read_text(errors='replace'))}"
         )
     return log
+
+
+def keep_log(log: Path) -> Path:
+    """A copy of a log in the directory being written, beside it, since that directory disappears with the failure."""
+    directory = log.parent
+    kept = directory.parent / f"{directory.name.removesuffix('.partial')}.{log.name}"
+    shutil.copyfile(log, kept)
+    return kept
 
 
 def _wait(process: subprocess.Popen[bytes], name: str) -> int:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from qtk.engines.description import EngineDescription, Limits, read_description
+from qtk.engines.description import EngineDescription, Limits, finishing_command, read_description
 from qtk.engines.executor import Executor, Step, open_executor
 from qtk.engines.graph_ports import mask_name
 from qtk.engines.sampling import Sampler
@@ -134,7 +134,9 @@ def read_built(directory: Path) -> EngineDescription:
     """The description of an engine that is built. InputError for one that was only prepared."""
     description = read_description(directory)
     if not description.built:
-        raise InputError(f"{directory} was only prepared, not built: {' '.join(description.notes)}")
+        raise InputError(
+            f"{directory} was only prepared, not built. On a machine that can build it: {finishing_command(directory)}"
+        )
     return description
 
 

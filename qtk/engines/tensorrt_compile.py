@@ -18,6 +18,9 @@ from typing import Any
 import onnx
 from pydantic import BaseModel, ConfigDict
 
+# Exit code where the fault is the machine's and not the graph's.
+LACKS = 4
+
 
 class CompileRequest(BaseModel):
     """library: tensorrt_rtx, which compiles for `compute_capability` without a GPU, or tensorrt, which compiles for the
@@ -34,16 +37,25 @@ class CompileRequest(BaseModel):
 
 
 def main(request_path: str) -> int:
-    """Exit code 0, or 1 with the reasons on stderr."""
+    """Exit code 0; else, with the reasons on stderr, 1 where TensorRT refuses, LACKS where the machine lacks something."""
     request = CompileRequest.model_validate_json(Path(request_path).read_bytes())
     start = time.monotonic()
     try:
-        compile_plan(request)
+        version = compile_plan(request)
+    except ImportError as error:
+        print(f"{request.library} cannot be imported: {error}", file=sys.stderr)
+        return LACKS
+    except MemoryError:
+        print(f"There is not enough memory to compile {request.graph.name}.", file=sys.stderr)
+        return LACKS
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return LACKS
     except RuntimeError as error:
         print(error, file=sys.stderr)
-        return 1
+        return LACKS if "bad_alloc" in str(error) else 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    say(event="done", seconds=round(time.monotonic() - start, 2), peak_memory_bytes=peak)
+    say(event="done", version=version, seconds=round(time.monotonic() - start, 2), peak_memory_bytes=peak)
     return 0
 
 
@@ -51,8 +63,11 @@ def say(**facts: object) -> None:
     print(json.dumps(facts), flush=True)
 
 
-def compile_plan(request: CompileRequest) -> None:
-    """Parses, writes the layer list, builds and writes the plan. RuntimeError with TensorRT's own reasons."""
+def compile_plan(request: CompileRequest) -> str:
+    """Parses, writes the layer list, builds and writes the plan. Returns the library's version.
+
+    RuntimeError with TensorRT's own reasons.
+    """
     trt = importlib.import_module(request.library)
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
@@ -74,6 +89,8 @@ def compile_plan(request: CompileRequest) -> None:
     if plan is None:
         raise RuntimeError(f"TensorRT could not build {request.graph.name}; its messages are above.")
     request.plan.write_bytes(plan)
+    # The module's own word: a distribution's metadata may have another name, or be absent as in NVIDIA's containers.
+    return str(trt.__version__)
 
 
 def frozen_model(path: Path, sizes: dict[str, int]) -> onnx.ModelProto:

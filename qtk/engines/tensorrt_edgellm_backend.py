@@ -14,24 +14,27 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from qtk.engines.backends import BuildJob, option_refusals
+from qtk.engines.backends import BuildJob, FinishJob, option_refusals
 from qtk.engines.describe import describe, graph_stage
-from qtk.engines.description import EngineDescription
-from qtk.engines.edgellm_tools import BUILD, EXPORT, INSTALL, edgellm_bin
+from qtk.engines.description import EngineDescription, Limits, Stage, finishing_command
+from qtk.engines.edgellm_tools import BUILD, EXPORT, INSTALL, edgellm_bin, tool_versions
 from qtk.engines.linear_plans import table_refusals
 from qtk.engines.memory_plan import memory_plan
 from qtk.engines.outside_tool import find_tool, run_tool
+from qtk.engines.target_machine import build_reasons, gpu_environment
 from qtk.errors import MachineError, listing
-from qtk.machine import gpus
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.repack import repack, repack_refusals
+from qtk.targets.gpu import GpuProfile
 from qtk.targets.table import target
 
 # Their own layout: a permutation of the activations goes into the graph for every gptq linear, even the identity; a
 # modelopt one has a product by ones instead, which fuses with the norm before it.
 CONTAINER = "modelopt"
+GRAPH = "onnx/llm/model.onnx"
+BUILT_NOTES = (f"Built by {BUILD}; never run by qtk.",)
 _GEMM = "Int4GroupwiseGemmPlugin"
 _ATTENTION = "AttentionPlugin"
 
@@ -49,43 +52,23 @@ class Backend:
         return reasons + memory_plan(spec, scheme.modules, job.limits, job.gpu, job.limits.max_positions).refusals()
 
     def build(self, job: BuildJob) -> EngineDescription:
-        asked = job.options.edgellm_bin
-        tools = edgellm_bin(asked)
-        if tools is None:
-            raise MachineError(
-                f"The tensorrt-edgellm backend needs {EXPORT}, and it is not {f'in {asked}' if asked else 'on PATH'}. "
-                f"{INSTALL}."
-            )
-        export, build = str(tools / EXPORT), find_tool(BUILD, tools)
-        if not job.options.prepare_only and (build is None or not gpus()):
-            what = f"{BUILD} and a GPU" if build is None else "a GPU, and there is none here"
-            raise MachineError(
-                f"Building a TensorRT Edge-LLM engine needs {what}. --prepare-only exports and checks the model here and "
-                "leaves the directory ready for one command on the target."
-            )
+        prepare = job.options.prepare_only
+        tools = _require_tools(job.options.edgellm_bin)
+        builder = None if prepare else _require_builder(tools, job.gpu)
         checkpoint = job.directory / "checkpoint"
         checkpoint.mkdir()
         repack(job.weights, checkpoint_format(CONTAINER), checkpoint, job.on_block)
         # CUDA hidden, so that the export is the same with a GPU in the machine and without.
         run_tool(
-            [export, "--target-sm", str(job.gpu.sm), "checkpoint", "onnx"],
+            [str(tools / EXPORT), "--target-sm", str(job.gpu.sm), "checkpoint", "onnx"],
             job.directory,
             environment={"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
         )
-        graph = job.directory / "onnx" / "llm" / "model.onnx"
+        graph = job.directory / GRAPH
         check_export(graph, job.weights)
-        flags = build_flags(job)
-        stage = graph_stage(graph, (0, job.weights.spec.num_layers))
-        file = graph
-        if not job.options.prepare_only and build is not None:
-            run_tool([build, *flags], job.directory)
-            file = next((path for path in (job.directory / "engine").rglob("*.engine") if path.stat().st_size), graph)
-            if file is graph:
-                raise MachineError(f"{BUILD} ended without an error but left no engine. Nothing was kept.")
-            stage = stage.model_copy(update={"bytes": file.stat().st_size})
-        stage = stage.model_copy(update={"file": str(file.relative_to(job.directory))})
-        built = not job.options.prepare_only
-        note = f"Built by {BUILD}; never run by qtk." if built else prepared_note(job, flags)
+        stage = graph_stage(graph, (0, job.weights.spec.num_layers)).model_copy(update={"file": GRAPH})
+        if builder is not None:
+            stage = _run_builder(builder, job, job.limits, stage)
         return describe(
             job,
             backend="tensorrt-edgellm",
@@ -93,26 +76,72 @@ class Backend:
             lm_head_bits=16,
             stages=(stage,),
             packages=("onnx",),
-            built=built,
-            notes=(note,),
+            versions=tool_versions(tools),
+            built=not prepare,
+            notes=prepared_notes(job) if prepare else BUILT_NOTES,
         )
 
+    def finish(self, job: FinishJob) -> EngineDescription:
+        """Runs NVIDIA's builder on a prepared checkpoint."""
+        before = job.description
+        tools = _require_tools(job.options.edgellm_bin)
+        builder = _require_builder(tools, job.gpu)
+        job.carry("checkpoint", "onnx")
+        stage = _run_builder(builder, job, before.limits, before.stages[0])
+        versions = {**before.versions, **tool_versions(tools)}
+        changes = {"stages": (stage,), "built": True, "notes": BUILT_NOTES, "versions": versions}
+        return before.model_copy(update=changes)
 
-def build_flags(job: BuildJob) -> list[str]:
-    """The builder's flags with the limits of the job."""
+
+def _require_tools(asked: Path | None) -> Path:
+    """The directory of Edge-LLM's commands."""
+    tools = edgellm_bin(asked)
+    if tools is None:
+        raise MachineError(
+            f"The tensorrt-edgellm backend needs {EXPORT}, and it is not {f'in {asked}' if asked else 'on PATH'}. {INSTALL}."
+        )
+    return tools
+
+
+def _require_builder(tools: Path, gpu: GpuProfile) -> str:
+    """The builder, where this machine can run it for that GPU."""
+    builder, reasons = find_tool(BUILD, tools), build_reasons(gpu)
+    if builder is None or reasons:
+        missing = [] if builder else [f"{BUILD} is not in {tools}"]
+        raise MachineError(
+            f"A TensorRT Edge-LLM engine is built on its GPU:\n{listing([*missing, *reasons])}\n--prepare-only exports "
+            "and checks the model here and leaves the directory ready for one command on the target."
+        )
+    return builder
+
+
+def _run_builder(builder: str, job: BuildJob | FinishJob, limits: Limits, stage: Stage) -> Stage:
+    """Builds the engine of job.directory/checkpoint; the stage that it is."""
+    run_tool([builder, *build_flags(limits)], job.directory, environment=gpu_environment(job.gpu))
+    found = (path for path in sorted((job.directory / "engine").rglob("*.engine")) if path.stat().st_size)
+    file = next(found, None)
+    if file is None:
+        raise MachineError(f"{BUILD} ended without an error but left no engine. Nothing was kept.")
+    return stage.model_copy(update={"file": str(file.relative_to(job.directory)), "bytes": file.stat().st_size})
+
+
+def build_flags(limits: Limits) -> list[str]:
+    """The builder's flags with these limits."""
     return [
         *("--model-dir", "checkpoint"),
         *("--engine-dir", "engine"),
-        *("--max-batch-size", str(job.limits.max_batch)),
-        *("--max-input-len", str(job.limits.max_input_len)),
-        *("--max-kv-cache-capacity", str(job.limits.max_positions)),
+        *("--max-batch-size", str(limits.max_batch)),
+        *("--max-input-len", str(limits.max_input_len)),
+        *("--max-kv-cache-capacity", str(limits.max_positions)),
     ]
 
 
-def prepared_note(job: BuildJob, flags: list[str]) -> str:
+def prepared_notes(job: BuildJob) -> tuple[str, ...]:
+    """What to run on the target: our command, and what that runs, for a machine without qtk."""
     return (
-        f"Exported and checked, not built. In this directory, on a machine with {job.gpu.title} and tensorrt-edgellm: "
-        f"{shlex.join([BUILD, *flags])}"
+        f"Exported and checked, not built. On a machine with {job.gpu.title} and tensorrt-edgellm: "
+        f"{finishing_command(job.name)}",
+        f"What that runs, for a machine without qtk, in this directory: {shlex.join([BUILD, *build_flags(job.limits)])}",
     )
 
 

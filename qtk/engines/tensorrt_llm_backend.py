@@ -11,14 +11,17 @@ import json
 import shlex
 from pathlib import Path
 
-from qtk.engines.backends import BuildJob, option_refusals
+from qtk.engines.backends import BuildJob, FinishJob, option_refusals
 from qtk.engines.describe import describe
-from qtk.engines.description import EngineDescription, Stage
+from qtk.engines.description import EngineDescription, Limits, Stage, finishing_command
 from qtk.engines.memory_plan import memory_plan
 from qtk.engines.outside_tool import find_tool, run_tool, tool_help
+from qtk.engines.target_machine import build_reasons, gpu_environment
 from qtk.engines.tensorrt_llm_checkpoint import ARCHITECTURES, DTYPE, Split, write_checkpoint
 from qtk.errors import MachineError
+from qtk.machine import gpus
 from qtk.models.spec import Linear, ModelSpec
+from qtk.targets.gpu import GpuProfile
 from qtk.targets.table import LinearPlan, refusals, target
 
 TOOL = "trtllm-build"
@@ -64,36 +67,66 @@ class Backend:
         return reasons
 
     def build(self, job: BuildJob) -> EngineDescription:
-        tool = None if job.options.prepare_only else _require_tool()
-        flags = [] if tool is None else build_flags(job, tool_help(tool))
+        tool = None if job.options.prepare_only else _require_tool(job.gpu)
+        flags = [] if tool is None else build_flags(job.limits, tool_help(tool))
         checkpoint = job.directory / "checkpoint"
         checkpoint.mkdir()
         write_checkpoint(job.weights, checkpoint, _split(job), job.on_block)
         if tool is None:
             return self._describe(job, "checkpoint/rank{}.safetensors", built=False, notes=prepared_notes(job))
-        run_tool([tool, *flags], job.directory)
-        version = check_engines(job.directory / "engine", _split(job))
-        note = f"Built by {TOOL} of TensorRT-LLM {version}, which alone can run it; never run by qtk."
-        return self._describe(job, "engine/rank{}.engine", built=True, notes=(note,))
+        version = _run(tool, flags, job)
+        return self._describe(job, "engine/rank{}.engine", built=True, notes=built_notes(version), version=version)
 
-    def _describe(self, job: BuildJob, pattern: str, *, built: bool, notes: tuple[str, ...]) -> EngineDescription:
-        split, count = _split(job), job.weights.spec.num_layers
-        stages = []
-        for rank in range(split.ranks):
-            layers = split.layers(rank // split.tensor_parallel, count)
-            file = pattern.format(rank)
-            size = (job.directory / file).stat().st_size
-            stages.append(Stage(file=file, layers=(layers.start, layers.stop), inputs=(), outputs=(), bytes=size))
+    def finish(self, job: FinishJob) -> EngineDescription:
+        """Runs trtllm-build on a prepared checkpoint."""
+        before = job.description
+        tool = _require_tool(job.gpu)
+        flags = build_flags(before.limits, tool_help(tool))
+        job.carry("checkpoint")
+        version = _run(tool, flags, job)
+        changes = {
+            "stages": _stages(job, "engine/rank{}.engine", before.num_layers),
+            "versions": {**before.versions, "tensorrt-llm": version},
+            "built": True,
+            "notes": built_notes(version),
+        }
+        return before.model_copy(update=changes)
+
+    def _describe(
+        self, job: BuildJob, pattern: str, *, built: bool, notes: tuple[str, ...], version: str | None = None
+    ) -> EngineDescription:
         return describe(
             job,
             backend="tensorrt-llm",
             dtype=DTYPE,
             lm_head_bits=16,
-            stages=tuple(stages),
+            stages=_stages(job, pattern, job.weights.spec.num_layers),
             packages=("tensorrt-llm",),
+            versions={} if version is None else {"tensorrt-llm": version},
             built=built,
             notes=notes,
         )
+
+
+def _run(tool: str, flags: list[str], job: BuildJob | FinishJob) -> str:
+    """Runs the builder in the directory; the version that built."""
+    run_tool([tool, *flags], job.directory, environment=gpu_environment(job.gpu))
+    return check_engines(job.directory / "engine", _split(job))
+
+
+def _stages(job: BuildJob | FinishJob, pattern: str, layers: int) -> tuple[Stage, ...]:
+    """One stage a rank, whose file `pattern` names."""
+    split, stages = _split(job), []
+    for rank in range(split.ranks):
+        own = split.layers(rank // split.tensor_parallel, layers)
+        file = pattern.format(rank)
+        size = (job.directory / file).stat().st_size
+        stages.append(Stage(file=file, layers=(own.start, own.stop), inputs=(), outputs=(), bytes=size))
+    return tuple(stages)
+
+
+def built_notes(version: str) -> tuple[str, ...]:
+    return (f"Built by {TOOL} of TensorRT-LLM {version}, which alone can run it; never run by qtk.",)
 
 
 def _outputs(linear: Linear, spec: ModelSpec, split: Split) -> int:
@@ -117,9 +150,8 @@ def split_refusals(spec: ModelSpec, split: Split) -> list[str]:
     return reasons
 
 
-def build_flags(job: BuildJob, known: str) -> list[str]:
-    """trtllm-build's flags with the limits of the job. `known`: what its --help prints; versions name the length apart."""
-    limits = job.limits
+def build_flags(limits: Limits, known: str) -> list[str]:
+    """trtllm-build's flags with these limits. `known`: what its --help prints; versions name the length apart."""
     tokens = max(limits.max_input_len, min(_MOST_TOKENS, limits.max_batch * limits.max_input_len))
     length = (
         ["--max_seq_len", str(limits.max_positions)]
@@ -139,10 +171,11 @@ def build_flags(job: BuildJob, known: str) -> list[str]:
 
 def prepared_notes(job: BuildJob) -> tuple[str, ...]:
     """What to run, and where, to turn a prepared directory into an engine."""
-    command = shlex.join([TOOL, *build_flags(job, "--max_seq_len")])
+    command = shlex.join([TOOL, *build_flags(job.limits, "--max_seq_len")])
     return (
-        f"Not built. In this directory, on a machine with {job.gpu.title} and TensorRT-LLM up to 1.2 (say the container "
-        f"{CONTAINER}): {command}",
+        f"Not built. On a machine with {job.gpu.title} and TensorRT-LLM up to 1.2 (say the container {CONTAINER}): "
+        f"{finishing_command(job.name)}",
+        f"What that runs, for a machine without qtk, in this directory: {command}",
         _NEWER,
     )
 
@@ -164,11 +197,13 @@ def check_engines(directory: Path, split: Split) -> str:
     return version
 
 
-def _split(job: BuildJob) -> Split:
+def _split(job: BuildJob | FinishJob) -> Split:
     return Split(job.options.tp, job.options.pp)
 
 
-def _require_tool() -> str:
+def _require_tool(gpu: GpuProfile) -> str:
+    if gpus() and (reasons := build_reasons(gpu)):
+        raise MachineError(f"{TOOL} builds for the GPU that it runs on: {reasons[0]}. --prepare-only builds nothing.")
     tool = find_tool(TOOL)
     if tool is None:
         try:
