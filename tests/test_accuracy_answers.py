@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,22 @@ def run_add(source: str) -> int:
         (f"```python\n{BODY}```", "fenced"),
         ('    """ inner\ntext in column 0\n"""\n' + BODY, "continuation"),
         ("    # a comment\n# in column 0\n" + BODY, "continuation"),
+        ("# in column 0 first\n" + BODY + "\nprint(1 / 0)\n", "continuation"),
+        ("c = a\n    return c + b\n\nprint(1 / 0)\n", "continuation"),
+        ("if a:\n    return a + b\nreturn b\nThat is the sum.\n", "continuation"),
+        ('s = \'"""\'\n    return a + b\n\n1 / 0\n', "continuation"),
+        (f" Sure:\n```python\n{WHOLE}```", "fenced"),
+        (f"```python\n{WHOLE.rstrip()}```\nThat is the function.\n```\nadd(1, 2) -> 3\n```", "fenced"),
+        (f"```python\nfrom __future__ import annotations\n\n{WHOLE}```", "fenced"),
+        (f"{WHOLE}\nassert add(1, 1) == 3\n", "whole"),
+        ("def add(a, b): return a + b\nprint(1 / 0)\n", "whole"),
+        ("def add(\n    a,\n    b,\n):\n    return a + b\n\nassert add(1, 1) == 3\n", "whole"),
+        (f"{WHOLE}\n```python\nadd(1, 2)\n```\n", "whole"),
+        (
+            "    return twice(a) - a + b\n\n\n@staticmethod\n@staticmethod\ndef twice(x):\n    return 2 * x\n\n\n"
+            "def other(f):\n    return 1 / 0\n",
+            "continuation",
+        ),
     ],
 )
 def test_python_answers_of_every_shape_become_the_program(answer, how):
@@ -102,6 +119,8 @@ def test_a_continuation_ends_with_the_brace_that_closes_the_function(task, text,
 def test_helpers_of_the_answers_own_are_kept_and_others_are_not():
     text = "    return twice(a) + b\n\n\ndef twice(x):\n    return 2 * x\n\n\ndef other():\n    pass\n"
     assert continuation(PYTHON, text) == text[: text.index("\n\n\ndef other")] + "\n"
+    decorated = text.replace("def twice", "@cache\ndef twice")
+    assert continuation(PYTHON, decorated) == decorated[: decorated.index("\n\n\ndef other")] + "\n"
     go = "    return twice(a) + b\n}\n\nfunc twice(x int) int {\n    return 2 * x\n}\n\nfunc other() {\n}\n"
     assert continuation(GO, go) == go[: go.index("\n\nfunc other")] + "\n"
 
@@ -140,6 +159,68 @@ def test_go_imports_are_those_that_are_used():
     assert '"strings"' not in source
 
 
+def test_go_imports_keep_the_names_they_are_given():
+    code = 'import (\n    m "math"\n    _ "embed" // for its effect\n)\nimport s "strings"\n'
+    source = extract(
+        SUITE, GO, f"```go\n{code}\nfunc Add(a int, b int) int {{\n    return int(m.Abs(1)) + a + b\n}}\n```"
+    )
+    assert 'import (\n    _ "embed"\n    m "math"\n)\n' in source.source
+    assert source.source.count("import") == 2  # the set-up's, and this one
+
+
+HELPED = braced("javascript", "const twice = (x) => {\n  return 2 * x\n}\n\nconst add = (a, b) => {\n", "add")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "add = (a, b) => a + b;\n",
+        "export default function add(a, b) { return a + b }\n",
+        "export const add = ({x}, b) => { return x + b }\nexport default add;\n",
+        "const twice = (x) => x + x;\nconst add = function (a, b) { return a + b }\n",
+        "function twice(x) { return x + x }\nfunction add(a, b) { return a + b }\nexport { add, twice };\n",
+    ],
+)
+def test_javascript_functions_of_every_form_are_found(code):
+    for answer, how in ((f"```js\n{code}```", "fenced"), (f"Use this:\n{code}\nconsole.log(add(1, 2))\n", "whole")):
+        found = extract(SUITE, HELPED, answer)
+        assert found.how == how
+        assert "export" not in found.source
+        assert len(re.findall(r"(?:const |function )twice\b", found.source)) == 1
+        assert re.search(r"\badd\b", found.source)
+    assert "console" not in extract(SUITE, HELPED, f"{code}\nconsole.log(add(1, 2))\n").source
+    assert certain_end(SUITE, HELPED, f"{code}\nconsole.log(add(1, 2))\n", chat=False)
+
+
+HELPED_JAVA = braced(
+    "java",
+    "import java.util.*;\n\nclass Solution {\n    /**\n    Twice { x.\n    */\n    public int twice(int x) {\n"
+    "        return 2 * x;\n    }\n\n    public int add(int a, int b) {\n",
+    "add",
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "int add(int a, int b) { return twice(a) - a + b; }\n",
+        '@SuppressWarnings("unchecked")\npublic static <T> int add(int a, int b) throws Exception {\n  return a + b;\n}\n',
+        "class Helper {\n}\n\npublic class Adder {\n  int add(int a, int b) { return a + b; }\n}\n",
+        "public class Solution {\n  int twice(int x) { return x + x; }\n  public int add(int a, int b) { return a + b; }\n}\n",
+    ],
+)
+def test_java_methods_of_every_form_are_found_and_the_prompts_are_beside_them(code):
+    found = extract(SUITE, HELPED_JAVA, f"```java\n{code}```")
+    assert found.how == "fenced"
+    assert len(re.findall(r"int twice\(", found.source)) == 1
+    assert len(re.findall(r"int add\(", found.source)) == 1
+    assert len(re.findall(r"class Solution \{", found.source)) == 1
+    assert "Adder" not in found.source
+    plain = extract(SUITE, HELPED_JAVA, f"This is it:\n{code}\nIt adds.\n")
+    assert plain.how == "whole"
+    assert "It adds" not in plain.source
+
+
 def test_generation_stops_only_when_nothing_can_change():
     ended = certain_end(SUITE, PYTHON, BODY + "\ndef other():\n", chat=False)
     assert ended
@@ -147,6 +228,12 @@ def test_generation_stops_only_when_nothing_can_change():
     assert not certain_end(SUITE, PYTHON, WHOLE + "\nx", chat=False)
     assert certain_end(SUITE, PYTHON, f"Text\n```python\n{WHOLE}```\n", chat=True)
     assert not certain_end(SUITE, PYTHON, f"Text\n```python\n{WHOLE}", chat=True)
+    # Another language's block, one that does not define the function, and one that may go on, are no end yet.
+    assert not certain_end(SUITE, PYTHON, "```bash\npip install x\n```\n", chat=True)
+    assert not certain_end(SUITE, PYTHON, "```python\nadd(1, 2)\n```\nThat is:\n", chat=True)
+    assert not certain_end(SUITE, PYTHON, f"```python\nadd(1, 2)\n```\n```python\n{WHOLE}", chat=True)
+    assert not certain_end(SUITE, PYTHON, f" Sure:\n```python\n{WHOLE}", chat=True)
+    assert certain_end(SUITE, PYTHON, f"{WHOLE}\nprint(add(1, 2))\n", chat=False)
 
 
 def test_scanning_never_takes_a_brace_in_a_string_for_a_block():

@@ -17,7 +17,8 @@ _GO_PACKAGES = {
     path.rsplit("/", 1)[-1]: path
     for path in ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
 }
-_GO_IMPORTS = re.compile(r'^import\s*(?:\(([^)]*)\)|("[^"]+"))[^\S\n]*\n?', re.MULTILINE)
+_GO_IMPORTS = re.compile(r'^import\s*(?:\(([^)]*)\)|((?:[\w.]+[^\S\n]+)?"[^"]+"))[^\S\n]*;?[^\S\n]*\n?', re.MULTILINE)
+_GO_IMPORT = re.compile(r'(?:([\w.]+)[^\S\n]+)?"([^"]+)"')
 _GO_NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|`[^`]*`', re.DOTALL)
 
 
@@ -73,22 +74,28 @@ def go_source(task: Task, body: str, prompt_imports: str) -> str:
     Imports of the prompt and of the answer are joined and kept only where the body uses them, because Go refuses an
     unused import; the tests' own set-up has its imports already.
     """
-    paths = dict.fromkeys(_go_paths(prompt_imports))
-    paths |= dict.fromkeys(_go_paths(body))
+    imported = dict.fromkeys([*_go_imports(prompt_imports), *_go_imports(body)])
     body = re.sub(r"^package\s+\w+[^\S\n]*\n", "", _GO_IMPORTS.sub("", body), flags=re.MULTILINE)
-    names = {path.rsplit("/", 1)[-1]: path for path in paths} | _GO_PACKAGES
-    used = set(re.findall(r"\b(\w+)\.", _GO_NOISE.sub(" ", body)))
-    there = set(_go_paths(task.setup))
-    wanted = sorted(path for name, path in names.items() if name in used and path not in there)
+    named = {alias or path.rsplit("/", 1)[-1] for alias, path in imported}
+    imported |= dict.fromkeys(("", path) for name, path in _GO_PACKAGES.items() if name not in named)
+    used = set(re.findall(r"\b(\w+)\.", _GO_NOISE.sub(" ", body))) | {".", "_"}
+    there = set(_go_imports(task.setup))
+    wanted = [
+        (path, alias)
+        for alias, path in imported
+        if (alias or path.rsplit("/", 1)[-1]) in used and (alias, path) not in there
+    ]
+    lines = "".join(f'    {alias} "{path}"\n' if alias else f'    "{path}"\n' for path, alias in sorted(wanted))
     # A second import declaration may stand right after the first.
-    block = "import (\n" + "".join(f'    "{path}"\n' for path in wanted) + ")\n" if wanted else ""
+    block = f"import (\n{lines})\n" if wanted else ""
     return f"{task.setup}\n{block}{body}"
 
 
-def _go_paths(source: str) -> list[str]:
+def _go_imports(source: str) -> list[tuple[str, str]]:
+    """(alias or nothing, path) of every import."""
     found = []
     for block, single in _GO_IMPORTS.findall(source):
-        found += re.findall(r'"([^"]+)"', block or single)
+        found += _GO_IMPORT.findall(re.sub(r"//[^\n]*", "", block) or single)
     return found
 
 

@@ -77,17 +77,15 @@ def indented_end(text: str) -> int | None:
     """Index where an indented Python block certainly ends: the first later line that starts in column 0.
 
     A comment in column 0 does not end it, nor what stands inside a triple-quoted string. None while the block may go
-    on, or when the text does not begin with an indented line.
+    on, or when the text does not begin with an indented line (comments in column 0 before it set aside).
     """
     quote, begun, position = "", False, 0
     for line in text.split("\n"):
         stripped = line.strip()
         if not quote and stripped:
             if not line[0].isspace():
-                if not begun:
-                    return None
                 if not stripped.startswith("#"):
-                    return position
+                    return position if begun else None
             else:
                 begun = True
         quote = _open_quote(line, quote)
@@ -95,8 +93,12 @@ def indented_end(text: str) -> int | None:
     return None
 
 
+_TRIPLE = ('"""', "'''")
+_QUOTED = re.compile(r"\"\"\"|'''|#|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'")
+
+
 def _open_quote(line: str, quote: str) -> str:
-    """The triple quote that is open after the line."""
+    """The triple quote that is open after the line. One inside a string of single quotes opens nothing."""
     position = 0
     while True:
         if quote:
@@ -105,10 +107,10 @@ def _open_quote(line: str, quote: str) -> str:
                 return quote
             position, quote = end + 3, ""
         else:
-            found = re.compile(r"\"\"\"|'''|#").search(line, position)
+            found = _QUOTED.search(line, position)
             if found is None or found.group(0) == "#":
                 return ""
-            position, quote = found.end(), found.group(0)
+            position, quote = found.end(), found.group(0) if found.group(0) in _TRIPLE else ""
 
 
 # The name that a definition at the start of a line gives, by language.
@@ -118,7 +120,7 @@ _NEXT_DEFINITION = {
     "javascript": re.compile(r"(?:async\s+)?(?:function|const|let|var|class)\s+(\w+)"),
     "go": re.compile(r"(?:func|type)\s+(\w+)"),
     "java": re.compile(
-        r"\s*(?:final\s+|abstract\s+|static\s+)*class\s+(\w+)"
+        r"\s*(?:public\s+|final\s+|abstract\s+|static\s+)*class\s+(\w+)"
         r"|\s*(?:(?:public|private|protected|static|final)\s+)+[\w<>\[\],.? ]+\s+(\w+)\s*\("
     ),
     "d": re.compile(r"(?:struct|class)\s+(\w+)|[A-Za-z_][\w!()\[\], .]*?\s(\w+)\s*\("),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import gzip
 import json
 import re
@@ -38,15 +40,6 @@ class Task:
     example_tests: tuple[str, ...] = field(default=())
 
 
-_ENTRY = {
-    "python": re.compile(r"def\s+(\w+)\s*\("),
-    "javascript": re.compile(r"(?:const|let|var|function)\s+(\w+)"),
-    "go": re.compile(r"func\s+(\w+)\s*\("),
-    "java": re.compile(r"(\w+)\s*\("),
-    "cpp": re.compile(r"(\w+)\s*\("),
-}
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl or .jsonl.gz file. InputError names the file and every line that is no JSON object."""
     try:
@@ -73,14 +66,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def humaneval_x(row: dict[str, Any], language: str, challenge: bool) -> Task:
     """A row of HumanEval-X (the layout of codefuse-evaluation): `test` holds the tests and, in Python, the call."""
-    found = _ENTRY[language].search(row["func_title"])
+    # The prompts of four tasks begin with a helper, which `func_title` names; the function to complete comes last.
+    entry = last_defined(row.get("declaration") or row["prompt"], language)
     return Task(
         task_id=row["task_id"],
         language=language,
         prompt=row["prompt"],
         reference=row["canonical_solution"],
         tests=row["test"],
-        entry=found.group(1) if found else "",
+        entry=entry or "",
         setup=row.get("test_setup", ""),
         imports=row.get("import", ""),
     )
@@ -100,7 +94,6 @@ def humaneval(row: dict[str, Any], language: str, challenge: bool) -> Task:
 
 def mbpp(row: dict[str, Any], language: str, challenge: bool) -> Task:
     """A row of MBPP: three assertions, and with `challenge` the further ones that eleven rows carry."""
-    found = _ENTRY["python"].search(row["func_title"])
     asserts = [*row["test"], *(row.get("challenge_test_list", []) if challenge else [])]
     return Task(
         task_id=row["task_id"],
@@ -108,10 +101,23 @@ def mbpp(row: dict[str, Any], language: str, challenge: bool) -> Task:
         prompt=row["prompt"],
         reference=row["canonical_solution"],
         tests="\n".join(asserts) + "\n",
-        entry=found.group(1) if found else "",
+        entry=_called(row["test"], row["canonical_solution"]),
         setup=row.get("test_setup", ""),
         example_tests=tuple(row["test"]),
     )
+
+
+def _called(asserts: list[str], solution: str) -> str:
+    """The function that the assertions call: of the solution's own, where it has one, else the first that is no built-in."""
+    calls = [
+        node.func.id
+        for line in asserts
+        for node in ast.walk(ast.parse(line.strip()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    own = [name for name in calls if re.search(rf"^def\s+{re.escape(name)}\s*\(", solution, re.MULTILINE)]
+    others = [name for name in calls if not hasattr(builtins, name)]
+    return next(iter(own or others), "")
 
 
 _CLOSING = re.compile(r"\s*\}")
@@ -153,6 +159,9 @@ def _tasks(path: Path, layout: str, language: str, challenge: bool) -> Iterator[
             task = LAYOUTS[layout](row, language, challenge)
         except (KeyError, TypeError) as error:
             wrong.append(f"row {number}: no field {error}")
+            continue
+        except SyntaxError as error:
+            wrong.append(f"row {number}: an assertion is no Python: {error}")
             continue
         if task.task_id in seen:
             wrong.append(f"row {number}: task_id {task.task_id} a second time")
