@@ -116,17 +116,26 @@ def test_degenerate_problems_stay_sane(kind: str, symmetric: bool) -> None:
         W[4] = 0
     elif kind == "no input":
         H = torch.zeros(64, 64)
-    linear = gptq(W, H, group_size, symmetric=symmetric).linear
-    back = linear.dequantize()
+    result = gptq(W, H, group_size, symmetric=symmetric)
+    linear, back = result.linear, result.linear.dequantize()
     assert torch.isfinite(back).all()
     assert linear.codes.max() <= 15
     if kind == "zero rows":
         assert (back[4] == 0).all()
-    if kind == "dead columns":
-        assert (back[:, [5, 40]].abs() <= 1e-6 + linear.scales.abs().max()).all()
-    if kind not in ("no input", "dead columns"):
-        nearest = rtn(W, group_size, symmetric=symmetric).dequantize()
-        assert error(W, back, H) <= 1.001 * error(W, nearest, H) + 1e-9
+    nearest = rtn(W, group_size, symmetric=symmetric).dequantize()
+    if kind == "no input":
+        torch.testing.assert_close(back, nearest)
+        return
+    assert error(W, back, H) <= 1.001 * error(W, nearest, H) + 1e-9
+    if kind == "dead columns":  # what no calibration text has reached may be reached in use
+        unreached = [5, 40]
+        assert (back - W)[:, unreached].norm() < 0.3 * W[:, unreached].norm()
+    # On the same grid and with the same damping the paper's own loop, in float64, does no better.
+    zeros = torch.full(linear.scales.shape, 8) if linear.zeros is None else linear.zeros
+    codes = naive_gptq(W, H, linear.scales, zeros, group_size, result.damping)
+    middle, scales = (x.float().repeat_interleave(group_size, 1) for x in (zeros, linear.scales))
+    paper = (codes.float() - middle) * scales
+    assert error(W, back, H) <= 1.05 * error(W, paper, H) + 1e-9
 
 
 def brute_force(w: torch.Tensor, d: torch.Tensor) -> float:

@@ -17,7 +17,7 @@ from qtk.quantization.quantized_linear import QuantizedLinear
 # Fractions of mean(diag H) tried in turn until the Cholesky decomposition succeeds.
 DAMPING_LADDER = (0.01, 0.03, 0.1, 0.3, 1.0)
 _BLOCK = 128  # columns whose updates to the rest are applied as one matrix product
-_PANEL = 32  # columns updated one by one inside a block
+_PANEL = 16  # columns updated one by one inside a block
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,8 @@ def gptq(
     and fits the calibration text too closely).
     Raises SingularHessian when no rung of the ladder makes H positive definite.
     """
-    dead = H.diagonal() <= 0
-    if bool(dead.any()):  # columns whose input is always zero: their weights do not matter
-        H = H.clone()
-        H[dead, dead] = H.diagonal().mean().clamp_min(1e-12)
-        W = W.masked_fill(dead, 0.0)
+    if not bool(H.diagonal().any()):  # no input at all: every column matters as much as every other
+        H = torch.eye(H.shape[0], device=H.device)
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
     U, damp = inverse_cholesky(H[order][:, order], ladder)
     if C is not None:
@@ -113,14 +110,19 @@ def _input_correction(W: torch.Tensor, C: torch.Tensor, U: torch.Tensor, order: 
 def _round_columns(
     Wt: torch.Tensor, U: torch.Tensor, group: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int
 ) -> torch.Tensor:
-    """The GPTQ loop on Wt [in, out] (columns of W as contiguous rows, already in order; overwritten). Returns codes [in, out]."""
+    """The GPTQ loop on Wt [in, out] (columns of W as contiguous rows, already in order; overwritten). Returns codes [in, out].
+
+    On small models the number of torch calls is what costs, so a column takes five, and none of them cuts a view: each
+    updates its whole panel, finished columns included, which nobody reads any more.
+    """
     n, rows = Wt.shape
-    top = 2**bits - 1
-    St = scales.t()[group]  # what each column is divided by, its zero point, and what scales its error
-    inverse = 1.0 / St
-    Zt = torch.full_like(St, 2 ** (bits - 1)) if zeros is None else zeros.t()[group].to(St.dtype)
-    error_scale = (St / U.diagonal()[:, None]).unbind()
-    inverse_rows, zero_rows = inverse.unbind(), Zt.unbind()
+    low, top = -(2.0 ** (bits - 1)), 2.0**bits - 1  # of codes with the zero point taken off, where it is in the middle
+    grid = scales.t().contiguous()
+    scale_of, inverse_of = grid.unbind(), grid.reciprocal().unbind()
+    Zt = None if zeros is None else zeros.t().to(Wt.dtype)
+    lowest, highest = (None, None) if Zt is None else ((-Zt).unbind(), (top - Zt).unbind())
+    U = U / U.diagonal()[:, None]  # so that the error of a column is taken in weights: (w - q) / U_ii of the paper
+    group_of = group.tolist()
     codes = torch.empty_like(Wt)
     W_rows, code_rows = Wt.unbind(), codes.unbind()
     for block in range(0, n, _BLOCK):
@@ -129,17 +131,21 @@ def _round_columns(
         E_rows = E.unbind()
         for panel in range(block, block_end, _PANEL):
             panel_end = min(panel + _PANEL, block_end)
+            P, U_rows = Wt[panel:panel_end], U[panel:panel_end, panel:panel_end].unbind()
             for i in range(panel, panel_end):
-                code, error = code_rows[i], E_rows[i - block]
-                torch.addcmul(zero_rows[i], W_rows[i], inverse_rows[i], out=error)  # the code before rounding
-                torch.round(error, out=code).clamp_(0, top)
-                torch.sub(code, error, out=error).mul_(error_scale[i])  # (q - w) / U_ii
-                if i + 1 < panel_end:
-                    Wt[i + 1 : panel_end].addr_(U[i, i + 1 : panel_end], error)
+                code, error, g = code_rows[i], E_rows[i - block], group_of[i]
+                torch.mul(W_rows[i], inverse_of[g], out=code).round_()
+                if lowest is None or highest is None:
+                    code.clamp_(low, -low - 1)
+                else:
+                    torch.clamp(code, lowest[g], highest[g], out=code)
+                torch.addcmul(W_rows[i], code, scale_of[g], value=-1, out=error)
+                P.addr_(U_rows[i - panel], error, alpha=-1)
             if panel_end < block_end:
                 Wt[panel_end:block_end].addmm_(
-                    U[panel:panel_end, panel_end:block_end].t(), E[panel - block : panel_end - block]
+                    U[panel:panel_end, panel_end:block_end].t(), E[panel - block : panel_end - block], alpha=-1
                 )
         if block_end < n:
-            Wt[block_end:].addmm_(U[block:block_end, block_end:].t(), E)
+            Wt[block_end:].addmm_(U[block:block_end, block_end:].t(), E, alpha=-1)
+    codes += -low if Zt is None else Zt[group]
     return codes.to(torch.uint8)

@@ -93,9 +93,8 @@ class GptqBlocks(BlockStreams):
             stacked, damping = result.linear, result.damping
         except SingularHessian:
             method, stacked = "rtn", rtn(W, group_size, symmetric=symmetric, bits=bits)
-            note(
-                f"WARNING: {prefix}{members[0].name}: the Hessian stays singular at every damping; rounded to nearest instead."
-            )
+            names = ", ".join(prefix + member.name for member in members)
+            note(f"WARNING: {names}: the Hessian stays singular at every damping; rounded to nearest instead.")
         row = 0
         for member in members:
             block.linears[member.name] = stacked.rows(row, row + member.out_features)

@@ -17,14 +17,17 @@ _TRIAL_SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 _CHUNK_ELEMENTS = 1 << 18
 
 
-def search_symmetric(weight: torch.Tensor, importance: torch.Tensor, group_size: int, bits: int = 4) -> torch.Tensor:
-    """Signed scales [out, in / group_size] float32, rounded to float16, for codes -2**(bits-1) .. 2**(bits-1) - 1.
+def search_symmetric(
+    weight: torch.Tensor, importance: torch.Tensor, group_size: int, bits: int = 4, *, signed: bool = True
+) -> torch.Tensor:
+    """Scales [out, in / group_size] float32, rounded to float16, for codes -2**(bits-1) .. 2**(bits-1) - 1.
 
-    weight: [out, in] float32; importance: [in] float32, >= 0, the weight of each column's squared error.
+    weight: [out, in] float32; importance: [in] float32, >= 0, the weight of each column's squared error. signed: scales
+    may be negative, so that the extra code serves whichever side needs it.
     """
     low = 2 ** (bits - 1)
     groups, d = _grouped(weight, importance, group_size)
-    result = torch.empty(groups.shape[:2])
+    result = groups.new_empty(groups.shape[:2])
     for rows in _row_chunks(groups):
         w = groups[rows]
         high_end, low_end = w.amax(-1), w.amin(-1)
@@ -32,9 +35,9 @@ def search_symmetric(weight: torch.Tensor, importance: torch.Tensor, group_size:
         positive = torch.maximum(high_end / (low - 1), -low_end / low)
         negative = torch.minimum(low_end / (low - 1), -high_end / low)
         dw = d * w
-        best = torch.full(w.shape[:2], -1.0)
-        chosen = torch.zeros(w.shape[:2])
-        for start in (positive, negative):
+        best = w.new_full(w.shape[:2], -1.0)
+        chosen = w.new_zeros(w.shape[:2])
+        for start in (positive, negative) if signed else (positive,):
             for shrink in _TRIAL_SHRINKS:
                 scale = start * shrink
                 codes = (w * _reciprocal(scale).unsqueeze(-1)).round_().clamp_(-low, low - 1)
@@ -57,14 +60,14 @@ def search_asymmetric(
     """
     top = 2**bits - 1
     groups, d = _grouped(weight, importance, group_size)
-    scales = torch.empty(groups.shape[:2])
-    zeros = torch.empty(groups.shape[:2], dtype=torch.uint8)
+    scales = groups.new_empty(groups.shape[:2])
+    zeros = groups.new_empty(groups.shape[:2], dtype=torch.uint8)
     for rows in _row_chunks(groups):
         w = groups[rows]
         high_end, low_end = w.amax(-1).clamp_min_(0), w.amin(-1).clamp_max_(0)
         dw = d * w
-        best = torch.full(w.shape[:2], -1.0)
-        scale, zero = torch.zeros(w.shape[:2]), torch.ones(w.shape[:2])
+        best = w.new_full(w.shape[:2], -1.0)
+        scale, zero = w.new_zeros(w.shape[:2]), w.new_ones(w.shape[:2])
         for shrink in _TRIAL_SHRINKS:
             trial = (high_end - low_end) * (shrink / top)
             inverse = _reciprocal(trial)

@@ -19,7 +19,9 @@ _FLOAT_SHARE = 0.5  # of the wanted output: the float model's; the rest is the f
 
 
 class TunedBlocks(GptqBlocks):
-    """GptqBlocks with a float stream, and the tuning of each block after GPTQ."""
+    """GptqBlocks with a float stream, and the tuning of each block after GPTQ. seed: of the order of rows in tuning."""
+
+    seed: int = 0
 
     def quantize(
         self, layer: int, weights: dict[str, torch.Tensor], schemes: Mapping[str, LinearScheme]
@@ -47,7 +49,7 @@ class TunedBlocks(GptqBlocks):
     ) -> TunedBlock:
         dtype = inputs.dtype
         rows_at_once = next(inputs.chunks()).stop
-        order = torch.Generator().manual_seed(layer)
+        order = torch.Generator().manual_seed(self.seed * self.spec.num_layers + layer)
 
         def batches() -> Iterator[Batch]:
             for rows in torch.randperm(inputs.shape[0], generator=order).split(rows_at_once):
