@@ -2,6 +2,7 @@
 # make test       the fast tests       make test-slow   those that need minutes or the real model
 # make lint       formatting, types, the order of the rooms, spelling
 # make peers      other quantizers to compare with, each in an environment of its own
+# make owners     the tools whose own code judges our checkpoints in the slow tests
 # make setup      the environment that all of these use; done by themselves at need
 # make edgellm    TensorRT Edge-LLM in an environment of its own: its backend and tests use it where it is
 #
@@ -20,7 +21,7 @@ ADAPTER := .qtk/python-adapter
 RUN := runs/smollm2-135m
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: setup edgellm demo test test-slow lint format docs eval-toolchains eval-toolchains-multipl-e peers clean
+.PHONY: setup edgellm demo test test-slow lint format docs eval-toolchains eval-toolchains-multipl-e peers owners clean
 
 setup: $(READY)
 
@@ -101,6 +102,19 @@ peers: .venv-interop .venv-llmcompressor .venv-autoround
 
 PEER_llmcompressor := llmcompressor
 PEER_autoround := auto-round
+
+# Whose code the slow tests let judge our checkpoints, beside .venv-interop, each in an environment of its own: ONNX Runtime
+# GenAI's builder and ModelOpt. llama.cpp is compiled into ours, which takes about ten minutes.
+owners: .venv-interop .venv-genai .venv-modelopt $(READY)
+	$(BIN)/python -c "import llama_cpp" 2>/dev/null || CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install llama-cpp-python
+
+.venv-genai .venv-modelopt: .venv-%:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install -c constraints.txt torch && \
+		$@/bin/python -m pip install -c constraints.txt $(OWNER_$*) || { rm -rf $@; false; }
+
+OWNER_genai := onnxruntime-genai transformers onnx onnx-ir
+OWNER_modelopt := nvidia-modelopt transformers accelerate
 
 docs: $(READY)
 	$(BIN)/python docs/generate_cli.py
