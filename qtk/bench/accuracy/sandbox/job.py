@@ -44,7 +44,8 @@ class Step:
 class Job:
     """Files written into an empty work directory, then steps in order until one fails.
 
-    `sentinel`: a random word that must be the last thing on standard output of the last step.
+    `sentinel`: a random word that must be the last thing on standard output of the last step; a forked Python script
+    needs none, it answers for its end otherwise. The files are gone before a step "run" that follows another step.
     """
 
     files: dict[str, str]
@@ -69,7 +70,8 @@ Ending = Literal["exited", "wall_clock", "cpu_time", "output", "memory", "proces
 class Outcome:
     """How a job ended: the step that was last, its exit code (negative: signal), what it printed, and which limit hit.
 
-    `reached_end`: the sentinel was the last thing printed (and is cut off from `stdout`). `ending` "sandbox" means that
+    `reached_end`: the end of the program was reached: the sentinel was the last thing printed (it is cut off from
+    `stdout`), or the script gave its word. `ending` "sandbox" means that
     the sandbox itself failed, `stderr` says how: never the program's fault.
     """
 

@@ -13,17 +13,19 @@ import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from qtk.bench.accuracy.sandbox.job import Ending, Job, Limits, Outcome, Step
 
 _TICK_SECONDS = 0.025
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 SYNTAX_ERROR_EXIT, MEMORY_ERROR_EXIT = 97, 98  # what a forked Python program ends with in these two cases
+_MODULE = "program"  # not __main__: what a script does only when it is run itself is no part of an answer
 
 
 class Tree:
@@ -93,6 +95,38 @@ def _reap() -> bool:
             return False
 
 
+class EndOfScript:
+    """How a forked Python program says that its end was reached: it asks for a word, and gives it back.
+
+    The program shares its process with our own code, so it could find whatever lies there. Therefore the word is made
+    only when the program has ended, on this side. A program that knows this file can still play the part of its end:
+    inside one process that cannot be prevented.
+    """
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours.setblocking(False)
+        self._word = b""
+        self.reached = False
+
+    def serve(self) -> bool:
+        """Answers one message of the program; False when none is there."""
+        try:
+            message = self.ours.recv(64)
+        except OSError:
+            return False
+        if message == b"?":
+            self._word = self._word or os.urandom(16)
+            with contextlib.suppress(OSError):
+                self.ours.send(self._word)
+        elif message:
+            self.reached = self.reached or message == self._word
+        return message != b""
+
+    def close(self) -> None:
+        self.ours.close()
+
+
 def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> Outcome:
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
     for name, text in job.files.items():
@@ -102,7 +136,9 @@ def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> Outcome:
             stream.write(text)
         os.chmod(path, 0o644)
     outcome = None
-    for step in job.steps:
+    for number, step in enumerate(job.steps):
+        if number and step.name == "run":  # the sources hold the sentinel, and what was compiled needs them no more
+            _remove(job.files)
         outcome = _run_step(job, step, tree, confine)
         if outcome.ending != "exited" or outcome.exit_code != 0:
             break
@@ -110,24 +146,38 @@ def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> Outcome:
     return outcome
 
 
+def _remove(names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
 def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> Outcome:
     out_read, out_write = os.pipe()
     err_read, err_write = os.pipe()
+    end = EndOfScript() if not step.argv else None
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _become_program(job, step, out_write, err_write, confine)
+        _become_program(job, step, out_write, err_write, end, confine)
     os.close(out_write)
     os.close(err_write)
+    if end is not None:
+        end.theirs.close()
     handle = os.pidfd_open(pid)
+    streams = {out_read: bytearray(), err_read: bytearray()}
     try:
-        ending, streams = _watch(handle, {out_read: bytearray(), err_read: bytearray()}, step, job.limits, tree, start)
+        ending = _watch(handle, streams, end, step, job.limits, tree, start)
         _, status = os.waitpid(pid, 0)
         tree.kill()
         if ending == "exited":  # the pipes are closed by now at every other end
             for fd, data in streams.items():
                 _drain(fd, data, job.limits.output_bytes)
+        while end is not None and end.serve():
+            pass
     finally:
+        if end is not None:
+            end.close()
         for fd in (handle, out_read, err_read):
             os.close(fd)
     code = os.waitstatus_to_exitcode(status)
@@ -136,8 +186,8 @@ def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> 
     if ending == "exited" and code == -signal.SIGXCPU:
         ending = "cpu_time"
     stdout, stderr = (bytes(data).decode("utf-8", "replace") for data in streams.values())
-    reached_end = ending == "exited" and stdout.endswith(job.sentinel)
-    if reached_end:
+    reached_end = ending == "exited" and (stdout.endswith(job.sentinel) if end is None else end.reached)
+    if reached_end and end is None:
         stdout = stdout[: -len(job.sentinel)]
     keep = job.limits.output_bytes
     return Outcome(
@@ -146,11 +196,17 @@ def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> 
 
 
 def _watch(
-    handle: int, streams: dict[int, bytearray], step: Step, limits: Limits, tree: Tree, start: float
-) -> tuple[Ending, dict[int, bytearray]]:
+    handle: int,
+    streams: dict[int, bytearray],
+    end: EndOfScript | None,
+    step: Step,
+    limits: Limits,
+    tree: Tree,
+    start: float,
+) -> Ending:
     """Reads what the program prints until it ends or passes a limit; then everything is killed."""
     poll = select.poll()
-    for fd in (handle, *streams):
+    for fd in (handle, *streams, *([end.ours.fileno()] if end else [])):
         poll.register(fd, select.POLLIN)
     next_look = start + _TICK_SECONDS
     while True:
@@ -169,10 +225,14 @@ def _watch(
             ending = "output"
         if ending != "exited":
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-            return ending, streams
+            return ending
         for fd, _ in poll.poll(1000 * max(0.0, min(left, next_look - now))):
             if fd == handle:
-                return "exited", streams
+                return "exited"
+            if end is not None and fd == end.ours.fileno():
+                if not end.serve():
+                    poll.unregister(fd)
+                continue
             data = os.read(fd, 65536)
             streams[fd] += data
             if not data:
@@ -187,7 +247,9 @@ def _drain(fd: int, data: bytearray, limit: int) -> None:
         data += more
 
 
-def _become_program(job: Job, step: Step, out: int, err: int, confine: Callable[[], None]) -> None:
+def _become_program(
+    job: Job, step: Step, out: int, err: int, end: EndOfScript | None, confine: Callable[[], None]
+) -> None:
     """In the child: own session, limits, no rights, then the program. Never returns."""
     code = 96
     try:
@@ -195,9 +257,8 @@ def _become_program(job: Job, step: Step, out: int, err: int, confine: Callable[
         nothing = os.open("/dev/null", os.O_RDONLY)
         for source, target in ((nothing, 0), (out, 1), (err, 2)):
             os.dup2(source, target)
-        end = os.dup(out) if not step.argv else -1
-        if end >= 0:
-            os.dup2(end, 3, inheritable=False)
+        if end is not None:
+            os.dup2(end.theirs.fileno(), 3, inheritable=False)
         os.closerange(4, 1024)
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -205,7 +266,7 @@ def _become_program(job: Job, step: Step, out: int, err: int, confine: Callable[
         confine()
         if step.argv:
             os.execvpe(step.argv[0], step.argv, job.environment)  # noqa: S606 - no shell wanted
-        code = _run_python(step.script, job, 3)
+        code = _run_python(step.script, job.environment, 3)
     except BaseException as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:
@@ -229,12 +290,11 @@ def _limit(limits: Limits, step: Step) -> None:
         resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU and hard < 0 else value))
 
 
-def _run_python(script: str, job: Job, end: int) -> int:
-    """Runs a script as `__main__` in this forked interpreter, then prints the sentinel. Returns the exit code."""
+def _run_python(script: str, environment: dict[str, str], end: int) -> int:
+    """Runs a script as a module in this forked interpreter, then says that its end was reached. Returns the exit code."""
     gc.enable()
     os.environ.clear()
-    os.environ.update(job.environment)
-    sentinel = job.sentinel
+    os.environ.update(environment)
     with open(script, encoding="utf-8", errors="surrogatepass", newline="") as stream:
         source = stream.read()
     try:
@@ -243,14 +303,15 @@ def _run_python(script: str, job: Job, end: int) -> int:
         traceback.print_exception(type(error), error, None, file=sys.stderr)
         sys.stderr.flush()
         return SYNTAX_ERROR_EXIT
-    main = types.ModuleType("__main__")
-    main.__dict__.update(__builtins__=builtins, __file__=script)
-    sys.modules["__main__"] = main
+    module = types.ModuleType(_MODULE)
+    module.__dict__.update(__builtins__=builtins, __file__=script)
+    sys.modules[_MODULE] = module
+    sys.modules["__main__"] = types.ModuleType("__main__")  # ours is nothing to the program
     sys.argv = [script]
     sys.path.insert(0, os.getcwd())
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the program
     try:
-        exec(program, main.__dict__)  # noqa: S102 - the very purpose of this process
+        exec(program, module.__dict__)  # noqa: S102 - the very purpose of this process
     except MemoryError:
         os.write(2, b"MemoryError\n")
         return MEMORY_ERROR_EXIT
@@ -264,5 +325,6 @@ def _run_python(script: str, job: Job, end: int) -> int:
         return 1
     with contextlib.suppress(BaseException):
         sys.stdout.flush()
-    os.write(end, sentinel.encode())
+    os.write(end, b"?")
+    os.write(end, os.read(end, 64))
     return 0
