@@ -9,7 +9,6 @@ import sys
 import types
 from pathlib import Path
 
-import psutil
 import pytest
 from quantized_checkpoint import write_quantized
 
@@ -107,21 +106,18 @@ def test_bfloat16_compiles_too_and_only_where_asked(int4, tmp_path) -> None:
 def test_a_model_too_large_for_the_machine_is_compiled_in_stages(int4, tmp_path, monkeypatch) -> None:
     """Memory for two of the three blocks: two plans, the hidden state handed over."""
 
-    class Memory:
-        total = 24 << 30
-        available = int((tensorrt_backend.PEAK_BASE_BYTES + tensorrt_backend.PEAK_PER_BYTE * 260_000) / 0.9)
-
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory)
+    available = [int((tensorrt_backend.PEAK_BASE_BYTES + tensorrt_backend.PEAK_PER_BYTE * 260_000) / 0.9)]
+    monkeypatch.setattr(tensorrt_backend, "available_memory", lambda: available[0])
     description = build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="a10"))
     assert [stage.layers for stage in description.stages] == [(0, 2), (2, 3)]
     first, second = description.stages
     assert first.outputs[0].name == "hidden_out"
     assert {"hidden_in", "past_key.2"} <= {port.name for port in second.inputs}
     assert {"input_ids", "logits_positions"} & {port.name for port in second.inputs} == {"logits_positions"}
-    Memory.available = tensorrt_backend.PEAK_BASE_BYTES + 1000
+    available[0] = tensorrt_backend.PEAK_BASE_BYTES + 1000
     with pytest.raises(MachineError, match="even block by block"):
         build_engine(int4(), tmp_path / "none", BuildOptions(gpu="a10"))
-    Memory.available = 1 << 40
+    available[0] = 1 << 40
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100_000))
     with pytest.raises(MachineError, match=r"the disk has 0\.0 GB free"):
         build_engine(int4(), tmp_path / "none", BuildOptions(gpu="a10"))

@@ -28,6 +28,16 @@ class Step:
     masks: Mapping[str, np.ndarray]
     logits_positions: np.ndarray
 
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Every input by its name in the graph."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "write_indices": self.write_indices,
+            "logits_positions": self.logits_positions,
+            **self.masks,
+        }
+
 
 class Executor(Protocol):
     """Owns the weights, the cache and the runtime's buffers."""
@@ -35,6 +45,11 @@ class Executor(Protocol):
     # The most tokens that one run takes well (longer prompts come in several runs), and the most logits it gives a row.
     chunk_tokens: int
     chunk_logits: int
+
+    @property
+    def compiled_before(self) -> bool | None:
+        """Whether what is compiled at first use was found compiled; None for a runtime that compiles nothing then."""
+        ...
 
     def start(self, batch: int) -> None:
         """Begins a call with `batch` rows: the cache holds nothing from here on."""
@@ -50,6 +65,10 @@ class Executor(Protocol):
 
     def run(self, step: Step) -> np.ndarray:
         """Logits [batch, wanted, vocab] float32. The array may be overwritten by the next run."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of weights and buffers; nothing can be run afterwards. A second time does nothing."""
         ...
 
 

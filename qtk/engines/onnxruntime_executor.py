@@ -30,6 +30,7 @@ class OnnxRuntimeExecutor:
 
     chunk_tokens = PREFILL_CHUNK
     chunk_logits = PREFILL_CHUNK
+    compiled_before: bool | None = None
 
     def __init__(
         self, directory: Path, description: EngineDescription, threads: int | None, accuracy_level: int | None
@@ -137,6 +138,11 @@ class OnnxRuntimeExecutor:
         logits = self._bind_logits((batch, wanted, self._description.vocab_size))
         self._session.run_with_iobinding(self._binding)
         return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+
+    def close(self) -> None:
+        for name in ("_session", "_binding"):
+            self.__dict__.pop(name, None)
+        self._cache, self._bound = [], {}
 
     def _bind_input(self, name: str, array: np.ndarray) -> None:
         bound = self._bound.get(name)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -53,6 +53,20 @@ class EngineSession(ABC):
     def __init__(self, directory: Path, description: EngineDescription) -> None:
         self.directory = directory
         self.description = description
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027 - a runtime that ends with the process needs nothing
+        """Lets go of what the runtime holds, device memory above all. Nothing can be generated afterwards."""
+
+    @property
+    def compiled_before(self) -> bool | None:
+        """Whether the kernels that the runtime compiles at first use were found compiled; None where it compiles none."""
+        return None
 
     @property
     def limits(self) -> Limits:
@@ -148,6 +162,14 @@ class DecoderSession(EngineSession):
         self._executor = executor
         # Mask input by window: layers with the same sliding window share one.
         self._windows = {mask_name(window): window for window in dict.fromkeys(description.windows)}
+        self._compiled_before = executor.compiled_before
+
+    def close(self) -> None:
+        self._executor.close()
+
+    @property
+    def compiled_before(self) -> bool | None:
+        return self._compiled_before
 
     @staticmethod
     def open(engine: Path | str, threads: int | None = None, *, accuracy_level: int | None = None) -> DecoderSession:

@@ -14,10 +14,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sized
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from qtk.checkpoint.writer import require_room
@@ -30,7 +28,9 @@ from qtk.engines.memory_plan import FLOAT_BYTES, ModelBytes, memory_plan, model_
 from qtk.engines.outside_tool import keep_log
 from qtk.engines.target_machine import build_reasons, gpu_environment
 from qtk.engines.tensorrt_compile import LACKS, CompileRequest
+from qtk.engines.tensorrt_library import RTX, SCORED_POSITIONS, Library
 from qtk.errors import InputError, MachineError, listing
+from qtk.machine import available_memory
 from qtk.models.spec import ModelSpec
 from qtk.progress import Progress, note
 from qtk.quantization.model_weights import LM_HEAD_MODULE
@@ -38,8 +38,6 @@ from qtk.targets.gpu import GpuProfile
 from qtk.targets.table import target
 
 CACHE_STEP = 128
-# Positions whose logits one run gives when scoring.
-SCORED_POSITIONS = 256
 # Measured (docs/benchmarks.md): peak of the compiling process over the bytes of the stage's graph.
 PEAK_BASE_BYTES = 600_000_000
 PEAK_PER_BYTE = 3.0
@@ -51,21 +49,6 @@ STAGE_SHARES = (0.5, 0.9)
 PLAN_TOLERANCE = 0.25
 SMALL_BYTES = 64_000_000
 KERNEL_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class Library:
-    """One of the two TensorRT libraries: Python module, distribution, what to say when it is missing."""
-
-    backend: str
-    module: str
-    distribution: str
-    install: str
-    needs_gpu: bool
-
-
-RTX = Library("tensorrt", "tensorrt_rtx", "tensorrt-rtx-cu13", "pip install 'qtk[tensorrt]'", False)
-FULL = Library("tensorrt-full", "tensorrt", "tensorrt", "pip install tensorrt", True)
 
 
 def cache_length(positions: int) -> int:
@@ -212,10 +195,6 @@ class Backend:
         facts = run_compiler(request, plan.with_suffix(".log"), environment)
         plan.with_suffix(".build.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         return str(facts["version"])
-
-
-def available_memory() -> int:
-    return int(psutil.virtual_memory().available)
 
 
 def _dtype(job: BuildJob) -> torch.dtype:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from qtk.engines import tensorrt_backend
+from qtk.engines.tensorrt_library import FULL
 
 
 class Backend(tensorrt_backend.Backend):
     """Backend "tensorrt-full"."""
 
     def __init__(self) -> None:
-        super().__init__(tensorrt_backend.FULL)
+        super().__init__(FULL)

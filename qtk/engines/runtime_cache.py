@@ -1,0 +1,49 @@
+"""The kernels that TensorRT-RTX compiles at first use, kept in a file beside the engine so that the next start finds them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from qtk.progress import note
+
+
+class RuntimeCache:
+    """The cache of one engine directory, shared by the contexts of its plans. `found`: whether a usable one was there;
+    None for a library without such caches. Beside the engine and not in it: its manifest knows every file that belongs there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        whole = directory.resolve()
+        self.file = whole.parent / f"{whole.name}.runtime-cache"
+        self.found: bool | None = None
+        self._cache: Any = None
+
+    def of(self, config: Any) -> Any:
+        """TensorRT-RTX's cache object, made by the first config that asks, with what the file holds."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            content = self._content()
+            self.found = bool(content) and bool(self._cache.deserialize(content))
+            if content and not self.found:
+                note(f"{self.file} was made by another GPU, driver or TensorRT-RTX; it is made anew.")
+        return self._cache
+
+    def _content(self) -> bytes:
+        try:
+            return self.file.read_bytes()
+        except OSError:
+            return b""
+
+    def save(self) -> None:
+        """Writes the file, whole or not at all. What cannot be written is said and no error: the engine runs without."""
+        if self._cache is None:
+            return
+        partial = self.file.with_name(f"{self.file.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(self._cache.serialize())
+            os.replace(partial, self.file)
+        except OSError as error:
+            note(f"{self.file} cannot be written ({error.strerror}): kernels are compiled again at the next start.")
+            partial.unlink(missing_ok=True)
