@@ -79,6 +79,71 @@ def test_only_silent_passes_of_the_plain_language_come_from_company():
     assert [text for text, job in jobs.items() if job.sentinel in words] == list(PROGRAMS)[:4]
 
 
+# Each tries to change what the programs after it get; most in words that the scan of the source does not know.
+_SPELLED = "const C = 'con' + 'structor', P = 'proto' + 'type', E = 'pro' + 'cess';\n"
+ATTACKS = [
+    "require('assert')[C]('return ' + E)().exit(0);",
+    "require[C]('return ' + E)().exit(0);",
+    "module[C][C]('return ' + E)().exit(0);",
+    "this[C][C]('return ' + E)().exit(0);",
+    "try { null.x } catch (e) { e[C][C]('return ' + E)().exit(0) }",
+    "try { require('assert').deepEqual(1, 2) } catch (e) { e[C][C]('return ' + E)().exit(0) }",
+    "const deep = () => { try { deep() } catch (e) { e[C][C]('return ' + E)().exit(0) } }; deep();",
+    "Error.prepareStackTrace = (e, sites) => sites; const sites = new Error().stack;\n"
+    "for (const site of sites) { const g = site.getFunction(); g && g[C]('return ' + E)().exit(0) }",
+    "for (const o of [require, require('assert'), console, module, exports, []]) {\n"
+    "  let at = o; while (at = Object.getPrototypeOf(at)) { try { at.toJSON = at.call = at.then = at.length = () => true } catch {} }\n}",
+    "require[C][P].call = () => true; Object[P].wrong = () => 0; Object[P].passed = () => true;",
+    "Array[P][Symbol.iterator] = function* () {}; JSON.parse = Math.max = Object.keys = () => [];",
+    "require('assert').deepEqual = () => {}; console.assert = () => {};",
+    "const own = [C + E].flatMap(x => Object.getOwnPropertyNames(this)); for (const n of own) try { this[n] = () => true } catch {}",
+    "(() => {})[C]; let f = function g() { return g['caller'] }; const c = f(); c && c[C]('return ' + E)().exit(0);",
+    "arguments[5](console, require); return;",
+]
+
+
+def test_no_program_in_company_changes_what_the_others_get():
+    toolchain = JavaScript(seconds=4)
+    wrong = "const f = (x) => x + 1\n"
+    programs = [_SPELLED + attack + "\n" + body for attack in ATTACKS for body in (GOOD, wrong)]
+    with Workers(choose_level(), count=1, readable=toolchain.readable) as workers:
+        for attack in programs:
+            jobs = [toolchain.job(text, TASK, workers.environment) for text in (attack, GOOD, wrong)]
+            [(_, outcome)] = workers.run([(0, toolchain.together(jobs))])
+            passed = [job.sentinel in outcome.stdout.split("\n") for job in jobs]
+            assert passed[1:] == [True, False], (attack, outcome.stderr)
+            assert not (passed[0] and attack.endswith(wrong)), attack
+
+
+@pytest.mark.parametrize(
+    "early",
+    [
+        "END(); return;\n",
+        "arguments[5](console, require); return;\n",
+        "console.assert = () => {};\n",
+        "const console = {assert: () => {}};\n",
+        "require('fs').writeSync(1, process.argv.slice(2).join(' ')); return;\n",
+        "const fs = require('fs'); for (const n of fs.readdirSync('.')) fs.writeSync(1, fs.readFileSync(n)); process.exit(0);\n",
+        "process.emit('exit', 0); process.reallyExit(0);\n",
+    ],
+)
+def test_a_program_cannot_say_itself_that_its_tests_have_ended(early):
+    toolchain = JavaScript(seconds=4)
+    with Workers(choose_level(), count=1, readable=toolchain.readable) as workers:
+        job = toolchain.job(early + "const f = (x) => x + 1\n", TASK, workers.environment)
+        [(_, outcome)] = workers.run([(0, job)])
+    assert toolchain.verdict(outcome, "qtk") == "failed", outcome
+
+
+def test_monkeypatched_assertions_do_not_pass_alone():
+    toolchain = JavaScript(seconds=4)
+    task = Task("T/1", "javascript", "", "", "require('assert').deepEqual(f(3), 3);\n", "f")
+    with Workers(choose_level(), count=1, readable=toolchain.readable) as workers:
+        job = toolchain.job("require('assert').deepEqual = () => {};\nconst f = (x) => 4\n", task, workers.environment)
+        [(_, outcome)] = workers.run([(0, job)])
+    assert toolchain.verdict(outcome, "qtk") == "failed", outcome
+
+
 def test_the_modules_that_tests_use_work_in_company():
     toolchain = JavaScript(seconds=4)
     tests = [
