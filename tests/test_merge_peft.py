@@ -252,13 +252,10 @@ def test_a_vocabulary_may_shrink(float_tiny, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load_model(tmp_path / "merged"), 304), expected, atol=2e-4, rtol=1e-4)
 
 
-def test_qlora_base_is_bitsandbytes_rounding_with_pefts_update(tiny, tmp_path: Path) -> None:
+def rounded_by_bitsandbytes(base: Path, out: Path) -> Path:
+    """The base as QLoRA loads it: in bf16, then every linear but the head to NF4 and back."""
     functional = pytest.importorskip("bitsandbytes.functional")
-    base = tiny("llama")
-    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"], lora_alpha=16)
-    result = merge(base, [adapter], tmp_path / "merged", MergeOptions(qlora_base="nf4"))
-    assert result.nf4_rounded == 3 * len(LINEARS)
-    model = load_model(base)
+    model = load_model(base, dtype=torch.bfloat16)
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and name != "lm_head":
@@ -269,8 +266,16 @@ def test_qlora_base_is_bitsandbytes_rounding_with_pefts_update(tiny, tmp_path: P
                 # (test_merge_nf4.py), so that part of its state is replaced before it dequantizes.
                 state.absmax, state.nested = nearest_magnitudes(module.weight), False
                 module.weight.copy_(functional.dequantize_4bit(codes, state))
-    model.save_pretrained(tmp_path / "rounded")
-    expected = peft_merged(tmp_path / "rounded", adapter, dtype=torch.float32)
+    model.save_pretrained(out)
+    return out
+
+
+def test_qlora_base_is_bitsandbytes_rounding_with_pefts_update(tiny, tmp_path: Path) -> None:
+    base = tiny("llama")
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"], lora_alpha=16)
+    result = merge(base, [adapter], tmp_path / "merged", MergeOptions(qlora_base="nf4"))
+    assert result.nf4_rounded == 3 * len(LINEARS)
+    expected = peft_merged(rounded_by_bitsandbytes(base, tmp_path / "rounded"), adapter, dtype=torch.float32)
     ours, before = Checkpoint(tmp_path / "merged"), Checkpoint(base)
     for name in ours.names:
         torch.testing.assert_close(ours.tensor(name), expected[name].to(torch.bfloat16), atol=0, rtol=2**-7)
@@ -278,6 +283,29 @@ def test_qlora_base_is_bitsandbytes_rounding_with_pefts_update(tiny, tmp_path: P
         assert torch.equal(ours.tensor(name), before.tensor(name)) == (not linear and name != "lm_head.weight")
         if linear and "q_proj" not in name:
             assert torch.equal(ours.tensor(name), expected[name].to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"bias": "lora_only"}], ids=["lora", "dora", "bias"])
+def test_qlora_rounds_the_base_to_bf16_before_nf4_whatever_it_is_stored_in(
+    tmp_path: Path, dtype: torch.dtype, lora: dict
+) -> None:
+    """Training loads the base in bf16, so a finer base on disk is not what the adapter saw."""
+    base = make_tiny(tmp_path / "base", "qwen2", dtype=dtype)
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"], lora_alpha=16, **lora)
+    merge(base, [adapter], tmp_path / "merged", MergeOptions(qlora_base="nf4"))
+    expected = peft_merged(rounded_by_bitsandbytes(base, tmp_path / "rounded"), adapter, dtype=torch.float32)
+    ours, before = Checkpoint(tmp_path / "merged"), Checkpoint(base)
+    for name in ours.names:
+        got, adapted = ours.tensor(name), "q_proj" in name or "down_proj" in name
+        assert got.dtype == dtype
+        if name.endswith("proj.weight"):
+            tolerance = {"atol": 2e-5, "rtol": 2**-9} if adapted else {"atol": 0, "rtol": 0}
+            torch.testing.assert_close(got, expected[name].to(dtype), **tolerance)
+        elif adapted and lora.get("bias"):
+            torch.testing.assert_close(got, expected[name].to(dtype), atol=1e-5, rtol=2**-9)
+        else:
+            assert torch.equal(got, before.tensor(name))
 
 
 def nearest_magnitudes(weight: torch.Tensor) -> torch.Tensor:

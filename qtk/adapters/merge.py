@@ -35,6 +35,8 @@ from qtk.machine import PeakMemory, usable_cores
 from qtk.progress import Progress
 
 _SLICE_ELEMENTS = 1 << 20  # 2 MB of bf16 and 4 MB of float32: what a core's share of the cache holds
+# QLoRA training loads the base in this dtype, whatever it is stored in, and rounds that to NF4.
+_QLORA_DTYPE = torch.bfloat16
 _MOST_WORKERS = 4  # memory bandwidth is used up by then, and each holds its slices
 
 
@@ -77,11 +79,10 @@ def merge(
     either, and for an `out` that exists; MachineError for a full disk. Nothing is left under the final name then.
     """
     start = time.monotonic()
-    _require_apart(out, [base_path, *adapter_paths])
     recorder = ManifestRecorder("merge", options.model_dump(mode="json"))
     with (
         PeakMemory() as memory,
-        staged_directory(out, overwrite=overwrite) as directory,
+        staged_directory(out, overwrite=overwrite, inputs=(base_path, *adapter_paths)) as directory,
         closing(Checkpoint(base_path)) as base,
     ):
         recorder.add_input("base", base.path, base.files)
@@ -124,13 +125,6 @@ def merge(
         peak_memory_bytes=memory.peak_bytes,
         memory_above_start_bytes=memory.above,
     )
-
-
-def _require_apart(out: Path, inputs: Sequence[Path]) -> None:
-    """An output that is an input would, with --overwrite, replace what it was made from."""
-    same = [path for path in inputs if path.resolve() == out.resolve()]
-    if same:
-        raise InputError(f"The output {out} is the input {same[0]}. Give another -o.")
 
 
 def _weights(given: Sequence[float], adapters: Sequence[Adapter]) -> tuple[float, ...]:
@@ -331,7 +325,7 @@ def _read(streaming: _Streaming, plan: TensorPlan, start: int, stop: int) -> tor
 
 
 def _block_absmax(streaming: _Streaming, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
-    return nf4.block_absmax(_read(streaming, plan, start, stop))
+    return nf4.block_absmax(_read(streaming, plan, start, stop).to(_QLORA_DTYPE))
 
 
 def _column_squares(streaming: _Streaming, plan: TensorPlan, change: _Change, start: int, stop: int) -> torch.Tensor:
@@ -344,7 +338,7 @@ def _added(streaming: _Streaming, rows: torch.Tensor, change: _Change, start: in
     if change.absmax is not None and change.restored is not None:
         width = rows.shape[1]
         blocks = slice(start * width // nf4.BLOCK, -(-stop * width // nf4.BLOCK))
-        rows = nf4.rounded(rows, change.absmax[blocks], change.restored[blocks])
+        rows = nf4.rounded(rows.to(_QLORA_DTYPE), change.absmax[blocks], change.restored[blocks])
     wide.copy_(rows)
     if change.left is not None and change.right is not None:
         arithmetic.add_update_(wide, change.left[start:stop], change.right)

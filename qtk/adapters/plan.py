@@ -20,6 +20,7 @@ from qtk.checkpoint.safetensors_file import SafetensorsFile
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError, listing
 
+_MOST_NAMED = 500  # every tensor that is left over must be named
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -98,7 +99,7 @@ def make_plan(
         del plans[head]
     vocabulary = _vocabulary(planner, plans)
     if planner.wrong:
-        raise InputError(f"The adapter does not fit {base.path}:\n{listing(planner.wrong)}")
+        raise InputError(f"The adapter does not fit {base.path}:\n{listing(planner.wrong, _MOST_NAMED)}")
     return MergePlan(list(plans.values()), untied, vocabulary)
 
 
