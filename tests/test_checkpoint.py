@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from qtk.checkpoint.manifest import MANIFEST_NAME
 from qtk.checkpoint.reader import INDEX_NAME, Checkpoint, require_finite
 from qtk.checkpoint.safetensors_file import DTYPES, SafetensorsFile
 from qtk.checkpoint.staging import partial_path, staged_directory
@@ -130,6 +135,8 @@ def test_companions_and_config_are_carried_byte_for_byte(tiny, tmp_path) -> None
     source = Path(shutil.copytree(tiny("llama"), tmp_path / "source"))
     odd = b'{\r\n   "b": 1,\t"a": 2.50}\n\n'
     (source / "tokenizer_config.json").write_bytes(odd)
+    for name in ("tekken.json", "tokenizer.model.v3", "vocab.txt", "source.spm", "chat_template.json"):
+        (source / name).write_bytes(odd)
     (source / "LICENSE.txt").write_bytes(b"\xff\xfe licence")
     (source / "additional_chat_templates").mkdir()
     (source / "additional_chat_templates" / "tool.jinja").write_text("{{ x }}")
@@ -139,6 +146,8 @@ def test_companions_and_config_are_carried_byte_for_byte(tiny, tmp_path) -> None
     out.mkdir()
     copy_companions(Checkpoint(source), out)
     assert (out / "tokenizer_config.json").read_bytes() == odd
+    for name in ("tekken.json", "tokenizer.model.v3", "vocab.txt", "source.spm", "chat_template.json"):
+        assert (out / name).read_bytes() == odd
     assert (out / "LICENSE.txt").read_bytes() == b"\xff\xfe licence"
     assert (out / "additional_chat_templates" / "tool.jinja").is_file()
     assert (out / "config.json").read_bytes() == (source / "config.json").read_bytes()
@@ -231,6 +240,122 @@ def test_two_commands_on_one_output_are_refused(tmp_path) -> None:
         staged_directory(tmp_path / "out"),
     ):
         pass
+
+
+def test_files_that_only_look_like_qtks_are_left_alone(tmp_path) -> None:
+    (tmp_path / "poetry.lock").write_text("pinned")
+    with staged_directory(tmp_path / "poetry") as work:
+        (work / "whole").touch()
+    assert (tmp_path / "poetry.lock").read_text() == "pinned"
+    partial = partial_path(tmp_path / "out")
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("years of work")
+    for options in ({}, {"resumable": True}, {"resumable": True, "fresh": True}):
+        for _ in range(2):
+            with pytest.raises(InputError, match="is in the way"), staged_directory(tmp_path / "out", **options):
+                pass
+    assert (partial / "thesis.tex").read_text() == "years of work"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.partial", "poetry", "poetry.lock"]
+
+
+def test_what_a_killed_run_left_is_qtks(tmp_path) -> None:
+    """Killed outright: the unfinished directory and its lock stay, and the next run takes over or begins anew."""
+    script = (
+        "import os, sys, pathlib\nfrom qtk.checkpoint.staging import staged_directory\n"
+        "with staged_directory(pathlib.Path(sys.argv[1])) as work:\n    (work / 'half').touch()\n    os._exit(9)"
+    )
+    for resumable in (True, False):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], check=False)
+        assert (partial_path(tmp_path / "out") / "half").exists()
+        with (
+            contextlib.suppress(RuntimeError),
+            staged_directory(tmp_path / "out", resumable=resumable) as work,
+        ):
+            assert (work / "half").exists() == resumable
+            raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_gets_a_sentence(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    partial_path(tmp_path / "taken").touch()
+    for name, complaint in (
+        ("file/out", "file is not a directory"),
+        ("file/deeper/out", "file is not a directory"),
+        ("dangling", "is a symbolic link"),
+        ("link", "is a symbolic link"),
+        ("taken", "is in the way"),
+    ):
+        with pytest.raises(InputError, match=complaint), staged_directory(tmp_path / name, overwrite=True):
+            pass
+    assert not any(path.name.endswith("lock") for path in tmp_path.iterdir())
+
+
+def test_an_output_never_replaces_its_input(tmp_path) -> None:
+    model = tmp_path / "model"
+    with staged_directory(model) as work:
+        (work / MANIFEST_NAME).write_text("{}")
+        (work / "inner").mkdir()
+    for inputs, complaint in (([model], "is the input"), ([model / "inner"], "lies in the output")):
+        with (
+            pytest.raises(InputError, match=complaint),
+            staged_directory(tmp_path / "x" / ".." / "model", overwrite=True, inputs=inputs),
+        ):
+            pass
+    assert (model / "inner").is_dir()
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_replaced_directory_leaves_nothing_behind(tmp_path, monkeypatch, in_one_step: bool) -> None:
+    if not in_one_step:
+        monkeypatch.setattr("qtk.checkpoint.staging._exchange", lambda *_: False)
+    for content in ("old", "new"):
+        with staged_directory(tmp_path / "out", overwrite=True) as work:
+            (work / MANIFEST_NAME).write_text(content)
+    assert (tmp_path / "out" / MANIFEST_NAME).read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupt_says_what_is_left(tmp_path) -> None:
+    def stopped(name: str, **options: bool) -> str:
+        with pytest.raises(KeyboardInterrupt) as caught, staged_directory(tmp_path / name, **options):
+            raise KeyboardInterrupt
+        return caught.value.args[0]
+
+    assert stopped("out") == "Nothing was left under the final name."
+    assert "--resume" in stopped("out", resumable=True)
+    with staged_directory(tmp_path / "stands") as work:
+        (work / MANIFEST_NAME).touch()
+    assert stopped("stands", overwrite=True) == f"{tmp_path / 'stands'} is what it was."
+
+
+def test_room_that_a_resumed_run_holds_already_is_not_asked_for_again(tmp_path, monkeypatch) -> None:
+    specs = {"w": TensorSpec(torch.float32, (1 << 20,))}
+    CheckpointWriter(tmp_path, specs).abandon()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))  # a quarter of it
+    CheckpointWriter(tmp_path, specs, resume=True).abandon()
+    with pytest.raises(MachineError, match="GB are needed"):
+        CheckpointWriter(tmp_path, specs)
+
+
+def test_a_header_that_is_no_header_is_refused(tmp_path) -> None:
+    for number, header in enumerate(
+        (
+            '{"w":' * 50_000,
+            '{"w": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}',
+            '{"w": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
+        )
+    ):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+        with pytest.raises(InputError, match="is no safetensors file"):
+            SafetensorsFile(path)
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(InputError, match="is no file"):
+        SafetensorsFile(tmp_path / "model.safetensors")
 
 
 def test_sharded_and_single_files_hold_the_same(tmp_path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class SafetensorsFile:
         """Reads and checks the header. Raises InputError for a file that is missing, truncated or no safetensors file."""
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))  # a pipe must not hang
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
         try:
@@ -62,7 +63,10 @@ class SafetensorsFile:
             raise
 
     def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-        size = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{self.path} is no file, so no safetensors file.")
+        size = status.st_size
         start = os.pread(self._fd, 8, 0)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length < 2 or length > min(_HEADER_LIMIT, size - 8):
@@ -73,9 +77,9 @@ class SafetensorsFile:
             tensors = {name: self._entry(name, entry, 8 + length, size) for name, entry in header.items()}
         except InputError:
             raise
-        except (ValueError, AttributeError, TypeError, KeyError) as error:
+        except (ValueError, AttributeError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError(f"{self.path} is no safetensors file: its header cannot be read ({error}).") from None
-        return tensors, metadata
+        return tensors, metadata if isinstance(metadata, dict) else {}
 
     def _entry(self, name: str, entry: dict, data_start: int, file_size: int) -> TensorInfo:
         if entry["dtype"] not in DTYPES:

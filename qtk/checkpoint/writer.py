@@ -71,7 +71,8 @@ class CheckpointWriter:
         self._fds: list[int] = []
         self._places: dict[str, _Place] = {}
         self._missing = set(self.specs)
-        require_room(directory, sum(spec.nbytes for spec in self.specs.values()))
+        held = sum(_bytes_held(directory / name) for name in names) if resume else 0
+        require_room(directory, sum(spec.nbytes for spec in self.specs.values()) - held)
         for name, shard in zip(names, shards, strict=True):
             self._lay_out(directory / name, shard, resume)
         if len(shards) > 1:
@@ -160,6 +161,11 @@ def copy_companions(source: Checkpoint, directory: Path, *, config: bytes | None
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     (directory / "config.json").write_bytes(source.config_bytes if config is None else config)
+
+
+def _bytes_held(path: Path) -> int:
+    """What a file that is kept on a resume takes of the disk already."""
+    return min(path.stat().st_size, path.stat().st_blocks * 512) if path.is_file() else 0
 
 
 def _split(specs: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, TensorSpec]]:
