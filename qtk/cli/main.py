@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
+import select
 import signal
 import sys
 import traceback
@@ -32,6 +34,25 @@ COMMANDS = {
 }
 
 
+_NO_MEMORY = "Not enough memory on this machine."
+# How torch says that it could not allocate, which it raises as a plain RuntimeError.
+_ALLOCATION_PHRASES = ("can't allocate memory", "not enough memory", "out of memory")
+# System errors that say that a path which was given cannot be used.
+_USELESS_PATH = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+
+
+class _BrokenPipe(Exception):
+    """A pipe broke. click would end the command by itself on BrokenPipeError, with nothing said."""
+
+
 class LazyGroup(click.Group):
     """A group whose subcommands are imported when they are used: qtk.cli.<module>.command."""
 
@@ -46,6 +67,14 @@ class LazyGroup(click.Group):
         if name not in self.lazy:
             return None
         return importlib.import_module(f"qtk.cli.{self.lazy[name][0]}").command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, not on the way out, where a closed pipe can no longer be told
+            return result
+        except BrokenPipeError as error:
+            raise _BrokenPipe(str(error)) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -101,31 +130,67 @@ def main(args: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        _say("Stopped. Nothing was left under the final name.", debug)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _say(_stopped(error), debug)
         return 130
     except QtkError as error:
         _say(str(error), debug)
         return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except MemoryError:
-        _say("Not enough memory on this machine.", debug)
+        _say(_NO_MEMORY, debug)
         return 4
+    except _BrokenPipe as error:
+        return _broken_pipe(error, debug)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _say(
-                f"The disk is full{f' ({error.filename})' if error.filename else ''}. Free some room and run again.",
-                debug,
-            )
+        return _failed_call(error, debug)
+    except RuntimeError as error:
+        if any(phrase in str(error) for phrase in _ALLOCATION_PHRASES):
+            _say(f"{_NO_MEMORY} ({str(error).strip().splitlines()[0]})", debug)
             return 4
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            _say(f"{error.filename}: {error.strerror}.", debug)
-            return 2
         return _bug(error, debug)
     except Exception as error:
         return _bug(error, debug)
+
+
+def _stopped(error: BaseException) -> str:
+    """What a stopped command says: with it, what the output's keeper found left (click wraps the interrupt)."""
+    interrupt = error if isinstance(error, KeyboardInterrupt) else error.__cause__
+    left = interrupt.args[0] if isinstance(interrupt, KeyboardInterrupt) and interrupt.args else ""
+    return f"Stopped. {left}".strip()
+
+
+def _failed_call(error: OSError, debug: bool) -> int:
+    """The exit code of a system call that failed: the disk's and memory's lack, a path that is of no use, or a bug."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _say(f"The disk is full{where}. Free some room and run again.", debug)
+        return 4
+    if error.errno == errno.ENOMEM:
+        _say(_NO_MEMORY, debug)
+        return 4
+    if error.filename and error.errno in _USELESS_PATH:
+        _say(f"{error.filename}: {error.strerror}.", debug)
+        return 2
+    return _bug(error, debug)
+
+
+def _broken_pipe(error: _BrokenPipe, debug: bool) -> int:
+    """No error where it is stdout that nobody reads any more; a helper process that has gone is one."""
+    if not _nobody_reads_stdout():
+        return _bug(error, debug)
+    # What is left in the buffer goes nowhere, and Python must not complain of that on its way out.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _nobody_reads_stdout() -> bool:
+    """Whether stdout is a pipe whose reader has gone."""
+    try:
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
+    except (OSError, ValueError):
+        return False
 
 
 def _say(message: str, debug: bool) -> None:

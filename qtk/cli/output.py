@@ -15,6 +15,13 @@ from rich.table import Table
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 
 
+class _Console(Console):
+    """Leaves it to the command line what a closed pipe means; rich would end the command as a failure."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 def emit(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:
     """Prints `result` as JSON, or calls `show` with a console on stdout."""
     if as_json:
@@ -22,7 +29,7 @@ def emit(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[C
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         # A pipe or a file has no width of its own: rows stay whole lines there, so that they can be searched.
-        show(Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 240))
+        show(_Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 240))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
