@@ -25,6 +25,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from quantized_checkpoint import write_quantized
 
+from qtk.bench.accept import AcceptOptions, accept
 from qtk.engines import tensorrt_backend, tensorrt_executor
 from qtk.engines.build import build_engine
 from qtk.engines.onnxruntime_executor import session_options
@@ -107,6 +108,7 @@ class Device:
             cudaStreamDestroy=lambda stream: ok,
             cudaStreamSynchronize=lambda stream: ok,
             cudaMalloc=malloc,
+            cudaMemGetInfo=lambda: (*ok, (1 << 33) - sum(map(len, self.blocks.values())), 1 << 33),
             cudaMemcpyAsync=copy,
             cudaMemsetAsync=fill,
             cudaFree=free,
@@ -357,6 +359,21 @@ def test_kernels_are_kept_beside_the_engine_and_found_again(plans, device, tmp_p
         session.generate([prompt(5)], 3, ignore_eos=True)
     assert "cannot be written" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_acceptance_on_a_device(plans, device, tmp_path) -> None:
+    engine = plans()
+    quick = AcceptOptions(shapes="16/8,40/16", seconds=0, reference=tmp_path / "q-llama", tolerance=0.5)
+    record = accept(engine, quick)
+    assert record.verdict == "passed", record.checks
+    assert record.checks_not_run == {}
+    memory = next(check for check in record.checks if check.name == "memory")
+    assert memory.figure is not None
+    assert 0 < memory.figure < 1
+    assert len(device.chosen) == 1, "loaded once, whatever is measured on it"
+    assert (record.compiled_before, accept(engine, quick).compiled_before) == (False, True)
+    assert record.latency is not None
+    assert "with the compiling of its kernels" in record.latency.first_call
 
 
 def test_messages_go_to_stderr(plans, device, capsys) -> None:

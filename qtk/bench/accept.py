@@ -8,20 +8,25 @@ the engine was built from, and latency.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 import qtk
 from qtk.bench.divergence import DivergenceOptions, DivergenceResult, measure_divergence
-from qtk.bench.latency import LatencyOptions, LatencyReport, measure, parse_shapes
+from qtk.bench.latency import LatencyOptions, LatencyReport, measure, parse_shapes, time_first_call
 from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest
 from qtk.engines.session import DecoderSession, EngineSession, open_session
+from qtk.engines.text import GenerateOptions, generate_text
 from qtk.errors import InputError
 from qtk.machine import machine
 from qtk.progress import Progress
+
+_TEXT = "def fibonacci(n):"
+_NO_LOGITS = "the engine's runtime gives tokens, not logits"
 
 
 class AcceptOptions(BaseModel):
@@ -54,8 +59,10 @@ class Check(BaseModel):
 
 
 class Acceptance(BaseModel):
-    """The record. `engine_manifest_sha256` ties it to one engine; `machine` says what it ran on; `checks_not_run` are
-    those that need logits, where the engine's runtime gives tokens only."""
+    """The record. `engine_manifest_sha256` ties it to one engine; `machine` says what it ran on. checks_not_run: name -> why;
+    shapes_not_run: those that the engine's limits are too small for. verdict: failed by any check, else incomplete where a
+    shape was not run, else passed. first_call_ms comes before all checks, so it holds what is compiled at first use;
+    compiled_before: whether that was found compiled already (None where nothing is)."""
 
     model_config = ConfigDict(frozen=True)
     qtk_version: str
@@ -65,57 +72,54 @@ class Acceptance(BaseModel):
     gpu: str
     versions: dict[str, str]
     machine: dict[str, object]
+    verdict: Literal["passed", "failed", "incomplete"]
+    first_call_ms: float | None
+    compiled_before: bool | None
     checks: list[Check]
-    checks_not_run: list[str]
+    checks_not_run: dict[str, str]
     shapes_not_run: list[str]
     latency: LatencyReport | None
     divergence: DivergenceResult | None
 
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
+
+class _Record:
+    """What has been found so far; a check that fails does not stop the others."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.checks: list[Check] = []
+        self.not_run: dict[str, str] = {}
+        self._progress = progress
+
+    def run(self, name: str, meaning: str, check: Callable[[], float], most: float) -> None:
+        try:
+            figure = check()
+        except Exception as error:  # whatever the runtime raises is the finding
+            self.failed(name, meaning, error)
+        else:
+            passed = bool(figure <= most)
+            self.checks.append(Check(name=name, passed=passed, figure=figure, meaning=f"{meaning} (at most {most:g})"))
+        self._progress.advance(1, name)
+
+    def failed(self, name: str, meaning: str, error: Exception) -> None:
+        said = f"{meaning}: {type(error).__name__}: {error}"
+        self.checks.append(Check(name=name, passed=False, figure=None, meaning=said))
 
 
 def accept(engine: Path, options: AcceptOptions) -> Acceptance:
     """Runs everything. A check that fails does not stop the others. MachineError when the engine cannot run here."""
-    session = open_session(engine, options.threads)
-    decoder = session if isinstance(session, DecoderSession) else None
-    checks: list[Check] = []
-    not_checked: list[str] = []
-    with Progress("accept", len(_TOKEN_CHECKS) + len(_LOGIT_CHECKS) + 2, "checks") as progress:
-        for name, meaning, token_check in _TOKEN_CHECKS:
-            checks.append(_run(name, meaning, functools.partial(token_check, session), options.tolerance))
-            progress.advance(1, name)
-        for name, meaning, logit_check in _LOGIT_CHECKS:
-            if decoder is None:
-                not_checked.append(name)
-                continue
-            checks.append(_run(name, meaning, functools.partial(logit_check, decoder), options.tolerance))
-            progress.advance(1, name)
-        divergence = None
-        if decoder is None and options.reference is not None:
-            not_checked.append("divergence")
-        elif options.reference is not None:
-            reference = options.reference
-            rows = DivergenceOptions(rows=4, seq_len=min(512, session.limits.max_positions), threads=options.threads)
-            measured: list[DivergenceResult] = []
-
-            def kl() -> float:
-                measured.append(measure_divergence(engine, reference, rows))
-                return measured[0].pooled.kl.mean
-
-            checks.append(_run("divergence", "KL from the checkpoint, nats a token", kl, options.max_kl))
-            divergence = measured[0] if measured else None
-        progress.advance(1, "divergence")
+    checks = len(_TOKEN_CHECKS) + len(_LOGIT_CHECKS) + 5
+    with open_session(engine, options.threads) as session, Progress("accept", checks, "checks") as progress:
+        record = _Record(progress)
         fitting, not_run = _fitting(session, options)
-        latency = None
-        if fitting:
-            latency = measure(
-                session, LatencyOptions(shapes=",".join(fitting), seconds=options.seconds, threads=options.threads)
-            )
-        progress.advance(1, "latency")
+        first_call = _first_call(session, fitting, record)
+        _run_checks(session, options, record)
+        divergence = _divergence(session, options, record)
+        latency = _latency(session, options, fitting, first_call, record)
+        # The last of all, when every buffer has been used.
+        _memory(session, record)
+        compiled_before, description = session.compiled_before, session.description
     manifest = engine / MANIFEST_NAME
-    description = session.description
+    failed = any(not check.passed for check in record.checks)
     return Acceptance(
         qtk_version=qtk.__version__,
         engine=engine.name,
@@ -124,20 +128,86 @@ def accept(engine: Path, options: AcceptOptions) -> Acceptance:
         gpu=description.gpu,
         versions=description.versions,
         machine=machine().as_dict(),
-        checks=checks,
-        checks_not_run=not_checked,
+        verdict="failed" if failed else "incomplete" if not_run else "passed",
+        first_call_ms=None if first_call is None else first_call * 1e3,
+        compiled_before=compiled_before,
+        checks=record.checks,
+        checks_not_run=record.not_run,
         shapes_not_run=not_run,
         latency=latency,
         divergence=divergence,
     )
 
 
-def _run(name: str, meaning: str, check: Callable[[], float], most: float) -> Check:
+def _first_call(session: EngineSession, fitting: Sequence[tuple[int, int]], record: _Record) -> float | None:
+    """Seconds of the first call of all; None where it failed."""
+    entry, output = fitting[0] if fitting else (1, 1)
     try:
-        figure = check()
-    except Exception as error:  # whatever the runtime raises is the finding
-        return Check(name=name, passed=False, figure=None, meaning=f"{meaning}: {type(error).__name__}: {error}")
-    return Check(name=name, passed=bool(figure <= most), figure=figure, meaning=f"{meaning} (at most {most:g})")
+        return time_first_call(session, (entry, output), 1)
+    except Exception as error:
+        record.failed("first call", f"{entry} tokens in, {output} out", error)
+        return None
+
+
+def _run_checks(session: EngineSession, options: AcceptOptions, record: _Record) -> None:
+    for name, meaning, token_check in _TOKEN_CHECKS:
+        record.run(name, meaning, functools.partial(token_check, session), options.tolerance)
+    try:
+        record.run("text", "differences between text that streams and text that is returned", _text_of(session), 0)
+    except InputError as error:
+        record.not_run["text"] = str(error)
+    for name, meaning, logit_check in _LOGIT_CHECKS:
+        if isinstance(session, DecoderSession):
+            record.run(name, meaning, functools.partial(logit_check, session), options.tolerance)
+        else:
+            record.not_run[name] = _NO_LOGITS
+
+
+def _divergence(session: EngineSession, options: AcceptOptions, record: _Record) -> DivergenceResult | None:
+    reference = options.reference
+    if reference is None:
+        record.not_run["divergence"] = "no --reference was given"
+    elif not isinstance(session, DecoderSession):
+        record.not_run["divergence"] = _NO_LOGITS
+    else:
+        decoder, measured = session, list[DivergenceResult]()
+        rows = DivergenceOptions(rows=4, seq_len=min(512, session.limits.max_positions), threads=options.threads)
+
+        def kl() -> float:
+            measured.append(measure_divergence(decoder, reference, rows))
+            return measured[0].pooled.kl.mean
+
+        record.run("divergence", "KL from the checkpoint, nats a token", kl, options.max_kl)
+        return measured[0] if measured else None
+    return None
+
+
+def _latency(
+    session: EngineSession,
+    options: AcceptOptions,
+    fitting: Sequence[tuple[int, int]],
+    first_call: float | None,
+    record: _Record,
+) -> LatencyReport | None:
+    if not fitting or first_call is None:
+        return None
+    shapes = ",".join(f"{entry}/{output}" for entry, output in fitting)
+    asked = LatencyOptions(shapes=shapes, seconds=options.seconds, threads=options.threads)
+
+    def failed(shape: str, error: Exception) -> None:
+        record.failed(f"latency {shape}", "the shape's calls", error)
+
+    return measure(session, asked, first_call_seconds=first_call, on_failure=failed)
+
+
+def _memory(session: EngineSession, record: _Record) -> None:
+    table, used = session.description.memory, session.memory_bytes()
+    if table is None or used is None:
+        record.not_run["memory"] = (
+            "the runtime does not tell what it takes" if table else "the engine has no memory table"
+        )
+        return
+    record.run("memory", "device memory taken, as a share of the table's", lambda: used / table.needed_bytes, 1.0)
 
 
 def _prompt(session: EngineSession, length: int, seed: int) -> list[int]:
@@ -173,6 +243,32 @@ def _batch(session: DecoderSession) -> float:
     return max(float(np.abs(session.logits([row])[0] - together[i, : len(row)]).max()) for i, row in enumerate(rows))
 
 
+def _batched_decoding(session: DecoderSession) -> float:
+    """How far below the best logit the tokens of rows that were decoded together lie when each row is scored alone."""
+    if session.limits.max_batch < 2:
+        return 0.0
+    rows = [_prompt(session, 29, 6), _prompt(session, 11, 7)]
+    new = max(1, min(16, session.limits.max_positions - max(map(len, rows))))
+    lost = 0.0
+    for row, tokens in zip(rows, session.generate(rows, new, ignore_eos=True).tokens, strict=True):
+        logits = session.logits([row + tokens[:-1]])[0, len(row) - 1 :]
+        lost = max(lost, float((logits.max(-1) - logits[np.arange(len(tokens)), tokens]).max()))
+    return lost
+
+
+def _text_of(session: EngineSession) -> Callable[[], float]:
+    """The check of text in, text out. InputError for an engine without a tokenizer."""
+    tokenizer = session.tokenizer
+
+    def check() -> float:
+        pieces: list[str] = []
+        most = max(1, min(16, session.limits.max_positions - len(tokenizer.encode(_TEXT)) - 1))
+        made = generate_text(session, [_TEXT], GenerateOptions(max_new_tokens=most), on_text=pieces.append).rows[0]
+        return float(("".join(pieces) != made.text) + (made.text != tokenizer.decode(made.tokens)))
+
+    return check
+
+
 def _whole_length(session: EngineSession) -> float:
     """Tokens missing from a call that fills the engine to its last position; a longer one must be refused."""
     prompt = _prompt(session, session.limits.max_input_len, 5)
@@ -192,13 +288,12 @@ _TOKEN_CHECKS: tuple[tuple[str, str, Callable[[EngineSession], float]], ...] = (
 _LOGIT_CHECKS: tuple[tuple[str, str, Callable[[DecoderSession], float]], ...] = (
     ("decode against scoring", "logits lost by decoding step by step", _decode_against_scoring),
     ("batch", "logits moved by a longer row alongside", _batch),
+    ("batched decoding", "logits lost by decoding two rows together", _batched_decoding),
 )
 
 
-def _fitting(session: EngineSession, options: AcceptOptions) -> tuple[list[str], list[str]]:
-    def split() -> Iterator[tuple[str, bool]]:
-        for entry, output in parse_shapes(options.shapes):
-            yield f"{entry}/{output}", entry + output <= session.limits.max_positions
-
-    shapes = list(split())
-    return [name for name, fits in shapes if fits], [name for name, fits in shapes if not fits]
+def _fitting(session: EngineSession, options: AcceptOptions) -> tuple[list[tuple[int, int]], list[str]]:
+    """The shapes that the engine's limits take, and the names of the others."""
+    shapes = parse_shapes(options.shapes)
+    fits = [shape for shape in shapes if sum(shape) <= session.limits.max_positions]
+    return fits, [f"{entry}/{output}" for entry, output in shapes if (entry, output) not in fits]

@@ -238,16 +238,40 @@ def clustered(rows: list[torch.Tensor]) -> Estimate:
     return Estimate(mean=float(mean), standard_error=float(error))
 
 
-def measure_divergence(model: Path, reference: Path, options: DivergenceOptions) -> DivergenceResult:
+def measure_divergence(model: Path | DecoderSession, reference: Path, options: DivergenceOptions) -> DivergenceResult:
     """Compares the checkpoint or engine `model` with the checkpoint `reference` on the texts of `options`.
 
+    A session that is open already is used and left open; an engine's directory is opened and closed.
     InputError for models that do not share a vocabulary, rows beyond either model's context, or texts that are empty.
     """
+    if isinstance(model, DecoderSession):
+        about = model.description
+        settings: dict[str, object] = {
+            name: getattr(about, name) for name in ("backend", "dtype", "accuracy_level", "lm_head_bits")
+        }
+        sizes = (model.vocab_size, model.limits.max_positions)
+        return _measure(EngineModel(model), model.directory, sizes, reference, options, settings)
+    if is_engine(model):
+        with DecoderSession.open(model, options.threads) as session:
+            return measure_divergence(session, reference, options)
+    weights = ModelWeights.open(model)
+    sizes = (weights.spec.vocab_size, weights.spec.max_positions)
+    return _measure(StreamedModel(weights), model, sizes, reference, options, {})
+
+
+def _measure(
+    other: Predictor,
+    model: Path,
+    sizes: tuple[int, int],
+    reference: Path,
+    options: DivergenceOptions,
+    settings: dict[str, object],
+) -> DivergenceResult:
+    """`sizes`: the vocabulary of `other`, and the longest row it takes. `settings`: an engine's."""
     started = time.monotonic()
     limit_threads(options.threads)
     base = ModelWeights.open(reference)
-    other, vocab_size, longest, settings = _open(model, options)
-    _require_comparable(base, other=(str(model), vocab_size, longest), seq_len=options.seq_len)
+    _require_comparable(base, other=(str(model), *sizes), seq_len=options.seq_len)
     tokenizer = TextTokenizer(reference)
     texts = [
         (name, held_out_rows(name, tokenizer, options.rows, options.seq_len, options.chat_format))
@@ -282,22 +306,6 @@ def measure_divergence(model: Path, reference: Path, options: DivergenceOptions)
         seconds=round(time.monotonic() - started, 2),
         machine=machine().as_dict(),
     )
-
-
-def _open(model: Path, options: DivergenceOptions) -> tuple[Predictor, int, int, dict[str, object]]:
-    """The model to measure, its vocabulary's size, the longest row it takes, and an engine's settings."""
-    if not is_engine(model):
-        weights = ModelWeights.open(model)
-        return StreamedModel(weights), weights.spec.vocab_size, weights.spec.max_positions, {}
-    session = DecoderSession.open(model, options.threads)
-    about = session.description
-    settings: dict[str, object] = {
-        "backend": about.backend,
-        "dtype": about.dtype,
-        "accuracy_level": about.accuracy_level,
-        "lm_head_bits": about.lm_head_bits,
-    }
-    return EngineModel(session), session.vocab_size, session.limits.max_positions, settings
 
 
 def _require_comparable(base: ModelWeights, *, other: tuple[str, int, int], seq_len: int) -> None:

@@ -72,7 +72,8 @@ class ShapeLatency(BaseModel):
 
 class LatencyReport(BaseModel):
     """The whole measurement, with what it was measured on. first_call_ms: the first call of all, kept apart, because
-    runtimes that compile at first use pay there."""
+    runtimes that compile at first use pay there; compiled_before: whether they found their kernels compiled (None for
+    runtimes that compile none then)."""
 
     model_config = ConfigDict(frozen=True)
     engine: str
@@ -84,7 +85,14 @@ class LatencyReport(BaseModel):
     threads: int | None
     processor: str
     first_call_ms: float
+    compiled_before: bool | None = None
     shapes: list[ShapeLatency]
+
+    @property
+    def first_call(self) -> str:
+        """The first call in words."""
+        state = {None: "", True: ", its kernels found compiled", False: ", with the compiling of its kernels"}
+        return f"{self.first_call_ms:.0f} ms{state[self.compiled_before]}"
 
 
 def parse_shapes(text: str) -> list[tuple[int, int]]:
@@ -105,9 +113,15 @@ def measure(
     session: EngineSession,
     options: LatencyOptions,
     *,
+    first_call_seconds: float | None = None,
     on_call: Callable[[str], None] = lambda detail: None,
+    on_failure: Callable[[str, Exception], None] | None = None,
 ) -> LatencyReport:
-    """Measures every shape of the options. InputError, before any run, for shapes that the engine cannot take."""
+    """Measures every shape of the options. InputError, before any run, for shapes that the engine cannot take.
+
+    first_call_seconds: of the session's first call, where that was made before. on_failure is told "16/8" and what was
+    raised there, and the shape left out; without it the error ends the measurement.
+    """
     shapes = parse_shapes(options.shapes)
     limits = session.limits
     wrong = [
@@ -120,9 +134,16 @@ def measure(
     if wrong:
         raise InputError(f"{session.directory} cannot run these shapes:\n{listing(wrong)}")
     random = np.random.default_rng(options.seed)
-    begin = time.perf_counter()
-    _call(session, random, shapes[0], options.batch_size)
-    first_call = time.perf_counter() - begin
+    if first_call_seconds is None:
+        first_call_seconds = time_first_call(session, shapes[0], options.batch_size, random)
+    measured = []
+    for shape in shapes:
+        try:
+            measured.append(_measure_shape(session, random, shape, options, on_call))
+        except Exception as error:
+            if on_failure is None:
+                raise
+            on_failure(f"{shape[0]}/{shape[1]}", error)
     description = session.description
     return LatencyReport(
         engine=session.directory.name,
@@ -133,9 +154,19 @@ def measure(
         lm_head_bits=description.lm_head_bits,
         threads=options.threads,
         processor=machine().processor,
-        first_call_ms=first_call * 1e3,
-        shapes=[_measure_shape(session, random, shape, options, on_call) for shape in shapes],
+        first_call_ms=first_call_seconds * 1e3,
+        compiled_before=session.compiled_before,
+        shapes=measured,
     )
+
+
+def time_first_call(
+    session: EngineSession, shape: tuple[int, int], batch: int, random: np.random.Generator | None = None
+) -> float:
+    """Seconds of one call of (prompt, output) tokens: of a fresh session the one in which kernels are compiled."""
+    begin = time.perf_counter()
+    _call(session, random or np.random.default_rng(0), shape, batch)
+    return time.perf_counter() - begin
 
 
 def _measure_shape(

@@ -20,7 +20,8 @@ from qtk.errors import GateFailed
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
 def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: object) -> None:
-    """Run an engine's checks and published shapes on the machine it is for, and record them. Exit 3 if a check fails.
+    """Run an engine's checks and published shapes on the machine it is for, and record them. Exit 3 if a check fails, or if
+    the engine's limits are too small for a shape.
 
     \b
     qtk accept engine-a10 -o acceptance --reference int4
@@ -48,8 +49,19 @@ def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: o
                 for s in result.latency.shapes
             ]
             console.print(table("Latency", ("shape", "tokens/s", "decode tokens/s", "TTFT ms"), speeds))
+            console.print(f"First call: {result.latency.first_call}.")
+        for name, why in result.checks_not_run.items():
+            console.print(f"Not run: {name}: {why}.")
+        if result.shapes_not_run:
+            console.print(f"Not run: {', '.join(result.shapes_not_run)}: the engine's limits are too small.")
+        console.print(f"Verdict: {result.verdict}.")
 
     emit(result, as_json, show)
     failed = [check.name for check in result.checks if not check.passed]
     if failed:
         raise GateFailed(f"{engine} did not pass: {', '.join(failed)}. The record is in {out}.")
+    if result.verdict == "incomplete":
+        raise GateFailed(
+            f"{engine} passed what was run, but not {', '.join(result.shapes_not_run)}: build it with a larger "
+            f"--max-input-len and --max-output-len, or leave these out of --shapes. The record is in {out}."
+        )

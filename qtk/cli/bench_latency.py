@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from qtk.bench.latency import LatencyOptions
 from qtk.cli.options import build, options_from
@@ -27,8 +28,7 @@ def command(engine: Path, as_json: bool, **values: object) -> None:
     from qtk.progress import Progress
 
     options = build(LatencyOptions, values)
-    session = open_session(engine, options.threads)
-    with Progress("bench latency", None, "calls") as progress:
+    with open_session(engine, options.threads) as session, Progress("bench latency", None, "calls") as progress:
         report = measure(session, options, on_call=lambda detail: progress.advance(1, detail))
     columns = ("input/output", "tokens/s", "±", "decode tokens/s", "TTFT ms", "token ms p50", "p90", "p99", "calls")
     rows = [
@@ -44,4 +44,9 @@ def command(engine: Path, as_json: bool, **values: object) -> None:
         for s in report.shapes
     ]
     title = f"{report.engine}: {report.gpu}, {report.dtype}, batch {options.batch_size}"
-    emit(report, as_json, lambda console: console.print(table(title, columns, rows)))
+
+    def show(console: Console) -> None:
+        console.print(table(title, columns, rows))
+        console.print(f"First call: {report.first_call}.")
+
+    emit(report, as_json, show)

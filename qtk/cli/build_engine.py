@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.console import Console
 
+from qtk.cli.memory import show_memory
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
 from qtk.engines.description import finishing_command
@@ -44,4 +46,10 @@ def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: ob
         *[("note", note) for note in engine.notes],
         *([] if engine.built else [("then, there", finishing_command(out))]),
     ]
-    emit(engine, as_json, lambda console: console.print(table("Engine", ("", ""), rows)))
+
+    def show(console: Console) -> None:
+        console.print(table("Engine", ("", ""), rows))
+        if engine.memory is not None:
+            show_memory(console, f"Memory on {engine.memory.gpu}", engine.memory)
+
+    emit(engine, as_json, show)

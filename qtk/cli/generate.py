@@ -30,13 +30,13 @@ def command(engine: Path, prompts: tuple[str, ...], as_json: bool, **values: obj
 
     options = build(GenerateOptions, values)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-    session = open_session(engine, options.threads)
     stream = not as_json and len(texts) == 1
 
     def write(piece: str) -> None:
         print(piece, end="", flush=True)
 
-    result = generate_text(session, texts, options, on_text=write if stream else None)
+    with open_session(engine, options.threads) as session:
+        result = generate_text(session, texts, options, on_text=write if stream else None)
     if as_json:
         print(result.model_dump_json(indent=2))
     elif stream:

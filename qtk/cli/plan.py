@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from qtk.cli.memory import show_memory
 from qtk.cli.options import build, options_from
-from qtk.cli.output import emit, json_option, table
+from qtk.cli.output import emit, json_option
 from qtk.engines.plan import PlanOptions
 from qtk.errors import GateFailed, listing
 
@@ -27,19 +27,7 @@ def command(model: Path, as_json: bool, **values: object) -> None:
     from qtk.engines.plan import plan_engine
 
     plan = plan_engine(model, build(PlanOptions, values))
-    memory = plan.memory
-
-    def show(console: Console) -> None:
-        rows = [(part.name, part.bytes / 2**30, part.how) for part in memory.parts]
-        rows.append(("needed", memory.needed_bytes / 2**30, ""))
-        if memory.available_bytes is not None:
-            rows.append((memory.gpu, memory.available_bytes / 2**30, "fits" if memory.fits else "does not fit"))
-        title = f"{plan.model}: {plan.parameters / 1e9:.2f} billion parameters, {plan.weights}"
-        console.print(table(title, ("part", "GiB", ""), rows))
-        if memory.decode_bound_tokens_per_s is not None:
-            bound = f"No decoder is faster than {memory.decode_bound_tokens_per_s:.1f} tokens/s a row here"
-            console.print(f"{bound}: {memory.bound_of}.")
-
-    emit(plan, as_json, show)
+    title = f"{plan.model}: {plan.parameters / 1e9:.2f} billion parameters, {plan.weights}"
+    emit(plan, as_json, lambda console: show_memory(console, title, plan.memory))
     if plan.refusals:
         raise GateFailed(f"{plan.model} cannot become this engine:\n{listing(plan.refusals)}")

@@ -12,6 +12,8 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import copy_companions
 from qtk.engines.backends import BACKENDS, BuildJob, FinishJob, engine_backend
 from qtk.engines.description import ENGINE_NAME, EngineDescription, is_engine, read_description
+from qtk.engines.memory_plan import cache_length, memory_plan
+from qtk.engines.memory_table import MemoryPlan
 from qtk.engines.options import BuildOptions, resolved_limits
 from qtk.errors import InputError, listing
 from qtk.machine import PeakMemory
@@ -49,7 +51,7 @@ def build_engine(
         job = BuildJob(weights, directory, gpu, limits, options, lambda layer: progress.advance(1))
         if reasons := backend.refusals(job):
             raise InputError(f"{model_dir} cannot become a {name} engine for {gpu.name}:\n{listing(reasons)}")
-        description = backend.build(job)
+        description = backend.build(job).model_copy(update={"memory": _memory(job)})
         copy_companions(weights.checkpoint, directory)
         description.save(directory)
         recorder.notes["backend"] = name
@@ -67,6 +69,15 @@ def backend_name(options: BuildOptions, gpu: GpuProfile) -> str:
     if name not in BACKENDS:
         raise InputError(f"Nothing builds for {gpu.name} ({gpu.title}) here. {gpu.advice}")
     return name
+
+
+def _memory(job: BuildJob) -> MemoryPlan | None:
+    """The table of an engine on one GPU; None for a processor, which has no figures, and for ranks on several GPUs."""
+    if job.gpu.is_cpu or job.options.tp * job.options.pp > 1:
+        return None
+    scheme = job.weights.scheme
+    slots = cache_length(job.limits.max_positions)
+    return memory_plan(job.weights.spec, scheme.modules if scheme else None, job.limits, job.gpu, slots)
 
 
 def _finish(prepared: Path, out: Path, options: BuildOptions, *, overwrite: bool) -> EngineDescription:

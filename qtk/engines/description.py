@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qtk.engines.memory_table import MemoryPlan
 from qtk.errors import InputError
 
 ENGINE_NAME = "engine.json"
@@ -58,7 +59,8 @@ class EngineDescription(_Frozen):
     """The content of engine.json.
 
     accuracy_level is ONNX Runtime's for INT4 products: 0 computes in the graph's dtype, 4 rounds activations to 8 bits.
-    lm_head_bits is 16 where the head stays in the graph's dtype. cache_length is set where a plan froze it.
+    lm_head_bits is 16 where the head stays in the graph's dtype. cache_length is set where a plan froze it. memory: what
+    the engine takes on its one GPU by the table, and the bound on its speed.
     """
 
     format: Literal["qtk-engine"] = "qtk-engine"
@@ -84,6 +86,7 @@ class EngineDescription(_Frozen):
     versions: dict[str, str] = Field(default_factory=dict)
     built: bool = True
     notes: tuple[str, ...] = ()
+    memory: MemoryPlan | None = None
 
     def save(self, directory: Path) -> None:
         (directory / ENGINE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -51,6 +51,10 @@ class Executor(Protocol):
         """Whether what is compiled at first use was found compiled; None for a runtime that compiles nothing then."""
         ...
 
+    def memory_bytes(self) -> int | None:
+        """Device memory that the engine has taken so far; None for a runtime without a device of its own."""
+        ...
+
     def start(self, batch: int) -> None:
         """Begins a call with `batch` rows: the cache holds nothing from here on."""
         ...

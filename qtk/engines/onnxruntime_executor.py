@@ -73,6 +73,9 @@ class OnnxRuntimeExecutor:
             ) from None
         self._binding = self._session.io_binding()
 
+    def memory_bytes(self) -> int | None:
+        return None
+
     def start(self, batch: int) -> None:
         if batch > 1 and self._rewritten:
             # For good: both graphs' weights at once would take twice the memory, and loading is not free.

@@ -9,9 +9,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from qtk.engines.linear_plans import linear_plans
-from qtk.engines.memory_plan import MemoryPlan, memory_plan
+from qtk.engines.memory_plan import cache_length, memory_plan
+from qtk.engines.memory_table import MemoryPlan
 from qtk.engines.options import BuildOptions, resolved_limits
-from qtk.engines.tensorrt_backend import cache_length
 from qtk.errors import InputError
 from qtk.models.registry import spec_from_config
 from qtk.models.spec import ModelSpec

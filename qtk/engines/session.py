@@ -68,6 +68,10 @@ class EngineSession(ABC):
         """Whether the kernels that the runtime compiles at first use were found compiled; None where it compiles none."""
         return None
 
+    def memory_bytes(self) -> int | None:
+        """Device memory that the engine has taken so far, in bytes; None where its runtime does not tell."""
+        return None
+
     @property
     def limits(self) -> Limits:
         return self.description.limits
@@ -170,6 +174,9 @@ class DecoderSession(EngineSession):
     @property
     def compiled_before(self) -> bool | None:
         return self._compiled_before
+
+    def memory_bytes(self) -> int | None:
+        return self._executor.memory_bytes()
 
     @staticmethod
     def open(engine: Path | str, threads: int | None = None, *, accuracy_level: int | None = None) -> DecoderSession:

@@ -24,7 +24,7 @@ from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription, Limits, Stage, finishing_command
 from qtk.engines.graph import GraphOptions, write_graph
 from qtk.engines.linear_plans import table_refusals
-from qtk.engines.memory_plan import FLOAT_BYTES, ModelBytes, memory_plan, model_bytes
+from qtk.engines.memory_plan import FLOAT_BYTES, ModelBytes, cache_length, memory_plan, model_bytes
 from qtk.engines.outside_tool import keep_log
 from qtk.engines.target_machine import build_reasons, gpu_environment
 from qtk.engines.tensorrt_compile import LACKS, CompileRequest
@@ -37,7 +37,6 @@ from qtk.quantization.model_weights import LM_HEAD_MODULE
 from qtk.targets.gpu import GpuProfile
 from qtk.targets.table import target
 
-CACHE_STEP = 128
 # Measured (docs/benchmarks.md): peak of the compiling process over the bytes of the stage's graph.
 PEAK_BASE_BYTES = 600_000_000
 PEAK_PER_BYTE = 3.0
@@ -49,11 +48,6 @@ STAGE_SHARES = (0.5, 0.9)
 PLAN_TOLERANCE = 0.25
 SMALL_BYTES = 64_000_000
 KERNEL_BYTES = 16 << 20
-
-
-def cache_length(positions: int) -> int:
-    """The cache slots that a plan freezes for this many positions."""
-    return -(-positions // CACHE_STEP) * CACHE_STEP
 
 
 class Backend:

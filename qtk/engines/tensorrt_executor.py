@@ -94,6 +94,7 @@ class TensorRtExecutor:
         self._description, self._length = description, description.cache_length
         self._most = {"batch": limits.max_batch, "tokens": limits.max_input_len, "wanted": self.chunk_logits}
         self._cuda: Cuda | None = Cuda(description.compute_capability)
+        self._free = int(self._cuda.call("cudaMemGetInfo"))
         self._cache = RuntimeCache(directory)
         self._decoded = False
         self._log = stderr_log(self._trt)
@@ -144,6 +145,9 @@ class TensorRtExecutor:
             for context in self._contexts:
                 context.set_device_memory(addresses["workspace"], size)
         return addresses
+
+    def memory_bytes(self) -> int | None:
+        return None if self._cuda is None else self._free - int(self._cuda.call("cudaMemGetInfo"))
 
     def start(self, batch: int) -> None:
         pass  # stale slots need no wiping: a slot is written before any mask lets a token look at it

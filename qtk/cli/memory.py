@@ -1,0 +1,20 @@
+"""The memory table and the bound on speed, as `qtk plan` and `qtk build-engine` print them."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from qtk.cli.output import table
+from qtk.engines.memory_table import MemoryPlan
+
+
+def show_memory(console: Console, title: str, memory: MemoryPlan) -> None:
+    """Prints both; the bound where the GPU's bandwidth is known."""
+    rows: list[tuple[str, float, str]] = [(part.name, part.bytes / 2**30, part.how) for part in memory.parts]
+    rows.append(("needed", memory.needed_bytes / 2**30, ""))
+    if memory.available_bytes is not None:
+        rows.append((memory.gpu, memory.available_bytes / 2**30, "fits" if memory.fits else "does not fit"))
+    console.print(table(title, ("part", "GiB", ""), rows))
+    if memory.decode_bound_tokens_per_s is not None:
+        bound = f"No decoder is faster than {memory.decode_bound_tokens_per_s:.1f} tokens/s a row here"
+        console.print(f"{bound}: {memory.bound_of}.")
