@@ -93,7 +93,11 @@ def test_several_models_complain_together() -> None:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), 4, "9 bytes"),
         (RuntimeError("shapes cannot be multiplied"), 1, "a bug: RuntimeError"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a.txt/b"), 2, "/a.txt/b: Not a directory"),
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "a bug: _BrokenPipe: [Errno 32]"),  # a helper's, stdout is well
+        (
+            BrokenPipeError(errno.EPIPE, "Broken pipe"),
+            1,
+            "a bug: _BrokenPipe: [Errno 32]",
+        ),  # a helper's, stdout is well
         (KeyboardInterrupt("The sentence."), 130, "qtk: Stopped. The sentence."),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "/root/x: Permission denied"),
         (ZeroDivisionError("oops"), 1, "a bug: ZeroDivisionError: oops"),

@@ -13,9 +13,11 @@ from conftest import make_tiny
 from peft_adapters import make_adapter
 from safetensors.torch import load_file, save_file
 
+from qtk.adapters.base_identity import disagreement
 from qtk.adapters.config import read_config
 from qtk.adapters.merge import merge
 from qtk.adapters.options import MergeOptions
+from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -286,7 +288,7 @@ class TestAnotherBase:
         "name",
         [
             "DeepSeek-AI/deepseek-coder-6.7b-instruct",
-            "x/Coder-6.7b",
+            "DeepSeek-AI/DeepSeek_Coder-6.7B-Instruct-hf",
             "/train/models/other",
             None,
             "",
@@ -297,6 +299,39 @@ class TestAnotherBase:
     def test_the_same_name_or_none(self, base, adapter, tmp_path, name: str | None) -> None:
         place = Path(shutil.copytree(base, tmp_path / "deepseek-coder-6.7b-instruct"))
         self.take(place, self.named(adapter, name), tmp_path)
+
+    @pytest.mark.parametrize(
+        ("named", "place", "same"),
+        [
+            ("org/X-7B", "X-7B-Instruct", False),
+            ("org/X-7B-Instruct", "X-7B", False),
+            ("org/X-7B-chat-hf", "x-7b-hf", False),
+            ("org/X-7B-Base", "x-7b", False),
+            ("google/x-7b-it", "x-7b", False),
+            ("org/X-7B", "x-17b", False),
+            ("org/X-7B-hf", "x-7b-bf16", True),
+            ("org/X-7B", "org_X-7B-fp16", True),
+            ("meta-llama/Llama-3.1-8B", "Meta-Llama-3.1-8B", True),
+            ("meta-llama/Meta-Llama-3.1-8B", "llama-3.1-8b", True),
+            ("org/X-7B", "weights", True),
+            ("org/X-7B", "bf16", True),
+            ("org/X-7B", "checkpoint-500", True),
+            ("org/X-7B", "model_fp16", True),
+            ("org/X-7B", "7b", True),
+        ],
+    )
+    def test_names_and_versions(self, base, tmp_path, named: str, place: str, same: bool) -> None:
+        copy = tmp_path / place
+        copy.symlink_to(shutil.copytree(base, tmp_path / "base"))
+        assert (disagreement(named, Checkpoint(copy)) is None) == same
+
+    def test_the_name_it_was_tuned_from_is_not_its_own(self, base, tmp_path) -> None:
+        copy = Path(shutil.copytree(base, tmp_path / "X-7B-Instruct"))
+        configure(copy, "config.json", _name_or_path="org/X-7B")
+        assert disagreement("org/X-7B", Checkpoint(copy)) is not None
+        assert disagreement("org/X-7B-Instruct", Checkpoint(copy)) is None
+        other = Path(shutil.copytree(copy, tmp_path / "for production"))
+        assert disagreement("org/X-7B", Checkpoint(other)) is None
 
     def test_a_base_that_states_its_name_or_lies_in_a_hub_cache(self, base, adapter, tmp_path, capsys) -> None:
         self.named(adapter, "HuggingFaceTB/SmolLM2-135M")
