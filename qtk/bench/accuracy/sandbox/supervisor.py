@@ -168,7 +168,7 @@ def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> 
     streams = {out_read: bytearray(), err_read: bytearray()}
     try:
         ending = _watch(handle, streams, end, step, job.limits, tree, start)
-        _, status = os.waitpid(pid, 0)
+        _, status, used = os.wait4(pid, 0)
         tree.kill()
         if ending == "exited":  # the pipes are closed by now at every other end
             for fd, data in streams.items():
@@ -183,9 +183,11 @@ def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> 
     code = os.waitstatus_to_exitcode(status)
     if ending == "exited" and sum(map(len, streams.values())) > job.limits.output_bytes:
         ending = "output"
-    if ending == "exited" and code == -signal.SIGXCPU:
-        ending = "cpu_time"
     stdout, stderr = (bytes(data).decode("utf-8", "replace") for data in streams.values())
+    # Runtimes that catch SIGXCPU say so (Go), or are killed a second later.
+    over = code == -signal.SIGXCPU or (code > 0 and "SIGXCPU" in stderr) or code == -signal.SIGKILL
+    if ending == "exited" and over and used.ru_utime + used.ru_stime >= 0.9 * step.cpu_seconds:
+        ending = "cpu_time"
     reached_end = ending == "exited" and (stdout.endswith(job.sentinel) if end is None else end.reached)
     if reached_end and end is None:
         stdout = stdout[: -len(job.sentinel)]

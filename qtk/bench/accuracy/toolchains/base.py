@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from abc import ABC, abstractmethod
@@ -20,7 +21,12 @@ class LanguageUnavailable(MachineError):
 
 
 Verdict = Literal["passed", "failed", "compile_error", "timeout", "out_of_memory", "output_limit", "sandbox_error"]
-_MEMORY_WORDS = ("MemoryError", "std::bad_alloc", "java.lang.OutOfMemoryError", "heap out of memory", "out of memory")
+# What the runtimes say when memory is refused, in small letters: Python, Ruby, D and Java; C++; Node, Go, Perl and Racket;
+# Lua; R; Rust; PHP; Bash.
+_MEMORY_WORDS = re.compile(
+    r"memoryerror|std::bad_alloc|out of memory|not enough memory|cannot allocate|memory allocation of \d+ bytes failed"
+    r"|allowed memory size of \d+ bytes"
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,9 @@ class Toolchain(ABC):
         """What the outcome means. A program passes only when it ran to the end of its tests."""
         limit = _LIMIT_VERDICTS.get(outcome.ending)
         if limit is not None:
-            return limit
-        if outcome.exit_code != 0 and any(word in outcome.stderr for word in _MEMORY_WORDS):
+            # A compiler that complains without end complains about the program.
+            return "compile_error" if (limit, outcome.step) == ("output_limit", "compile") else limit
+        if outcome.exit_code != 0 and _MEMORY_WORDS.search(outcome.stderr.lower()):
             return "out_of_memory"
         if outcome.step == "compile":
             return "compile_error"

@@ -35,7 +35,7 @@ class Cpp(Toolchain):
         source = f"{solution}\n{_AT_END.format(sentinel)}{tests}"
         libraries = ("-lcrypto", "-lssl") if "openssl/" in source else ()
         steps = (
-            self._compile("g++", f"-std={self.standard}", "-w", "main.cpp", "-o", "main", *libraries),
+            self._compile("g++", f"-std={self.standard}", "-w", "-fmax-errors=5", "main.cpp", "-o", "main", *libraries),
             self._run("./main"),
         )
         return Job({"main.cpp": source}, steps, sentinel, environment, roomy(self.limits, 1024 * MIB, 64))

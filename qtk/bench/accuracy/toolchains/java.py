@@ -68,7 +68,17 @@ class Java(Toolchain):
         assertions = ("-ea",) if self.assertions else ()
         steps = (
             self._compile(
-                "javac", *quick, "-encoding", "UTF-8", "-nowarn", "-proc:none", *path, source, "QtkEntry.java"
+                "javac",
+                *quick,
+                "-encoding",
+                "UTF-8",
+                "-nowarn",
+                "-Xmaxerrs",
+                "5",
+                "-proc:none",
+                *path,
+                source,
+                "QtkEntry.java",
             ),
             self._run("java", *_QUICK, *assertions, *path, "QtkEntry"),
         )
