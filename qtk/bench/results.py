@@ -54,7 +54,8 @@ def measure_into(
     inputs: role -> directory written by qtk or model directory, whose files are digested.
     """
     recorder = ManifestRecorder(kind, options.model_dump(mode="json"))
-    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite) as directory:
+    staged = staged_directory(out, overwrite=overwrite, inputs=inputs.values())
+    with PeakMemory() as memory, staged as directory:
         for role, path in inputs.items():
             recorder.add_input(role, path, output_files(path))
         write_result(measure(), directory / RESULT_NAME)

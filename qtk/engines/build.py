@@ -46,7 +46,7 @@ def build_engine(
     with (
         PeakMemory() as memory,
         Progress("build-engine", layers, "block") as progress,
-        staged_directory(out, overwrite=overwrite) as directory,
+        staged_directory(out, overwrite=overwrite, inputs=(weights.checkpoint.path,)) as directory,
     ):
         job = BuildJob(weights, directory, gpu, limits, options, lambda layer: progress.advance(1))
         if reasons := backend.refusals(job):
@@ -88,7 +88,7 @@ def _finish(prepared: Path, out: Path, options: BuildOptions, *, overwrite: bool
     chosen = _prepared_options(prepared, options)
     recorder = ManifestRecorder("engine", chosen.model_dump(mode="json"))
     recorder.add_input("prepared", prepared, output_files(prepared))
-    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite) as directory:
+    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite, inputs=(prepared,)) as directory:
         own = {ENGINE_NAME, MANIFEST_NAME, *_graph_files(description)}
         for path in prepared.iterdir():
             if path.is_file() and path.name not in own:

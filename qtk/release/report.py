@@ -75,7 +75,7 @@ def reportable_directories(directory: Path) -> list[Path]:
 def write_report(directories: Sequence[Path], out: Path, *, title: str, overwrite: bool = False) -> Path:
     """Writes report.md and its plots into the new directory `out`; returns the path of report.md."""
     recorder = ManifestRecorder("report", {"title": title})
-    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite) as work:
+    with PeakMemory() as memory, staged_directory(out, overwrite=overwrite, inputs=directories) as work:
         material = gather(directories)
         for made in material.made:
             recorder.add_input(made.manifest.kind, made.path, output_files(made.path))
@@ -147,6 +147,7 @@ def render(material: Material, work: Path, title: str) -> str:
         ratios=latency_ratios([report for _, report in material.latencies]),
         notes_report=lambda made: made.manifest.notes.get("report", {}),
         engine_paths=[made.path for made, _ in material.engines],
+        own_divergences=[(Path(r.model).name, r) for _, r in material.divergences if r.from_checkpoint is not None],
         names={made.name: Path(result.model).name for made, result in material.divergences},
     )
 

@@ -8,33 +8,34 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import qtk
 from qtk.bench.accuracy.choices.asking import Asking
 from qtk.bench.accuracy.choices.loading import LoadedSet, load_set
 from qtk.bench.accuracy.choices.scores import ChoiceScore, score_choices
-from qtk.bench.accuracy.compatibility import require_rules
+from qtk.bench.accuracy.compatibility import as_the_harness
 from qtk.bench.accuracy.generation import ModelAnswers, open_model
 from qtk.bench.accuracy.harness.run import harness_scores
-from qtk.bench.accuracy.language_run import AnswerFile, LanguageRun
+from qtk.bench.accuracy.language_run import ANSWERS_NAME, AnswerFile, LanguageRun
 from qtk.bench.accuracy.likelihood import LikelihoodScore, reference_likelihoods, score_likelihood
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.accuracy.results import AccuracyResult, LanguageScore, score_language
-from qtk.bench.accuracy.sandbox.job import Level, Limits
-from qtk.bench.accuracy.sandbox.pool import PROMISES, choose_level, limits_note
+from qtk.bench.accuracy.run_checks import HARNESS, content_digest, require_logits, require_programs, require_sense
+from qtk.bench.accuracy.sandbox.job import Level
+from qtk.bench.accuracy.sandbox.pool import choose_level, promise
 from qtk.bench.accuracy.suites import MissingData, Part, chosen_parts, suite_tasks
 from qtk.bench.accuracy.tasks import Task
 from qtk.bench.accuracy.toolchains.base import LanguageUnavailable
 from qtk.bench.results import RESULT_NAME, write_result
 from qtk.checkpoint.manifest import ManifestRecorder, canonical_digest, file_digest, output_files
-from qtk.checkpoint.staging import partial_path, staged_directory
+from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError, MachineError, listing
 from qtk.machine import PeakMemory, machine
 from qtk.progress import note
 
-_HARNESS = "lm-eval:"
 _IDENTITY_NAME = "run.json"
 
 
@@ -45,22 +46,30 @@ def run_accuracy(
     answers: Path | None = None,
     model: Path | None = None,
     model_options: ModelOptions | None = None,
+    save_answers: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> AccuracyResult:
     """Scores the answers of a file, or those of a model (an engine or a checkpoint), and writes `out`.
 
     `out` holds result.json, tasks.jsonl (one verdict a line), generations.jsonl and the manifest. A stopped run leaves
-    `out`.partial; with `resume` its finished tasks are not run again. InputError unless exactly one of `answers` and
-    `model` is given; MachineError when no language can be scored.
+    `out`.partial; with `resume` its finished tasks are not run again. `save_answers`: a file that also gets what the
+    model generated. InputError unless exactly one of `answers` and `model` is given; MachineError when no language can
+    be scored.
     """
     if (answers is None) == (model is None):
         raise InputError("Give either a MODEL or engine, or --generations FILE.")
     start = time.monotonic()
     asked = (model_options or ModelOptions()) if model is not None else None
-    harness_tasks = [text.removeprefix(_HARNESS) for text in options.suite if text.startswith(_HARNESS)]
-    parts = [part for text in options.suite if not text.startswith(_HARNESS) for part in chosen_parts(text)]
-    _require_sense(parts, harness_tasks, options, answers)
+    harness_tasks = [text.removeprefix(HARNESS) for text in options.suite if text.startswith(HARNESS)]
+    parts = [part for text in options.suite if not text.startswith(HARNESS) for part in chosen_parts(text)]
+    require_sense(parts, harness_tasks, options, asked, answers)
+    if model is not None:
+        require_logits(model, parts, harness_tasks)
+    if save_answers is not None:
+        require_programs(parts)
+    # Rules of another harness are its clocks and its choice of tests too.
+    parts = [replace(part, suite=as_the_harness(part.suite, options.rules)) for part in parts]
     scores = Scores()
     loaded = [one for part in parts for one in _loaded(part, options, scores)]
     _require_some_set(parts, loaded)
@@ -68,38 +77,43 @@ def run_accuracy(
     if any(part.suite.kind == "programs" for part in parts):
         level = choose_level(options.sandbox, options.allow_unsandboxed)
         if level in ("landlock", "rlimits"):
-            note(f"qtk: sandbox level {level}: {PROMISES[level]}")
+            note(f"qtk: sandbox level {level}: {promise(level)}")
     recorder = _recorder(options, asked, loaded, answers, model)
-    decoding = asked.model_dump(mode="json", exclude={"batch_size", "threads"}) if asked else {}
+    source = AnswerFile(answers) if answers is not None else None
+    if source is not None:
+        scored = [(one.part.suite, one.part.name, one.tasks) for one in loaded if one.part.suite.kind == "programs"]
+        source.require_told_apart(scored)
+        source.require_samples(scored, max(options.k))
+    decoding = _decoding(asked)
     identity = canonical_digest(
         {
-            "options": options.model_dump(mode="json", exclude={"workers"}),
-            "model": [str(model), decoding],
+            "options": options.model_dump(mode="json", exclude={"workers", "k"}),
+            "model": [content_digest(model) if model else None, decoding],
             "tasks": [one.sha256 for one in loaded],
             "answers": file_digest(answers).sha256 if answers else None,
         }
     )
-    _clear_unless_resumed(out, identity, resume)
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
-        directory = stack.enter_context(staged_directory(out, overwrite=overwrite, resumable=True))
+        inputs = [path for path in (model, answers) if path is not None]
+        staged = staged_directory(out, overwrite=overwrite, resumable=True, fresh=not resume, inputs=inputs)
+        directory = stack.enter_context(staged)
+        _require_same_run(directory, identity)  # under the lock: a second run must not touch what a first one writes
         stack.enter_context(_what_is_left(directory))
         (directory / _IDENTITY_NAME).write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
-        source: AnswerFile | ModelAnswers
+        asking: AnswerFile | ModelAnswers
         if asked is not None and model is not None:
-            source = ModelAnswers(stack.enter_context(open_model(model, asked.threads)), asked, options.rules)
+            asking = ModelAnswers(stack.enter_context(open_model(model, asked.threads)), asked, options.rules)
         else:
-            assert answers is not None
-            source = AnswerFile(answers)
-            source.require_told_apart([(one.part.suite, one.part.name, one.tasks) for one in loaded])
+            assert source is not None
+            asking = source
         for one in loaded:
-            _score(one, source, options, level, directory, scores, alone=len(loaded) == 1)
+            _score(one, asking, options, level, directory, scores, alone=len(loaded) == 1)
         harness = []
         if harness_tasks:
-            assert isinstance(source, ModelAnswers)
-            harness = harness_scores(
-                source.session, source.options, harness_tasks, options.limit, directory, hub=options.hub
-            )
+            assert isinstance(asking, ModelAnswers)
+            session = asking.logits_session
+            harness = harness_scores(session, asking.options, harness_tasks, options.limit, directory, hub=options.hub)
         if not (scores.languages or scores.likelihood or scores.choices or harness):
             raise MachineError(
                 "No language could be scored:\n" + "\n".join(f"{k}: {v}" for k, v in scores.skipped.items())
@@ -111,7 +125,7 @@ def run_accuracy(
             rules=options.rules,
             prompt_format=asked.prompt if asked else None,
             decoding=decoding,
-            sandbox={"level": level, "promise": PROMISES[level], "limits": limits_note(Limits())} if level else {},
+            sandbox={"level": level, "promise": promise(level), "limits": scores.limits_note()} if level else {},
             scores=scores.languages,
             likelihood=scores.likelihood,
             choices=scores.choices,
@@ -123,7 +137,16 @@ def run_accuracy(
         write_result(result, directory / RESULT_NAME)
         (directory / _IDENTITY_NAME).unlink()
         recorder.write(directory, out, memory.peak_bytes)
+    if save_answers is not None and (out / ANSWERS_NAME).exists():  # else no language could be scored
+        shutil.copyfile(out / ANSWERS_NAME, save_answers)
     return result
+
+
+def _decoding(asked: ModelOptions | None) -> dict[str, Any]:
+    """How answers were decoded. With draws the batches belong to it: a row's place in its batch seeds what it draws."""
+    if asked is None:
+        return {}
+    return asked.model_dump(mode="json", exclude={"threads"} if asked.temperature else {"threads", "batch_size"})
 
 
 @dataclass(frozen=True)
@@ -147,12 +170,19 @@ class Loaded:
 
 @dataclass
 class Scores:
-    """What is scored so far, by kind; skipped: what is not, and why."""
+    """What is scored so far, by kind; limits: in force for a language's programs; skipped: what is not scored, and why."""
 
     languages: list[LanguageScore] = field(default_factory=list)
     likelihood: list[LikelihoodScore] = field(default_factory=list)
     choices: list[ChoiceScore] = field(default_factory=list)
+    limits: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+
+    def limits_note(self) -> str:
+        """The limits, said once where they are the same for all languages."""
+        if len(set(self.limits.values())) == 1:
+            return next(iter(self.limits.values()))
+        return "; ".join(f"{name}: {note}" for name, note in self.limits.items())
 
     def skip(self, name: str, why: str) -> None:
         self.skipped[name] = why
@@ -198,7 +228,7 @@ def _score(
     if one.questions is not None:
         assert isinstance(source, ModelAnswers)
         about = suite.sets[name]
-        asking = Asking(source.session, source.options, suite.name, name, about, directory)
+        asking = Asking(source.logits_session, source.options, suite.name, name, about, directory)
         answers, fewer = asking.answers(one.questions.rows)
         scores.choices.append(
             score_choices(suite.name, name, about.title, one.questions.name, one.sha256, about.mean, answers, fewer)
@@ -207,7 +237,7 @@ def _score(
     identity = (suite.name, name, one.files[0].name, one.sha256)
     if suite.kind == "likelihood":
         assert isinstance(source, ModelAnswers)
-        found = reference_likelihoods(source.session, suite.name, name, one.tasks, directory)
+        found = reference_likelihoods(source.logits_session, suite.name, name, one.tasks, directory)
         scores.likelihood.append(score_likelihood(*identity, found))
         return
     assert level is not None
@@ -216,28 +246,11 @@ def _score(
             suite, name, one.tasks, one.references, directory, rules=options.rules, level=level, workers=options.workers
         )
         scores.languages.append(score_language(*identity, run.verdicts(source), sorted(set(options.k))))
+        scores.limits[one.name] = run.limits
     except LanguageUnavailable as error:
         if alone:
             raise
         scores.skip(one.name, str(error))
-
-
-def _require_sense(parts: list[Part], harness_tasks: list[str], options: AccuracyOptions, answers: Path | None) -> None:
-    """InputError for rules that a suite has not, and for what needs a model where there is none."""
-    if answers is not None:
-        names = [part.suite.name for part in parts if part.suite.kind != "programs"] + [
-            f"{_HARNESS}{name}" for name in harness_tasks
-        ]
-        if names:
-            raise InputError(
-                f"A model or an engine is needed for {', '.join(dict.fromkeys(names))}: a file of answers has no probabilities."
-            )
-    for part in parts:
-        if part.suite.kind == "programs":
-            require_rules(part.suite, options.rules)
-    asked = [(part.suite.name, part.name) for part in parts] + [("lm-eval", name) for name in harness_tasks]
-    if twice := {name for name in asked if asked.count(name) > 1}:
-        raise InputError(f"Asked for twice: {', '.join(' '.join(name) for name in sorted(twice))}.")
 
 
 def _recorder(
@@ -277,13 +290,9 @@ def _what_is_left(partial: Path) -> Iterator[None]:
         raise
 
 
-def _clear_unless_resumed(out: Path, identity: str, resume: bool) -> None:
-    """A partial directory is continued only when it is asked for and belongs to the very same run."""
-    partial = partial_path(out)
-    if not partial.exists():
-        return
-    if not resume:
-        shutil.rmtree(partial)
+def _require_same_run(partial: Path, identity: str) -> None:
+    """InputError for an unfinished directory that does not belong to the very same run."""
+    if not any(partial.iterdir()):
         return
     try:
         found = json.loads((partial / _IDENTITY_NAME).read_text(encoding="utf-8"))["identity"]
@@ -291,5 +300,6 @@ def _clear_unless_resumed(out: Path, identity: str, resume: bool) -> None:
         found = None
     if found != identity:
         raise InputError(
-            f"{partial} was left by a run with other options, tasks or answers. Run it without --resume to start anew."
+            f"{partial} was left by a run with other options, tasks, answers or another model. Run it without --resume "
+            "to start anew."
         )
