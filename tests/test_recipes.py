@@ -13,7 +13,7 @@ from conftest import make_tiny, write_byte_tokenizer
 from qtk.checkpoint.manifest import read_manifest
 from qtk.errors import InputError, MachineError, QtkError
 from qtk.recipes.run import run_recipe, run_summary, verify_run
-from qtk.recipes.schema import Recipe, read_recipe, recipe_path
+from qtk.recipes.schema import Recipe, beside, read_recipe, recipe_path
 from qtk.recipes.sources import resolve_source
 from qtk.recipes.steps import recipe_steps
 from qtk.release.inspection import inspect_directory
@@ -224,6 +224,14 @@ def test_a_changed_input_redoes_everything_that_read_it(copied) -> None:
     path.write_text(path.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
     outcome = run_recipe(copied / "recipe.yaml", copied / "run", mode="resume", last_stage="quantize")
     assert done(outcome) == ["merge", "quantize"]
+
+
+def test_a_data_set_may_have_a_dot_in_its_name(tmp_path) -> None:
+    (tmp_path / "notes.v2").write_text("text")
+    assert beside(tmp_path, "org/set-v1.5") == "org/set-v1.5"
+    assert beside(tmp_path, "python-stdlib") == "python-stdlib"
+    assert beside(tmp_path, "absent.jsonl") == str(tmp_path / "absent.jsonl")
+    assert beside(tmp_path, "notes.v2") == str(tmp_path / "notes.v2")
 
 
 def test_a_calibration_file_lies_beside_the_recipe(kitchen, tmp_path, monkeypatch) -> None:

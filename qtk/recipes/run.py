@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 import qtk
 from qtk.checkpoint.manifest import MANIFEST_NAME, Finding, canonical_digest, file_digest, output_files, verify_chain
 from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
-from qtk.checkpoint.staging import partial_path
+from qtk.checkpoint.staging import partial_path, remove_partial
 from qtk.errors import InputError, QtkError, listing
 from qtk.progress import note
 from qtk.recipes.schema import Recipe, read_recipe
@@ -169,7 +169,7 @@ def _settle(
     }
     resume = not again and state.begun.get(step.name) == digest and partial_path(out).is_dir()
     if not resume:  # what a run on other terms left is of no use
-        shutil.rmtree(partial_path(out), ignore_errors=True)
+        remove_partial(out)
     state.begun[step.name] = digest
     state.save(run_dir)
     start = time.monotonic()

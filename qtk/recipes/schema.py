@@ -12,6 +12,7 @@ from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.divergence import DivergenceOptions
 from qtk.bench.latency import LatencyOptions, parse_shapes
 from qtk.calibration.options import CalibrationOptions
+from qtk.calibration.sources import FILE_ENDINGS
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError, listing
 from qtk.quantization.options import QuantizeOptions
@@ -107,7 +108,15 @@ class Recipe(BaseModel):
 
 def beside(recipe_dir: Path, text: str) -> str:
     """A text source as the rooms take it: a file is looked for beside the recipe, any other name stays as it is."""
-    return str(recipe_dir / text) if Path(text).suffix else text
+    file = text_file(recipe_dir, text)
+    return text if file is None else str(file)
+
+
+def text_file(recipe_dir: Path, text: str) -> Path | None:
+    """The file that a text source means: one that exists, or whose name ends like one. None for the name of a data set,
+    which may hold a dot as well ("org/set-v1.5")."""
+    path = recipe_dir / text
+    return path if path.is_file() or path.suffix in (*FILE_ENDINGS, ".json") else None
 
 
 def recipe_path(text: str) -> Path:

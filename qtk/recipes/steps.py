@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from qtk.progress import Progress
-from qtk.recipes.schema import Recipe, beside
+from qtk.recipes.schema import Recipe, beside, text_file
 
 STAGES = ("merge", "quantize", "build", "latency", "divergence", "accuracy", "report")
 MODEL = "model"  # the name under which steps ask for the recipe's own model
@@ -90,7 +90,7 @@ def _quantize(recipe: Recipe, recipe_dir: Path, float_model: str) -> Step:
 
 def _files(recipe_dir: Path, sources: tuple[str, ...]) -> tuple[Path, ...]:
     """Those of the text sources that are files."""
-    return tuple(Path(beside(recipe_dir, source)) for source in sources if Path(source).suffix)
+    return tuple(file for source in sources if (file := text_file(recipe_dir, source)) is not None)
 
 
 def _builds(recipe: Recipe, float_model: str) -> list[Step]:
@@ -123,8 +123,10 @@ def _latency(recipe: Recipe, engine: str) -> Step:
         from qtk.engines.session import open_session
 
         def run() -> BaseModel:
-            session = open_session(places[engine], options.threads)
-            with Progress(f"latency of {places[engine].name}", None, "calls") as progress:
+            with (
+                open_session(places[engine], options.threads) as session,
+                Progress(f"latency of {places[engine].name}", None, "calls") as progress,
+            ):
                 return measure(session, options, on_call=lambda detail: progress.advance(1, detail))
 
         measure_into(out, "latency", options, {"engine": places[engine]}, run, overwrite=True)
@@ -137,6 +139,9 @@ def _divergence(recipe: Recipe, recipe_dir: Path, model: str, float_model: str) 
     assert stage is not None
     options = stage.model_copy(update={"data": tuple(beside(recipe_dir, text) for text in stage.data)})
     name = "divergence" if model == "quantize" else "divergence-engine"
+    # An engine is held against the checkpoint it was built from too: what its arithmetic adds.
+    checkpoint = None if model == "quantize" else "quantize"
+    inputs = {"model": model, "reference": float_model} | ({"checkpoint": checkpoint} if checkpoint else {})
 
     def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.bench.divergence import measure_divergence
@@ -146,12 +151,15 @@ def _divergence(recipe: Recipe, recipe_dir: Path, model: str, float_model: str) 
             out,
             "divergence",
             options,
-            {"model": places[model], "reference": places[float_model]},
-            lambda: measure_divergence(places[model], places[float_model], options),
+            {role: places[name] for role, name in inputs.items()},
+            lambda: measure_divergence(
+                places[model], places[float_model], options, places[checkpoint] if checkpoint else None
+            ),
             overwrite=True,
         )
 
-    return Step(name, "divergence", name, _dump(stage), (model, float_model), work, _files(recipe_dir, stage.data))
+    texts = _files(recipe_dir, stage.data)
+    return Step(name, "divergence", name, _dump(stage), tuple(inputs.values()), work, texts)
 
 
 def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> Step:
