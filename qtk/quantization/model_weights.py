@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from qtk.checkpoint.reader import Checkpoint
+from qtk.checkpoint.reader import Checkpoint, require_finite
 from qtk.errors import InputError, listing
 from qtk.models.registry import model_spec
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, ModelSpec
@@ -95,8 +95,18 @@ class ModelWeights:
         return weights
 
     def embed(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Embeddings of token ids [batch, tokens] -> [batch, tokens, hidden]."""
-        return torch.nn.functional.embedding(tokens, self.checkpoint.tensor(EMBEDDING, finite=True)).to(dtype)
+        """Embeddings of token ids [batch, tokens] int64 -> [batch, tokens, hidden].
+
+        Reads the rows of these tokens only, each once: the whole table may be larger than a block. InputError for an id
+        beyond the vocabulary, and for NaN or Inf.
+        """
+        ids, place = tokens.unique(return_inverse=True)
+        size = self.checkpoint.info(EMBEDDING).shape[0]
+        if int(ids[-1]) >= size:
+            raise InputError(f"{self.checkpoint.path}: token id {int(ids[-1])}, and the vocabulary ends at {size - 1}.")
+        rows = torch.cat([self.checkpoint.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])
+        require_finite(rows, f"{self.checkpoint.path}: tensor {EMBEDDING}")
+        return torch.nn.functional.embedding(place, rows).to(dtype)
 
     def final_norm(self) -> torch.Tensor:
         return self.checkpoint.tensor(FINAL_NORM, finite=True)
