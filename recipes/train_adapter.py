@@ -10,6 +10,7 @@ command gives the same adapter on the same machine; the losses before and after 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ def main(words: list[str]) -> None:
         "rows_per_step": ROWS_PER_STEP,
         "tokens_per_row": TOKENS_PER_ROW,
         "learning_rate": LEARNING_RATE,
+        "base": _identity(arguments.base),
     }
     if _made_with(arguments.out, settings):
         print(f"{arguments.out}: there already")
@@ -50,6 +52,15 @@ def main(words: list[str]) -> None:
         f"{arguments.out}: loss on unseen rows {record['loss_before']:.4f} -> {record['loss_after']:.4f}, "
         f"{record['seconds']:.0f} s"
     )
+
+
+def _identity(base: Path) -> str:
+    """Tells one base from another: the digest of its config and its weights."""
+    digest = hashlib.sha256((base / "config.json").read_bytes())
+    for path in sorted(base.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _made_with(out: Path, settings: dict[str, object]) -> bool:
