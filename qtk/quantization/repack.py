@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+from qtk.checkpoint.reader import config_bytes
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.errors import InputError, listing
 from qtk.quantization.formats.base import Format
@@ -45,7 +45,7 @@ def repack(
         if "lm_head" in scheme.modules:
             _write_linear(weights, "lm_head", container, writer)
     config = {**checkpoint.config, "quantization_config": container.quantization_config(scheme)}
-    copy_companions(checkpoint, directory, config=(json.dumps(config, indent=2) + "\n").encode())
+    copy_companions(checkpoint, directory, config=config_bytes(config))
     for name, content in container.extra_files(scheme).items():
         (directory / name).write_bytes(content)
     container.finish(directory)
