@@ -114,6 +114,28 @@ def test_an_engine_is_measured_like_a_checkpoint(tiny, tmp_path) -> None:
         measure_divergence(tmp_path / "engine", tiny("llama"), DivergenceOptions(rows=2, seq_len=200))
 
 
+def test_what_an_engine_s_arithmetic_adds_is_told_apart_from_the_quantization(tiny, tmp_path) -> None:
+    from quantized_checkpoint import write_quantized
+
+    from qtk.engines.build import build_engine
+    from qtk.engines.options import BuildOptions
+    from qtk.quantization.formats.base import LinearScheme
+
+    int4 = write_quantized(tiny("llama"), tmp_path / "int4", "gptq", LinearScheme(4, 32, True))
+    options, own = DivergenceOptions(rows=6, seq_len=64), {}
+    for level in (0, 4):
+        settings = BuildOptions(max_input_len=64, max_output_len=8, accuracy_level=level, lm_head_bits="16")
+        build_engine(int4, tmp_path / f"engine{level}", settings)
+        result = measure_divergence(tmp_path / f"engine{level}", tiny("llama"), options, int4)
+        assert result.from_checkpoint is not None
+        assert (result.pooled.rows, result.from_checkpoint.rows) == (12, 8), "a few rows of each text are enough"
+        assert result.pooled.kl.mean > 1e-3
+        own[level] = result.from_checkpoint.kl.mean
+    assert abs(own[0]) < 1e-6
+    assert 1e-6 < own[4] < result.pooled.kl.mean
+    assert measure_divergence(tmp_path / "engine4", tiny("llama"), options).from_checkpoint is None
+
+
 def test_standard_error_of_independent_rows_is_the_usual_one() -> None:
     values = torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     estimate = clustered([value[None] for value in values])

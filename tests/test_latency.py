@@ -46,6 +46,14 @@ def test_rates_follow_their_definitions(engine) -> None:
     assert single.tokens_per_s == pytest.approx(2 / 0.5)
 
 
+def test_the_first_call_says_what_was_compiled_in_it(engine) -> None:
+    report = measure(DecoderSession.open(engine, 1), LatencyOptions(shapes="8/2", warmups=0, runs=1, seconds=0))
+    assert (report.compiled_before, report.first_call) == (None, f"{report.first_call_ms:.0f} ms")
+    words = {False: "with the compiling of its kernels", True: "its kernels found compiled"}
+    for state, said in words.items():
+        assert report.model_copy(update={"compiled_before": state}).first_call.endswith(f" ms, {said}")
+
+
 def test_quantiles() -> None:
     spread = Quantiles.of([i / 1000 for i in range(1, 102)])
     assert spread is not None
@@ -77,6 +85,7 @@ def test_command(engine, run_qtk) -> None:
     assert (report["backend"], report["accuracy_level"]) == ("onnxruntime", 4)
     shown = run_qtk(*words)
     assert "16/8" in shown.stdout
+    assert "First call: " in shown.stdout
     refused = run_qtk("bench", "latency", engine.parent)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "no engine.json" in refused.stderr

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from qtk.bench.accuracy.choices.scores import ChoiceAnswer, score_choices
 from qtk.bench.accuracy.likelihood import TaskLikelihood, score_likelihood
 from qtk.bench.accuracy.results import AccuracyResult, score_language
+from qtk.bench.divergence import DivergenceOptions, DivergenceResult, Estimate, TextDivergence
 from qtk.bench.latency import LatencyReport, Quantiles, ShapeLatency
 from qtk.bench.results import measure_into, require_writable, write_result
 from qtk.errors import InputError
@@ -131,6 +132,24 @@ def test_accuracy_before_and_after(tmp_path) -> None:
     assert "humaneval-x go: go is not installed" in text
     for absent in ("## Latency", "## Engines", "## Sizes", "## Quantization", "None"):
         assert absent not in text
+
+
+def test_the_first_call_and_what_the_arithmetic_adds_are_told(tmp_path) -> None:
+    estimate = Estimate(mean=0.0042, standard_error=0.0003)
+    text = TextDivergence(
+        text="all", rows=2, tokens=60, kl=estimate, kl_median=0, kl_p99=0, kl_max=0, top1_agreement=estimate,
+        perplexity_reference=8, perplexity=9, loss_increase=estimate, tokens_sha256="0",
+    )  # fmt: skip
+    result = DivergenceResult(
+        qtk_version="0", model="run/engine", reference="run/merged", options=DivergenceOptions(), texts=(text,), pooled=text,
+        from_checkpoint=text, engine_settings={"accuracy_level": 4}, seconds=1, machine={},
+    )  # fmt: skip
+    measure_into(tmp_path / "divergence-engine", "divergence", _Nothing(), {}, lambda: result)
+    cold = latency("engine", {(16, 8): 10.0}).model_copy(update={"compiled_before": False, "first_call_ms": 4321.0})
+    measure_into(tmp_path / "latency", "latency", _Nothing(), {}, lambda: cold)
+    said = write_report(sorted(tmp_path.iterdir()), tmp_path / "report", title="Ours").read_text()
+    assert "\n| engine | 4 | 60 | 0.00420 | 3.0e-04 | 0.00420 |\n" in said
+    assert "\nFirst call of engine: 4321 ms, with the compiling of its kernels.\n" in said
 
 
 def test_nothing_to_report_is_a_sentence(tmp_path) -> None:

@@ -30,6 +30,8 @@ from qtk.progress import Progress
 from qtk.quantization.model_weights import ModelWeights
 
 _LOGITS_BYTES = 64_000_000  # of one [tokens, vocab] float32 tensor; about six of them live at once
+# Rows of each text for an engine's divergence from its own checkpoint, which is small and alike everywhere.
+_CHECKPOINT_ROWS = 4
 
 
 class DivergenceOptions(BaseModel):
@@ -76,7 +78,8 @@ class TextDivergence(BaseModel):
 
 
 class DivergenceResult(BaseModel):
-    """The result of `qtk bench divergence`: one entry a text, then all of them pooled."""
+    """The result of `qtk bench divergence`: one entry a text, then all of them pooled. from_checkpoint: of an engine, its
+    divergence from the checkpoint it was built from, that is what its arithmetic adds to the quantization."""
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["divergence"] = "divergence"
@@ -86,6 +89,7 @@ class DivergenceResult(BaseModel):
     options: DivergenceOptions
     texts: tuple[TextDivergence, ...]
     pooled: TextDivergence
+    from_checkpoint: TextDivergence | None = None
     engine_settings: dict[str, object] = Field(default_factory=dict)
     seconds: float
     machine: dict[str, object]
@@ -238,9 +242,12 @@ def clustered(rows: list[torch.Tensor]) -> Estimate:
     return Estimate(mean=float(mean), standard_error=float(error))
 
 
-def measure_divergence(model: Path | DecoderSession, reference: Path, options: DivergenceOptions) -> DivergenceResult:
+def measure_divergence(
+    model: Path | DecoderSession, reference: Path, options: DivergenceOptions, checkpoint: Path | None = None
+) -> DivergenceResult:
     """Compares the checkpoint or engine `model` with the checkpoint `reference` on the texts of `options`.
 
+    checkpoint: of an engine, what it was built from; its divergence from that is measured too, on a few of the rows.
     A session that is open already is used and left open; an engine's directory is opened and closed.
     InputError for models that do not share a vocabulary, rows beyond either model's context, or texts that are empty.
     """
@@ -250,10 +257,17 @@ def measure_divergence(model: Path | DecoderSession, reference: Path, options: D
             name: getattr(about, name) for name in ("backend", "dtype", "accuracy_level", "lm_head_bits")
         }
         sizes = (model.vocab_size, model.limits.max_positions)
-        return _measure(EngineModel(model), model.directory, sizes, reference, options, settings)
+        result = _measure(EngineModel(model), model.directory, sizes, reference, options, settings)
+        if checkpoint is None:
+            return result
+        few = options.model_copy(update={"rows": min(options.rows, _CHECKPOINT_ROWS)})
+        own = _measure(EngineModel(model), model.directory, sizes, checkpoint, few, settings)
+        return result.model_copy(
+            update={"from_checkpoint": own.pooled, "seconds": round(result.seconds + own.seconds, 2)}
+        )
     if is_engine(model):
         with DecoderSession.open(model, options.threads) as session:
-            return measure_divergence(session, reference, options)
+            return measure_divergence(session, reference, options, checkpoint)
     weights = ModelWeights.open(model)
     sizes = (weights.spec.vocab_size, weights.spec.max_positions)
     return _measure(StreamedModel(weights), model, sizes, reference, options, {})
