@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,6 @@ def command(
     qtk bench accuracy engine --suite nlp:wic,copa,rte --data data --limit 100 -o scores
     qtk bench accuracy --suite humaneval --generations answers.jsonl -o scores
     """
-    from qtk.bench.accuracy.language_run import ANSWERS_NAME
     from qtk.bench.accuracy.run import run_accuracy
     from qtk.bench.results import require_writable
     from qtk.errors import InputError
@@ -65,11 +63,10 @@ def command(
         answers=generations,
         model=model,
         model_options=build(ModelOptions, values),
+        save_answers=save_generations,
         resume=resume,
         overwrite=overwrite,
     )
-    if save_generations is not None:
-        shutil.copyfile(output / ANSWERS_NAME, save_generations)
     ks = [rate.k for rate in result.scores[0].pass_at] if result.scores else []
     columns = ("suite", "language", "tasks", *(text for k in ks for text in (f"pass@{k} %", "± SE")), "verdicts")
     rows = [

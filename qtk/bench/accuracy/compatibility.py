@@ -40,6 +40,31 @@ BIGCODE_STOP = {
 }
 
 
+# Seconds of a program's run, of its tests alone. codefuse-evaluation gives every sample the same; of
+# bigcode-evaluation-harness those of its HumanEval, MBPP, and MultiPL-E languages.
+_CODEFUSE_SECONDS = 120.0
+_BIGCODE_SECONDS = {"humaneval": 3.0, "mbpp": 3.0, "multipl-e": 15.0}
+_BIGCODE_LANGUAGE_SECONDS = {"javascript": 5.0, "go": 30.0, "rust": 5.0, "swift": 5.0, "julia": 5.0, "r": 5.0}
+
+
+def as_the_harness(suite: Suite, rules: Rules) -> Suite:
+    """The suite with the harness's own clocks and, in codefuse's MBPP, its challenge tests. InputError: no such rules."""
+    if rules == "qtk" or suite.kind != "programs":
+        return suite
+    require_rules(suite, rules)
+    if rules == "codefuse":
+        challenge = suite.challenge_tests or suite.layout == "mbpp"
+        return suite.model_copy(update={"seconds": _CODEFUSE_SECONDS, "challenge_tests": challenge})
+    languages = suite.languages
+    if suite.layout == "multipl-e":
+        own = _BIGCODE_LANGUAGE_SECONDS
+        languages = {
+            name: one.model_copy(update={"settings": {**one.settings, "seconds": own[name]}}) if name in own else one
+            for name, one in languages.items()
+        }
+    return suite.model_copy(update={"seconds": _BIGCODE_SECONDS[suite.layout], "languages": languages})
+
+
 def codefuse_answer(task: Task, text: str) -> str:
     """What codefuse-evaluation keeps of an answer (`_post_process_mkcode`, then `_process_generation`)."""
     tag = "js" if task.language == "javascript" else task.language

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from qtk.bench.accuracy.tasks import Task
 from qtk.engines.build import build_engine
 from qtk.engines.description import is_engine
 from qtk.engines.options import BuildOptions
-from qtk.engines.session import DecoderSession
+from qtk.engines.session import DecoderSession, EngineSession, open_session
 from qtk.engines.text import TextPieces
 from qtk.errors import InputError, listing
 from qtk.progress import Progress, note
@@ -29,22 +29,27 @@ Key = tuple[str, str, str, int]
 class ModelAnswers:
     """Generates the answers of a suite's tasks with one session."""
 
-    def __init__(self, session: DecoderSession, options: ModelOptions, rules: Rules) -> None:
+    def __init__(self, session: EngineSession, options: ModelOptions, rules: Rules) -> None:
         """InputError when several samples are asked for without a temperature: they would all be the same."""
         if options.samples > 1 and options.temperature == 0:
             raise InputError("--samples above 1 needs a --temperature above 0: greedy samples are all the same.")
         self.session, self.options, self.rules = session, options, rules
 
+    @property
+    def logits_session(self) -> DecoderSession:
+        """The session, where it gives probabilities. InputError where its runtime gives tokens only."""
+        if not isinstance(self.session, DecoderSession):
+            raise InputError(f"{self.session.directory}: the runtime of this engine gives tokens only.")
+        return self.session
+
     def __call__(
         self, suite: Suite, language: str, tasks: Sequence[Task], take: Callable[[Answer], None], finished: set[Key]
     ) -> None:
         """Calls `take` with every answer that is not in `finished`. InputError names every prompt that is too long."""
-        wanted = [
-            (task, sample)
-            for task in tasks
-            for sample in range(self.options.samples)
-            if (suite.name, language, task.task_id, sample) not in finished
-        ]
+        wanted = [(task, sample) for task in tasks for sample in range(self.options.samples)]
+        done = {
+            n for n, (task, sample) in enumerate(wanted) if (suite.name, language, task.task_id, sample) in finished
+        }
         prompts = {task.task_id: self._prompt(suite, task) for task, _ in wanted}
         self._require_room(suite, language, prompts)
 
@@ -56,7 +61,7 @@ class ModelAnswers:
         names = [f"{suite.name} {task.task_id} {sample}" for task, sample in wanted]
         label = f"{suite.name} {language}: generating"
         for index, text in generated_texts(
-            self.session, rows, self.options.max_new_tokens, self.options, enough, names, label
+            self.session, rows, self.options.max_new_tokens, self.options, enough, names, label, done
         ):
             task, sample = wanted[index]
             take(Answer(suite.name, language, task.task_id, sample, text))
@@ -82,32 +87,38 @@ class ModelAnswers:
 
 
 def generated_texts(
-    session: DecoderSession,
+    session: EngineSession,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     options: ModelOptions,
     enough: Callable[[int, str, str], bool],
     names: Sequence[str],
     label: str,
+    done: Collection[int] = (),
 ) -> Iterator[tuple[int, str]]:
-    """(number of a prompt, its continuation) in the order in which they are done.
+    """(number of a prompt, its continuation) in the order in which they are done; those in `done` are left out.
 
-    enough(number, text so far, newest piece) ends a continuation. names: one a prompt, from which its draws are seeded.
+    enough(number, text so far, newest piece) ends a continuation. names: one a prompt, from which draws are seeded. What
+    a row draws depends on its place in its batch. So with a temperature the batches are those of the whole run, and one
+    of which a row is missing runs whole: a run that was stopped gets the draws that it would have had.
     """
     size = min(options.batch_size or session.limits.max_batch, session.limits.max_batch)
     # Like lengths together: a batch is padded to its longest prompt.
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    with Progress(label, len(order), "answers") as progress:
+    missing = [number for number in range(len(prompts)) if number not in done]
+    order = sorted(range(len(prompts)) if options.temperature else missing, key=lambda number: len(prompts[number]))
+    with Progress(label, len(missing), "answers") as progress:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            yield from zip(
-                batch, _batch_texts(session, prompts, batch, max_new_tokens, options, enough, names), strict=True
-            )
-            progress.advance(len(batch))
+            if all(number in done for number in batch):
+                continue
+            texts = _batch_texts(session, prompts, batch, max_new_tokens, options, enough, names)
+            new = [(number, text) for number, text in zip(batch, texts, strict=True) if number not in done]
+            yield from new
+            progress.advance(len(new))
 
 
 def _batch_texts(
-    session: DecoderSession,
+    session: EngineSession,
     prompts: Sequence[Sequence[int]],
     batch: list[int],
     max_new_tokens: int,
@@ -136,13 +147,15 @@ def _batch_texts(
 
 
 @contextmanager
-def open_model(model: Path, threads: int | None) -> Iterator[DecoderSession]:
+def open_model(model: Path, threads: int | None) -> Iterator[EngineSession]:
     """A session on an engine directory; a checkpoint is first built into a CPU engine in a temporary directory."""
     if is_engine(model):
-        yield DecoderSession.open(model, threads)
+        with open_session(model, threads) as session:
+            yield session
         return
     with TemporaryDirectory(prefix="qtk-engine-") as folder:
         note(f"qtk: {model} is no engine; a temporary one is built for the CPU.")
         engine = Path(folder) / "engine"
         build_engine(model, engine, BuildOptions())
-        yield DecoderSession.open(engine, threads)
+        with open_session(engine, threads) as session:
+            yield session

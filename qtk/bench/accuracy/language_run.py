@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ class AnswerFile:
                 "Give each row a language, or score one language at a time."
             )
 
+    def require_samples(self, asked: list[tuple[Suite, str, list[Task]]], k: int) -> None:
+        """InputError when a task has fewer than k answers: pass@k cannot be told from them."""
+        few = []
+        for suite, language, tasks in asked:
+            counts = Counter(answer.task_id for answer in self.answers(suite, language, tasks))
+            few += [f"{suite.name} {name}: {count}" for name, count in counts.items() if count < k]
+        if few:
+            raise InputError(f"pass@{k} needs {k} samples of every task; {self.path} has fewer of:\n{listing(few)}")
+
 
 class LanguageRun:
     """Generates and runs what an earlier, stopped run has not finished; every verdict is written at once."""
@@ -57,6 +67,7 @@ class LanguageRun:
         self.references = references
         self.suite, self.language, self.tasks = suite, language, tasks
         self.rules, self.level, self.workers = rules, level, workers
+        self.limits = ""  # in words, known once the toolchain is there
         self.tasks_file, self.answers_file = directory / TASKS_NAME, directory / ANSWERS_NAME
 
     def verdicts(self, source: AnswerFile | ModelAnswers) -> dict[str, list[str]]:
@@ -67,6 +78,7 @@ class LanguageRun:
         }
         given = source.answers(self.suite, self.language, self.tasks) if isinstance(source, AnswerFile) else None
         with Scorer(self.suite, self.language, level=self.level, rules=self.rules, workers=self.workers) as scorer:
+            self.limits = scorer.limits_note(self.tasks[0])
             # Before any answer is generated: that costs far more than to find that the language cannot be scored.
             if given is None or any(answer.key not in finished for answer in given):
                 scorer.check_references(self.references)

@@ -14,7 +14,7 @@ from qtk.bench.accuracy.extraction import Extracted, extract
 from qtk.bench.accuracy.options import Rules
 from qtk.bench.accuracy.programs import reference_source
 from qtk.bench.accuracy.sandbox.job import Job, Level, Outcome
-from qtk.bench.accuracy.sandbox.pool import Workers
+from qtk.bench.accuracy.sandbox.pool import Workers, limits_note
 from qtk.bench.accuracy.suites import Suite
 from qtk.bench.accuracy.tasks import Task
 from qtk.bench.accuracy.toolchains.base import LanguageUnavailable, Toolchain, Verdict
@@ -70,6 +70,11 @@ class Scorer:
         self.toolchain.prepare()
         preload = _imported(suite.python_header) if language == "python" else ()
         self._workers = Workers(level, count=workers, readable=self.toolchain.readable, preload=preload)
+
+    def limits_note(self, task: Task) -> str:
+        """The limits of this language's programs, in words."""
+        job = self._job("", task)
+        return limits_note(job.limits, self._workers.level, self.toolchain.seconds)
 
     def __enter__(self) -> Scorer:
         self._workers.__enter__()

@@ -27,7 +27,7 @@ class SuiteLanguage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     file: str
     tasks: int
-    settings: dict[str, str | bool] = Field(default_factory=dict)
+    settings: dict[str, str | bool | float] = Field(default_factory=dict)
 
 
 class Suite(BaseModel):

@@ -33,6 +33,13 @@ PROMISES: dict[Level, str] = {
     "process list is visible",
     "rlimits": "NOT a sandbox: limits, a fresh directory and an empty environment only",
 }
+
+
+def promise(level: Level) -> str:
+    """What a level promises on this machine."""
+    return PROMISES[level]
+
+
 _FIRST_USER = 390_000  # user ids that no account uses; each worker takes one, so that process limits do not add up
 _PRELOADED = (
     *("math", "re", "sys", "copy", "datetime", "itertools", "collections", "heapq", "statistics", "functools"),
@@ -234,9 +241,11 @@ class Workers:
                 raise
 
 
-def limits_note(limits: Limits) -> str:
-    """The limits in words, for reports."""
+def limits_note(limits: Limits, level: Level, seconds: float) -> str:
+    """The limits that are in force at a level, in words, for reports."""
+    private = level in ("namespaces", "bubblewrap", "user-namespaces")
+    files = f"{limits.disk_bytes >> 20} MiB of files" if private else f"{limits.file_bytes >> 20} MiB a file"
     return (
-        f"{limits.memory_bytes >> 20} MiB memory, {limits.processes} processes, {limits.output_bytes >> 10} KiB output, "
-        f"{limits.disk_bytes >> 20} MiB of files"
+        f"{seconds:g} s a run, {limits.memory_bytes >> 20} MiB memory, {limits.processes} processes, "
+        f"{limits.output_bytes >> 10} KiB output, {files}"
     )
