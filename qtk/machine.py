@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -91,7 +92,7 @@ def machine() -> Machine:
     return Machine(
         processor=processor_name(),
         cores=usable_cores(),
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=total_memory(),
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         gpus=gpus(),
     )
@@ -106,6 +107,55 @@ def package_versions(*names: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process may use at most: the machine's, or what its control groups allow if that is less.
+
+    In a container the kernel reports the whole machine's memory; who plans with that is killed at the container's limit.
+    """
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroup_memory())])
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be taken now without swapping or passing a control group's limit."""
+    return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in _cgroup_memory())])
+
+
+def _cgroup_memory(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of every control group above this process that has a limit, version 1 or 2. Used: without
+    what the kernel can drop (the cache of files)."""
+    found = []
+    for line in _lines(membership):
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        base = root / "memory" if controllers else root
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        names = names if controllers else ("memory.max", "memory.current", "inactive_file")
+        # Inside a container the path may be the host's, while what is mounted is the container's own group.
+        inner = base / path.strip().lstrip("/")
+        for place in dict.fromkeys([inner, *(p for p in inner.parents if p.is_relative_to(base)), base]):
+            limit, used = _number(place / names[0]), _number(place / names[1])
+            if limit is not None and limit < 2**60:  # version 1 says "none" by a number near 2**63
+                cache = next((int(x.split()[1]) for x in _lines(place / "memory.stat") if x.split()[0] == names[2]), 0)
+                found.append((limit, max(0, (used or 0) - cache)))
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int | None:
+    """The number that a file holds; None where there is none ("max", no such file)."""
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdigit() else None
 
 
 def keep_freed_memory() -> None:
@@ -123,7 +173,7 @@ def keep_freed_memory() -> None:
 
 
 def limit_threads(threads: int | None) -> int:
-    """Bounds torch's threads to `threads` (default: the usable cores) and returns the number in force."""
+    """Bounds torch's threads to `threads` (default, and at most: the usable cores) and returns the number in force."""
     import torch
 
     count = min(threads or usable_cores(), usable_cores())

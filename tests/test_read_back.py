@@ -52,7 +52,9 @@ def test_scales_beyond_float16_are_named(tiny, tmp_path) -> None:
         tensors[f"model.layers.{layer}.mlp.up_proj.scales"][0, 3] = float("inf")
     safetensors.torch.save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(GateFailed) as caught:
-        read_back(broken, ModelWeights.open(tiny("llama")), None, limit_bytes=0)
+        read_back(
+            broken, ModelWeights.open(tmp_path / "out").scheme, ModelWeights.open(tiny("llama")), None, limit_bytes=0
+        )
     assert all(f"model.layers.{layer}.mlp.up_proj: " in str(caught.value) for layer in (0, 2))
 
 
@@ -71,7 +73,16 @@ def test_a_weight_too_large_for_float16_scales_ends_with_the_layers_name(tiny, t
 
 @pytest.mark.parametrize(
     ("tokens", "expected"),
-    [([7] * 32, True), ([1, 2, 3, 4] * 8, True), (list(range(16)) + [5, 6] * 8, True), (list(range(32)), False)],
+    [
+        ([7] * 32, True),
+        ([1, 2, 3, 4] * 8, True),
+        (list(range(16)) + [5, 6] * 8, True),
+        (list(range(16)) + list(range(8)) * 2, True),
+        (list(range(16)) * 2, True),
+        (list(range(12)) + list(range(10)) * 2, True),
+        (list(range(32)), False),
+        ([*range(31), 30], False),
+    ],
 )
 def test_a_loop_is_noticed(tokens: list[int], expected: bool) -> None:
     assert module._repeats(tokens) is expected
@@ -82,4 +93,5 @@ def test_only_a_loop_that_the_float_model_does_not_make_is_reported(tiny, tmp_pa
     source = ModelWeights.open(tiny("llama"))
     for float_text, expected in (([3] * 32, False), (list(range(32)), True)):
         monkeypatch.setattr(module, "_generate", lambda weights, *_, t=float_text: t if weights is source else [3] * 32)
-        assert read_back(tmp_path / "out", source, None, limit_bytes=0).repeats is expected
+        scheme = ModelWeights.open(tmp_path / "out").scheme
+        assert read_back(tmp_path / "out", scheme, source, None, limit_bytes=0).repeats is expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import make_tiny, write_byte_tokenizer
@@ -13,8 +14,7 @@ from qtk.models.llama import spec as llama_spec
 from qtk.quantization.formats.registry import FORMATS, checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
-from qtk.quantization.scheme import resolve_scheme
-from qtk.quantization.target_settings import for_target, require_target
+from qtk.quantization.target_settings import for_target, settled_scheme
 from qtk.targets.table import TARGETS
 
 SIZES = {
@@ -27,10 +27,20 @@ SIZES = {
 }
 
 
+# What containers ask of a checkpoint is no matter of targets, so none of them is asked.
+NO_CHECKPOINT = SimpleNamespace(path="MODEL")
+
+
+@pytest.fixture(autouse=True)
+def _no_checkpoint_refusals(monkeypatch):
+    for container in FORMATS.values():
+        monkeypatch.setattr(type(container), "checkpoint_refusals", lambda self, checkpoint: [])
+
+
 def settle(**options) -> QuantizeOptions:
     spec = llama_spec(SIZES)
     chosen = for_target(QuantizeOptions(**options), spec)
-    require_target(chosen, spec, resolve_scheme(spec, chosen, checkpoint_format(chosen.format)))
+    settled_scheme(NO_CHECKPOINT, spec, chosen, checkpoint_format(chosen.format))
     return chosen
 
 

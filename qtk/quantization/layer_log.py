@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -34,6 +36,12 @@ class LayerRecord:
     block_error_after: float | None = None
 
 
+def log_line(record: LayerRecord, peak_memory_bytes: int) -> dict[str, Any]:
+    """The record as it goes into the log; a figure that is no number becomes None, which JSON can say."""
+    values = {**asdict(record), "peak_memory_bytes": peak_memory_bytes}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
 def layer_records(
     prefix: str,
     members: list[Linear],
@@ -46,10 +54,15 @@ def layer_records(
     damping: float | None,
     seconds: float,
     dtype: torch.dtype,
+    unscaled: torch.Tensor | None = None,
 ) -> list[LayerRecord]:
-    """Of each member of a set that was quantized as one matrix W [out, in] with the rows of all, in their order."""
+    """Of each member of a set that was quantized as one matrix W [out, in] with the rows of all, in their order.
+
+    unscaled: what the quantized weight stands for beside W, where it was scaled before (None: its own floats)."""
     nearest = round_to_range(W, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits)
-    before, after, energy = _output_errors(W, [nearest, stacked.dequantize()], statistics, dtype)
+    before, after, energy = _output_errors(
+        W, [nearest, stacked.dequantize() if unscaled is None else unscaled], statistics, dtype
+    )
     records, row = [], 0
     for member in members:
         rows = slice(row, row + member.out_features)

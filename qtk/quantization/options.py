@@ -48,17 +48,18 @@ class QuantizeOptions(BaseModel):
     )
     override: tuple[str, ...] = Field(
         (),
-        description="PATTERN=SETTINGS for modules whose name matches the pattern (* and ?): bits:8, bits:16 (left in float), "
-        "group:32, joined by commas. Repeatable; the last match wins.",
+        description="PATTERN=SETTINGS for modules whose name matches the pattern (* and ?): bits:8, skip or bits:16 (left "
+        "in float), group:32, joined by commas. Repeatable; the last match wins.",
     )
     lm_head_bits: Literal["16", "8"] = Field("16", description="Bits of an untied lm_head: 16 (float) or 8.")
     memory: float | None = Field(
         None,
         gt=0,
-        description="GB that calibration activations may take before they go to disk (default: a quarter of the memory).",
+        description="GB that calibration activations may take before they go to disk (default: a quarter of the memory, of a "
+        "container's limit where there is one).",
     )
-    threads: int | None = Field(None, ge=1, description="Processor threads (default: all usable).")
-    device: str = Field("auto", description="auto (a GPU when there is one), cpu or cuda.")
+    threads: int | None = Field(None, ge=1, description="Processor threads (default, and at most: all usable).")
+    device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, or cuda:N.")
 
     @field_validator("bits")
     @classmethod

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import time
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -22,23 +22,33 @@ from qtk.calibration.rows import TokenRows, calibration_rows
 from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.staging import staged_directory
-from qtk.errors import InputError, MachineError, listing
-from qtk.machine import PeakMemory, keep_freed_memory, limit_threads
+from qtk.errors import InputError, MachineError
+from qtk.machine import (
+    PeakMemory,
+    fast_matmul_dtype,
+    keep_freed_memory,
+    limit_threads,
+    processor_name,
+    total_memory,
+)
 from qtk.models.registry import model_spec
 from qtk.models.spec import ModelSpec
 from qtk.models.tokenizer import TextTokenizer
 from qtk.progress import note
-from qtk.quantization.formats.base import Format, QuantizationScheme
+from qtk.quantization.formats.base import QuantizationScheme
 from qtk.quantization.formats.registry import checkpoint_format
+from qtk.quantization.methods import MethodRuns
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.read_back import ReadBack, read_back
-from qtk.quantization.resume import ResumeState
-from qtk.quantization.run import WORK, Outcome, QuantizationRun, kept_tensors
-from qtk.quantization.scheme import resolve_scheme
-from qtk.quantization.target_settings import for_target, require_target
+from qtk.quantization.resume import begin, remove_work, worth_resuming
+from qtk.quantization.run import Outcome, kept_tensors
+from qtk.quantization.target_settings import for_target, settled_scheme
 
 LOG_NAME = "quantization-log.jsonl"
+# What other tools write beside, or in, the config.json of a model that they quantized.
+_QUANTIZED_KEYS = ("quantization_config", "compression_config")
+_QUANTIZED_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 # Time grows with the rows, quality far slower: half of them lose an eighth of KL, and less than the float stream gains.
 _SHARE_OF_ROWS = {"fast": 0.25, "default": 0.5, "best": 1.0}
 
@@ -91,18 +101,18 @@ def quantize_model(
     not fit (all offenders listed) or calibration text that cannot be used; MachineError for a disk without room.
     """
     checkpoint = Checkpoint(model)
-    if checkpoint.config.get("quantization_config"):
-        raise InputError(f"{model} is quantized already. Quantize the float model that it was made from.")
+    require_float(checkpoint)
     spec = model_spec(checkpoint)
     checkpoint.require_shapes(spec.all_tensors())
     options = for_target(options, spec)
     container = checkpoint_format(options.format)
-    if reasons := container.checkpoint_refusals(checkpoint):
-        raise InputError(f"{model} cannot be stored as {container.name}:\n{listing(reasons)}")
-    scheme = resolve_scheme(spec, options, container)
-    require_target(options, spec, scheme)
-    device = _device(options.device)
-    limit_threads(options.threads)
+    scheme = settled_scheme(checkpoint, spec, options, container)
+    device = compute_device(options.device)
+    threads = limit_threads(options.threads)
+    if options.threads and options.threads > threads:
+        note(
+            f"--threads {options.threads}: this process may use {threads} cores, so it computes with {threads} threads."
+        )
     keep_freed_memory()
     recorder = ManifestRecorder("quantized-model", {**options.model_dump(), **calibration.model_dump()})
     recorder.add_input("model", model, checkpoint.files)
@@ -111,38 +121,99 @@ def quantize_model(
         held_back = _held_back(calibration) if options.method == "auto" else 0
         rows, judged_on = _calibration(checkpoint, spec, calibration, held_back, recorder)
         offered, rows = len(rows.lengths), _rows_for(options.effort, rows, spec)
-    staged = staged_directory(out, overwrite=overwrite, resumable=True, fresh=not resume)
-    with staged as work, PeakMemory() as memory, torch.no_grad():
-        start = time.monotonic()
-        runs = _Runs(checkpoint, spec, scheme, container, options, rows, judged_on, device, memory)
+    facts = _deciding_facts(checkpoint, options, calibration, rows, judged_on, device)
+    inputs = [model, *([Path(calibration.calibration)] if Path(calibration.calibration).is_file() else [])]
+    staged = staged_directory(out, overwrite=overwrite, resumable=True, fresh=not resume, inputs=inputs)
+    with staged as work, _kept_if_worth_it(work), PeakMemory() as memory, torch.no_grad():
+        dtype = getattr(torch, begin(work, facts, lambda: _compute_dtype(device, rows)))
+        runs = MethodRuns(checkpoint, spec, scheme, container, options, rows, judged_on, device, dtype, memory)
         outcome = runs.better(work) if options.method == "auto" else runs.run(options.method, work)
-        check = read_back(work, ModelWeights(checkpoint, spec), rows, limit_bytes=psutil.virtual_memory().total // 8)
+        start = time.monotonic()
+        check = read_back(work, scheme, ModelWeights(checkpoint, spec), rows, limit_bytes=total_memory() // 8)
         (work / LOG_NAME).write_text("".join(json.dumps(line) + "\n" for line in outcome.log), encoding="utf-8")
-        facts = {
-            "output": str(out),
-            "calibration_rows_offered": offered,
-            "format": container.name,
-            "float_bytes": sum(checkpoint.info(name).nbytes for name in kept_tensors(checkpoint, spec)),
-            "seconds": round(time.monotonic() - start, 2),
-            "peak_memory_bytes": memory.peak_bytes,
-            "held_back_kl": runs.held_back_kl,
-        }
-        report = _report(work, scheme, rows, outcome, check, facts)
+        report = _report(
+            work,
+            scheme,
+            rows,
+            outcome,
+            check,
+            output=str(out),
+            calibration_rows_offered=offered,
+            format=container.name,
+            float_bytes=sum(checkpoint.info(name).nbytes for name in kept_tensors(checkpoint, spec)),
+            seconds=round(outcome.seconds + time.monotonic() - start, 2),
+            peak_memory_bytes=max(outcome.peak_memory_bytes, memory.peak_bytes),
+            held_back_kl=runs.held_back_kl,
+        )
         recorder.notes |= {"report": report.model_dump(), "resolved_group_size": scheme.default.group_size}
+        remove_work(work)
         recorder.write(work, out, report.peak_memory_bytes)
     return report
 
 
-def _deciding_facts(checkpoint: Checkpoint, options: QuantizeOptions, rows: TokenRows | None) -> dict[str, Any]:
-    """What decides the weights to the last bit: what a resumed run must have in common with the one that was stopped."""
-    tokens = b"" if rows is None else rows.tokens.numpy().tobytes() + rows.lengths.numpy().tobytes()
+def require_float(checkpoint: Checkpoint) -> None:
+    """InputError for a model that is quantized already, whichever file says so."""
+    config = checkpoint.config
+    says = [f"config.json ({key})" for key in _QUANTIZED_KEYS if config.get(key)]
+    says += [name for name in _QUANTIZED_FILES if (checkpoint.path / name).is_file()]
+    if says:
+        raise InputError(
+            f"{checkpoint.path} is quantized already, says its {' and '.join(says)}. "
+            "Quantize the float model that it was made from."
+        )
+
+
+@contextmanager
+def _kept_if_worth_it(work: Path) -> Iterator[None]:
+    """Removes the unfinished directory after a failure that left no finished block in it."""
+    try:
+        yield
+    except BaseException:
+        if not worth_resuming(work):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _deciding_facts(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    calibration: CalibrationOptions,
+    rows: TokenRows | None,
+    judged_on: TokenRows | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What decides the weights to the last bit, by the name that a refusal calls it: what a resumed run must have in
+    common with the one that was stopped. --memory is none of it: activations on disk give the same bits."""
+    options_left = options.model_dump(exclude={"memory", "threads", "device"})
     return {
-        "options": options.model_dump(),
+        **{f"--{name.replace('_', '-')}": value for name, value in options_left.items()},
+        "--seed": calibration.seed,
         "model": [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in checkpoint.files],
-        "tokens": hashlib.sha256(tokens).hexdigest(),
-        "threads": torch.get_num_threads(),
-        "versions": [qtk.__version__, torch.__version__],
+        "calibration text": [_token_digest(rows), _token_digest(judged_on)],
+        "device": str(device),
+        "processor": processor_name(),
+        "number of threads": torch.get_num_threads(),
+        "version of qtk or torch": [qtk.__version__, torch.__version__],
     }
+
+
+def _token_digest(rows: TokenRows | None) -> str:
+    return (
+        ""
+        if rows is None
+        else hashlib.sha256(rows.tokens.numpy().tobytes() + rows.lengths.numpy().tobytes()).hexdigest()
+    )
+
+
+def _compute_dtype(device: torch.device, rows: TokenRows | None) -> str:
+    """The dtype of activations and their products: bfloat16 where it is fast, or else float32."""
+    if rows is None:
+        dtype = torch.float32
+    elif device.type == "cpu":
+        dtype = fast_matmul_dtype()
+    else:
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return str(dtype).removeprefix("torch.")
 
 
 def _held_back(calibration: CalibrationOptions) -> int:
@@ -187,77 +258,13 @@ def _rows_for(effort: str, rows: TokenRows, spec: ModelSpec) -> TokenRows:
     return rows.pick([index * count // used for index in range(used)])
 
 
-class _Runs:
-    """Runs of single methods with everything else alike."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        spec: ModelSpec,
-        scheme: QuantizationScheme,
-        container: Format,
-        options: QuantizeOptions,
-        rows: TokenRows | None,
-        judged_on: TokenRows | None,
-        device: torch.device,
-        memory: PeakMemory,
-    ) -> None:
-        self.checkpoint, self.spec, self.scheme, self.container = checkpoint, spec, scheme, container
-        self.options, self.rows, self.judged_on, self.device, self.memory = options, rows, judged_on, device, memory
-        self.facts = _deciding_facts(checkpoint, options, rows)
-        self.held_back_kl: dict[str, float] = {}
-
-    def run(self, method: str, work: Path) -> Outcome:
-        """One method into the directory `work`; a state left there is taken up."""
-        scheme = replace(self.scheme, method=method)
-        state = ResumeState(work / WORK, {**self.facts, "method": method})
-        try:
-            return QuantizationRun(
-                self.checkpoint,
-                self.spec,
-                scheme,
-                self.container,
-                self.options,
-                self.rows,
-                self.judged_on,
-                self.device,
-                work,
-                state,
-            ).quantize(self.memory)
-        except BaseException:
-            if state.blocks == 0:  # nothing worth resuming
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-
-    def better(self, work: Path) -> Outcome:
-        """GPTQ and AWQ, each in a directory of its own; the one nearer to the float model on the rows held back is moved
-        into `work`."""
-        outcomes: dict[str, Outcome] = {}
-        for method in ("gptq", "awq"):
-            place, finished = work / method, work / f"{method}.json"
-            if finished.is_file():  # by the run that this one resumes
-                outcomes[method] = Outcome.model_validate_json(finished.read_bytes())
-                continue
-            place.mkdir(exist_ok=True)
-            outcomes[method] = self.run(method, place)
-            finished.write_text(outcomes[method].model_dump_json(), encoding="utf-8")
-        self.held_back_kl = {m: o.held_back_kl for m, o in outcomes.items() if o.held_back_kl is not None}
-        best = min(self.held_back_kl, key=lambda method: self.held_back_kl[method])
-        for path in (work / best).iterdir():
-            path.rename(work / path.name)
-        for method in outcomes:
-            shutil.rmtree(work / method)
-            (work / f"{method}.json").unlink()
-        return outcomes[best]
-
-
 def _report(
     work: Path,
     scheme: QuantizationScheme,
     rows: TokenRows | None,
     outcome: Outcome,
     check: ReadBack,
-    facts: dict[str, Any],
+    **facts: Any,
 ) -> QuantizeReport:
     def mean(key: str) -> float | None:
         values = [line[key] for line in outcome.log if line[key] is not None]
@@ -285,9 +292,15 @@ def _report(
     )
 
 
-def _device(name: str) -> torch.device:
+def compute_device(name: str) -> torch.device:
+    """The device that --device names. InputError for what is no device, MachineError for a GPU that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise MachineError(f"--device {name}: torch sees no GPU on this machine. Use --device cpu.")
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if not found:
+        raise InputError(f"--device {name}: there are auto, cpu, cuda, and cuda:N for GPU number N.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name != "cpu" and int(found.group(1) or 0) >= count:
+        seen = f"{count} GPU{'s' if count > 1 else ''}, the first is cuda:0" if count else "no GPU"
+        raise MachineError(f"--device {name}: torch sees {seen} on this machine. Use --device cpu.")
     return torch.device(name)

@@ -3,6 +3,8 @@
 Beside the output tensors, which are in their final place already, that is the state of the calibration streams, the log
 so far, and a fingerprint of everything that decides the result. The activations are kept as they are, so the weights
 come out bit for bit as those of a run that was never stopped.
+
+All of it lies in `WORK` of the unfinished directory until there is nothing left to do but the manifest.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +22,155 @@ from qtk.errors import InputError
 from qtk.progress import note
 from qtk.quantization.activations import RowStore
 
+WORK = ".calibration"  # spilled activations and what a stopped run leaves; removed before the directory is complete
+_BEGUN = "begun.json"
 _STATE = "state.json"
+_FINISHED = "*.finished.json"
 # A save survives a killed process by itself; only a flush to the disk survives a lost machine, and costs more.
 _FLUSH_SECONDS = 20.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class ResumeState:
-    """The saved state in `directory`. `blocks` finished blocks and their `log` lines; 0 and none at a fresh start."""
+def begin(work: Path, facts: Mapping[str, Any], compute_dtype: Callable[[], str]) -> str:
+    """Takes up what a stopped run left in `work`, or empties the directory. Returns the compute dtype of the run.
 
-    def __init__(self, directory: Path, facts: dict[str, Any]) -> None:
-        """facts: whatever decides the result; a state saved under other facts is refused (InputError)."""
+    facts: whatever decides the result to the last bit, by name. compute_dtype: asked at a fresh start only: it is found
+    by timing, and a resumed run must compute as the one before it did.
+    Raises InputError, naming the facts that differ, where something worth resuming was begun under others.
+    """
+    digests = {name: canonical_digest(value) for name, value in facts.items()}
+    if worth_resuming(work):
+        begun = _read_json(work / WORK / _BEGUN)
+        if begun is not None:
+            _require_same(work, begun["facts"], digests)
+            for spilled in work.rglob(f"{WORK}/activations-*.bin"):
+                spilled.unlink()
+            return str(begun["compute_dtype"])
+        note(f"{work}: what the stopped run says of itself cannot be read: starting again.")
+    clear(work)
+    (work / WORK).mkdir()
+    dtype = compute_dtype()
+    write_json(work / WORK / _BEGUN, {"facts": digests, "compute_dtype": dtype}, flush=True)
+    return dtype
+
+
+def worth_resuming(work: Path) -> bool:
+    """Whether a stopped run left a finished block, or a finished method, in `work`."""
+    places = (work, *(path for path in work.glob("*") if path.is_dir()))
+    return any((p / WORK / _STATE).is_file() or any((p / WORK).glob(_FINISHED)) for p in places)
+
+
+def clear(work: Path) -> None:
+    """Empties a directory: stale files of another run must not stand beside the new ones."""
+    for path in work.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def remove_work(work: Path) -> None:
+    """Nothing is left to resume. What says that there is goes first, so that a kill in between leaves no half of a state."""
+    for name in (_STATE, _BEGUN):
+        (work / WORK / name).unlink(missing_ok=True)
+    shutil.rmtree(work / WORK, ignore_errors=True)
+
+
+def save_finished(work: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Records, at once and on the disk, that the part `name` of a run is finished."""
+    write_json(work / WORK / f"{name}.finished.json", content, flush=True)
+
+
+def read_finished(work: Path, name: str) -> dict[str, Any] | None:
+    """What `save_finished` recorded, or None."""
+    return _read_json(work / WORK / f"{name}.finished.json")
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, flush: bool) -> None:
+    """Writes a file that appears only when it is complete; flushed to the disk on demand."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with open(unfinished, "w", encoding="utf-8") as out:
+        json.dump(content, out)
+        if flush:
+            out.flush()
+            os.fsync(out.fileno())
+    os.rename(unfinished, path)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where the file is absent or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _require_same(work: Path, begun: Mapping[str, str], now: Mapping[str, str]) -> None:
+    differing = sorted(name for name in {*begun, *now} if begun.get(name) != now.get(name))
+    if differing:
+        raise InputError(
+            f"{work} was begun with another {', another '.join(differing)}, so it cannot be resumed. "
+            "Run without --resume to start again."
+        )
+
+
+class ResumeState:
+    """The saved state of one method in `directory`. `blocks` finished blocks, their `log` lines, the `seconds` and
+    `peak_memory_bytes` that they took over all sessions; zeros and none at a fresh start."""
+
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.fingerprint = canonical_digest(facts)
-        self.blocks = 0
-        self.log: list[dict[str, Any]] = []
+        self._start_again()
         self._flushed_at = time.monotonic()
         if (directory / _STATE).is_file():
             self._read()
 
+    def _start_again(self, why: str = "") -> None:
+        if why:
+            note(f"{why}: starting again.")
+        self.blocks = 0
+        self.log: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.peak_memory_bytes = 0
+        self._file_bytes: list[int] = []
+
     def _read(self) -> None:
-        state = json.loads((self.directory / _STATE).read_text(encoding="utf-8"))
-        if state["fingerprint"] != self.fingerprint:
-            raise InputError(
-                f"{self.directory.parent} was begun from another model or with other options, so it cannot be resumed. "
-                "Run without --resume to start again."
-            )
+        state = _read_json(self.directory / _STATE)
+        if state is None:
+            self._start_again("The saved state is damaged")
+            return
         if not state["flushed"] and state["boot"] != _boot_id():
-            note(
-                "The machine was restarted since the state was saved, and the state had not reached the disk: starting again."
+            self._start_again(
+                "The machine was restarted since the state was saved, and the state had not reached the disk"
             )
-            shutil.rmtree(self.directory)
             return
         self.blocks, self.log = state["blocks"], state["log"]
+        self.seconds, self.peak_memory_bytes = state["seconds"], state["peak_memory_bytes"]
+        self._file_bytes = state["file_bytes"]
+
+    def check(self, streams: list[RowStore]) -> None:
+        """Goes back to a fresh start, with a note, where the files that belong to the state are not there as a whole."""
+        outputs = sorted(path.stat().st_size for path in self.directory.parent.glob("*.safetensors"))
+        whole = all(_size(self._activations(i, self.blocks)) == s.nbytes for i, s in enumerate(streams))
+        if self.blocks and not (whole and outputs == self._file_bytes):
+            self._start_again(f"{self.directory.parent}: files of the stopped run are missing or incomplete")
 
     def load(self, streams: list[RowStore]) -> None:
         """Fills the streams with what they held after block `blocks`."""
         for index, store in enumerate(streams):
             store.load(self._activations(index, self.blocks))
 
-    def save(self, blocks: int, streams: list[RowStore], log: list[dict[str, Any]], output_files: list[int]) -> None:
-        """Records that `blocks` blocks are finished. output_files: descriptors of the output, flushed along from time to time."""
+    def save(
+        self,
+        blocks: int,
+        streams: list[RowStore],
+        log: list[dict[str, Any]],
+        output_files: list[int],
+        *,
+        seconds: float,
+        peak_memory_bytes: int,
+    ) -> None:
+        """Records that `blocks` blocks are finished. output_files: descriptors of the output, flushed along from time to
+        time; seconds and peak_memory_bytes: over all sessions."""
         self.directory.mkdir(exist_ok=True)
         flush = time.monotonic() - self._flushed_at >= _FLUSH_SECONDS
         for index, store in enumerate(streams):
@@ -68,24 +179,30 @@ class ResumeState:
             for fd in output_files:
                 os.fsync(fd)
             self._flushed_at = time.monotonic()
-        state = {"fingerprint": self.fingerprint, "blocks": blocks, "log": log, "flushed": flush, "boot": _boot_id()}
-        unfinished = self.directory / f"{_STATE}.unfinished"
-        with open(unfinished, "w", encoding="utf-8") as out:
-            json.dump(state, out)
-            if flush:
-                out.flush()
-                os.fsync(out.fileno())
-        os.rename(unfinished, self.directory / _STATE)
-        for index in range(len(streams)):
-            self._activations(index, self.blocks).unlink(missing_ok=True)
-        self.blocks = blocks
-
-    def remove(self) -> None:
-        """The work is complete: nothing is left to resume."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        state = {
+            "blocks": blocks,
+            "log": log,
+            "seconds": seconds,
+            "peak_memory_bytes": peak_memory_bytes,
+            "file_bytes": sorted(os.fstat(fd).st_size for fd in output_files),
+            "flushed": flush,
+            "boot": _boot_id(),
+        }
+        write_json(self.directory / _STATE, state, flush=flush)
+        if blocks != self.blocks:
+            for index in range(len(streams)):
+                self._activations(index, self.blocks).unlink(missing_ok=True)
+        self.blocks, self.seconds, self.peak_memory_bytes = blocks, seconds, peak_memory_bytes
 
     def _activations(self, stream: int, blocks: int) -> Path:
         return self.directory / f"stream-{stream}-after-{blocks}.bin"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _boot_id() -> str:

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from qtk.calibration.rows import TokenRows
-from qtk.checkpoint.reader import Checkpoint
+from qtk.checkpoint.reader import Checkpoint, config_bytes
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.errors import InputError
-from qtk.machine import PeakMemory, fast_matmul_dtype
+from qtk.machine import PeakMemory, total_memory
 from qtk.models.spec import LM_HEAD, ModelSpec
 from qtk.progress import Progress, note
-from qtk.quantization.activations import ActivationBudget
+from qtk.quantization.activations import ActivationBudget, RowStore
 from qtk.quantization.awq_block import AwqBlocks
 from qtk.quantization.formats.base import Format, QuantizationScheme
 from qtk.quantization.gptq_block import GptqBlocks
 from qtk.quantization.judge import Judge
-from qtk.quantization.layer_log import LayerRecord
+from qtk.quantization.layer_log import LayerRecord, log_line
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantized_block import QuantizedBlock
 from qtk.quantization.quantized_linear import QuantizedLinear
-from qtk.quantization.resume import ResumeState
+from qtk.quantization.resume import WORK, ResumeState
 from qtk.quantization.rtn import rtn
 from qtk.quantization.scheme import LM_HEAD_MODULE
 from qtk.quantization.streams import Rows, Stream
 from qtk.quantization.tuned_block import TunedBlocks
 
-WORK = ".calibration"  # spilled activations and what a stopped run leaves; removed before the directory is complete
+_SHARE_OF_MEMORY = 4  # activations take a quarter of it, unless --memory says otherwise
 
 
 class Outcome(BaseModel):
-    """What a run did. held_back_kl: nats per token from the float model on the rows held back, where there were any."""
+    """What a run did. held_back_kl: nats per token from the float model on the rows held back, where there were any;
+    seconds, peak_memory_bytes: over all sessions of a run that was resumed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,6 +49,8 @@ class Outcome(BaseModel):
     compute_dtype: str
     spilled_bytes: int
     held_back_kl: float | None
+    seconds: float
+    peak_memory_bytes: int
 
 
 class QuantizationRun:
@@ -64,49 +66,75 @@ class QuantizationRun:
         rows: TokenRows | None,
         judged_on: TokenRows | None,
         device: torch.device,
+        compute_dtype: torch.dtype,
         work: Path,
-        state: ResumeState,
     ) -> None:
         self.checkpoint, self.spec, self.scheme, self.container = checkpoint, spec, scheme, container
         self.options, self.rows, self.judged_on, self.device, self.work = options, rows, judged_on, device, work
         self.weights = ModelWeights(checkpoint, spec)
-        fast = fast_matmul_dtype() if device.type == "cpu" else torch.bfloat16
-        self.compute_dtype = fast if rows else torch.float32
-        self.state = state
-        self.log: list[dict[str, Any]] = list(state.log)
+        self.compute_dtype = compute_dtype
+        self.state = ResumeState(work / WORK)
 
     def quantize(self, memory: PeakMemory) -> Outcome:
-        """Writes the whole checkpoint into the work directory."""
-        limit = self.options.memory * 1e9 if self.options.memory else psutil.virtual_memory().total / 4
+        """Writes the whole checkpoint into the work directory, going on where a run before this one stopped. The state
+        stays there, so that what follows may be stopped too."""
+        start = time.monotonic()
+        limit = self.options.memory * 1e9 if self.options.memory else total_memory() / _SHARE_OF_MEMORY
         budget = ActivationBudget(int(limit), self.work / WORK)
-        done = self.state.blocks
-        with CheckpointWriter(self.work, self._output_specs(), resume=done > 0) as writer:
+        quantizer, judge = self._block_quantizer(budget), self._judge(budget)
+        streams = [stream.hidden for each in (quantizer, judge) if each for stream in each.streams]
+        self.state.check(streams)
+        with CheckpointWriter(self.work, self._output_specs(), resume=self.state.blocks > 0) as writer:
             self._copy_float_tensors(writer)
-            quantizer, judge = self._block_quantizer(budget), self._judge(budget)
-            streams = [stream.hidden for each in (quantizer, judge) if each for stream in each.streams]
-            if done:
-                self.state.load(streams)
-                finished = tuple(self.spec.block_prefix(layer) for layer in range(done))
-                writer.mark_written(*(name for name in writer.specs if name.startswith(finished)))
-                note(f"Resumed after block {done} of {self.spec.num_layers}.")
-            with Progress(f"quantize ({self.scheme.method})", self.spec.num_layers - done, "block") as progress:
-                for layer in range(done, self.spec.num_layers):
-                    records = self._quantize_block(layer, quantizer, judge, writer)
-                    self.log += [{**asdict(record), "peak_memory_bytes": memory.peak_bytes} for record in records]
-                    self.state.save(layer + 1, streams, self.log, writer.descriptors)
-                    progress.advance(1, _summary(records))
+            self._take_up(streams, writer)
+            self._quantize_blocks(quantizer, judge, streams, writer, memory, start)
         divergence = judge and judge.divergence(self.weights.final_norm(), self.weights.lm_head(self.compute_dtype))
         for store in streams:
             budget.release(store)
-        self.state.remove()
         self._write_config()
         return Outcome(
             method=self.scheme.method,
-            log=self.log,
+            log=self.state.log,
             compute_dtype=str(self.compute_dtype).removeprefix("torch."),
             spilled_bytes=budget.spilled_bytes,
             held_back_kl=divergence,
+            seconds=self.state.seconds,
+            peak_memory_bytes=max(self.state.peak_memory_bytes, memory.peak_bytes),
         )
+
+    def _take_up(self, streams: list[RowStore], writer: CheckpointWriter) -> None:
+        """The streams and the finished blocks of the run that this one resumes, if there was one."""
+        done = self.state.blocks
+        if done:
+            self.state.load(streams)
+            finished = tuple(self.spec.block_prefix(layer) for layer in range(done))
+            writer.mark_written(*(name for name in writer.specs if name.startswith(finished)))
+            note(f"Resumed after block {done} of {self.spec.num_layers}.")
+
+    def _quantize_blocks(
+        self,
+        quantizer: GptqBlocks | AwqBlocks | None,
+        judge: Judge | None,
+        streams: list[RowStore],
+        writer: CheckpointWriter,
+        memory: PeakMemory,
+        start: float,
+    ) -> None:
+        """Every block that is not finished yet, the state saved after each. start: of this session, monotonic seconds."""
+        done, before = self.state.blocks, self.state.seconds
+        with Progress(f"quantize ({self.scheme.method})", self.spec.num_layers - done, "block") as progress:
+            for layer in range(done, self.spec.num_layers):
+                records = self._quantize_block(layer, quantizer, judge, writer)
+                self.state.log += [log_line(record, memory.peak_bytes) for record in records]
+                self.state.save(
+                    layer + 1,
+                    streams,
+                    self.state.log,
+                    writer.descriptors,
+                    seconds=before + time.monotonic() - start,
+                    peak_memory_bytes=max(self.state.peak_memory_bytes, memory.peak_bytes),
+                )
+                progress.advance(1, _summary(records))
 
     def _output_specs(self) -> dict[str, TensorSpec]:
         """Every tensor of the output, in the order of the input's files."""
@@ -204,12 +232,12 @@ class QuantizationRun:
                 f"{module}: its weights are too large for scales in float16, which end at 65504. Leave it in float "
                 f'(--override "{module}=bits:16"), or look for what made its weights grow.'
             )
-        for name, tensor in self.container.pack(module, linear).items():
+        for name, tensor in self.container.pack(module, _on_cpu(linear)).items():
             writer.write(name, tensor)
 
     def _write_config(self) -> None:
         config = {**self.checkpoint.config, "quantization_config": self.container.quantization_config(self.scheme)}
-        copy_companions(self.checkpoint, self.work, config=(json.dumps(config, indent=2) + "\n").encode())
+        copy_companions(self.checkpoint, self.work, config=config_bytes(config))
         for name, content in self.container.extra_files(self.scheme).items():
             (self.work / name).write_bytes(content)
         self.container.finish(self.work)
@@ -223,6 +251,11 @@ def kept_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> Iterator[str]:
     return (name for name in checkpoint.names if name in wanted)
 
 
+def _on_cpu(linear: QuantizedLinear) -> QuantizedLinear:
+    zeros = None if linear.zeros is None else linear.zeros.cpu()
+    return replace(linear, codes=linear.codes.cpu(), scales=linear.scales.cpu(), zeros=zeros)
+
+
 def _summary(records: list[LayerRecord]) -> str:
-    errors = [r.error_after for r in records if r.error_after is not None]
+    errors = [r.error_after for r in records if r.error_after is not None and math.isfinite(r.error_after)]
     return f"mean error {sum(errors) / len(errors):.2e}" if errors else ""

@@ -6,8 +6,9 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import replace
 
-from qtk.errors import InputError, listing
+from qtk.errors import InputError
 from qtk.models.spec import ModelSpec
+from qtk.progress import note
 from qtk.quantization.formats.base import Format, LinearScheme, QuantizationScheme
 from qtk.quantization.options import QuantizeOptions
 
@@ -15,13 +16,15 @@ GROUP_SIZES = (128, 64, 32)
 LM_HEAD_MODULE = "lm_head"
 
 
-def resolve_scheme(spec: ModelSpec, options: QuantizeOptions, container: Format) -> QuantizationScheme:
-    """The scheme of every linear of a model. InputError naming every linear that cannot be stored so, and what would work."""
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
+def resolve_scheme(spec: ModelSpec, options: QuantizeOptions) -> QuantizationScheme:
+    """The scheme of every linear of a model, whether or not it can be stored so (`scheme_refusals` says).
+
+    InputError for an override that says nothing, matches nothing, or for settings that leave nothing to quantize.
+    """
+    shapes = module_shapes(spec)
     default = LinearScheme(options.bits, _group_size(shapes, options), options.sym)
     modules = dict.fromkeys(shapes, default)
-    if not spec.tie_word_embeddings:
-        shapes[LM_HEAD_MODULE] = (spec.vocab_size, spec.hidden_size)
+    if LM_HEAD_MODULE in modules:
         modules[LM_HEAD_MODULE] = replace(default, bits=int(options.lm_head_bits))
     elif options.lm_head_bits != "16":
         raise InputError(
@@ -30,14 +33,34 @@ def resolve_scheme(spec: ModelSpec, options: QuantizeOptions, container: Format)
         )
     for text in options.override:
         modules |= _overridden(text, modules)
-    scheme = QuantizationScheme(default, modules, method=options.method)
-    _require_divisible(shapes, scheme)
-    _require_fused_alike(spec, modules)
-    reasons = [r for name, s in modules.items() if s.bits < 16 for r in container.refusals(name, shapes[name], s)]
-    reasons += container.scheme_refusals(scheme)
-    if reasons:
-        raise InputError(f"The {container.name} container cannot hold this:\n{listing(reasons)}")
-    return scheme
+    if all(scheme.bits == 16 for scheme in modules.values()):
+        raise InputError("The overrides leave every linear in float: there is nothing to quantize.")
+    return QuantizationScheme(default, modules, method=options.method)
+
+
+def scheme_refusals(
+    spec: ModelSpec, scheme: QuantizationScheme, container: Format, group_sizes: tuple[int, ...] = GROUP_SIZES
+) -> list[str]:
+    """Why this scheme cannot be stored in this container, every linear named; empty when it can.
+
+    group_sizes: what the advice may name, those of the target where there is one.
+    """
+    shapes = module_shapes(spec)
+    quantized = {name: s for name, s in scheme.modules.items() if s.bits < 16}
+    return [
+        *_uneven(shapes, quantized, group_sizes),
+        *_fused_apart(spec, scheme.modules),
+        *(reason for name, s in quantized.items() for reason in container.refusals(name, shapes[name], s)),
+        *container.scheme_refusals(scheme),
+    ]
+
+
+def module_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """Full module name -> [out, in] of every linear that can be quantized, an lm_head of its own included."""
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
+    if not spec.tie_word_embeddings:
+        shapes[LM_HEAD_MODULE] = (spec.vocab_size, spec.hidden_size)
+    return shapes
 
 
 def _group_size(shapes: Mapping[str, tuple[int, int]], options: QuantizeOptions) -> int:
@@ -49,23 +72,25 @@ def _group_size(shapes: Mapping[str, tuple[int, int]], options: QuantizeOptions)
     return GROUP_SIZES[-1]  # refused below with the list of the layers that it does not divide
 
 
-def _require_divisible(shapes: Mapping[str, tuple[int, int]], scheme: QuantizationScheme) -> None:
+def _uneven(
+    shapes: Mapping[str, tuple[int, int]], quantized: Mapping[str, LinearScheme], group_sizes: tuple[int, ...]
+) -> list[str]:
+    """Linears that their group does not divide, and at last what would work."""
     offenders = [
         f"{name}: {shapes[name][1]} inputs, group {s.group_size}"
-        for name, s in scheme.modules.items()
-        if s.bits < 16 and shapes[name][1] % s.group_size
+        for name, s in quantized.items()
+        if shapes[name][1] % s.group_size
     ]
     if not offenders:
-        return
-    works = [g for g in GROUP_SIZES if all(inputs % g == 0 for _, inputs in shapes.values())]
+        return []
+    works = [g for g in group_sizes if all(shapes[name][1] % g == 0 for name in quantized)]
     advice = (
-        f"--group-size {works[0]} divides them all"
+        f"--group-size {max(works)} divides them all"
         if works
-        else "No group size divides them all: leave these in float with --override"
+        else f"none of the groups {', '.join(map(str, sorted(group_sizes)))} divides them all: leave these in float "
+        "(--override 'NAME=skip')"
     )
-    raise InputError(
-        f"{len(offenders)} linears are not divisible by their group:\n{listing(offenders, 500)}\n{advice}."
-    )
+    return [*offenders, f"{len(offenders)} linears are not divisible by their group; {advice}"]
 
 
 def _overridden(text: str, modules: Mapping[str, LinearScheme]) -> dict[str, LinearScheme]:
@@ -75,16 +100,23 @@ def _overridden(text: str, modules: Mapping[str, LinearScheme]) -> dict[str, Lin
     group_size: int | None = None
     for setting in settings.split(","):
         key, _, value = (part.strip() for part in setting.partition(":"))
-        if key == "bits" and value in ("4", "8", "16"):
+        if setting.strip() == "skip":
+            bits = 16
+        elif key == "bits" and value in ("4", "8", "16"):
             bits = int(value)
         elif key == "group" and value in ("32", "64", "128"):
             group_size = int(value)
         else:
-            known = "bits:4, bits:8, bits:16, group:32, group:64, group:128"
+            known = "bits:4, bits:8, bits:16 or skip (left in float), group:32, group:64, group:128"
             raise InputError(f"--override {text}: settings are {known}, not {setting!r}.")
     matched = [name for name in modules if fnmatch.fnmatchcase(name, pattern)]
     if not matched:
         raise InputError(f"--override {text}: no module matches {pattern!r}. Names look like {next(iter(modules))}.")
+    if LM_HEAD_MODULE in matched and pattern != LM_HEAD_MODULE and bits in (4, 8):
+        note(
+            f"WARNING: --override {text} matches lm_head too: it is quantized to {bits} bits, which costs more than any "
+            "other linear. Add --override lm_head=skip to leave it in float."
+        )
     return {
         name: replace(old, bits=bits or old.bits, group_size=group_size or old.group_size)
         for name, old in modules.items()
@@ -92,7 +124,7 @@ def _overridden(text: str, modules: Mapping[str, LinearScheme]) -> dict[str, Lin
     }
 
 
-def _require_fused_alike(spec: ModelSpec, modules: Mapping[str, LinearScheme]) -> None:
+def _fused_apart(spec: ModelSpec, modules: Mapping[str, LinearScheme]) -> list[str]:
     """Runtimes fuse q, k, v and gate, up into one product, so the members of a set must be stored alike."""
     offenders = []
     for layer in range(spec.num_layers):
@@ -102,7 +134,7 @@ def _require_fused_alike(spec: ModelSpec, modules: Mapping[str, LinearScheme]) -
                 name = spec.block_prefix(layer) + linear.name
                 sets.setdefault(linear.fused_with, {})[name] = modules[name]
         offenders += [", ".join(members) for members in sets.values() if len(set(members.values())) > 1]
-    if offenders:
-        raise InputError(
-            f"Linears that runtimes fuse must be stored alike; extend the pattern to each whole set:\n{listing(offenders)}"
-        )
+    return [
+        f"{members}: linears that runtimes fuse must be stored alike; extend the pattern to the whole set"
+        for members in offenders
+    ]

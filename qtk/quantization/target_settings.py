@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError, listing
 from qtk.models.spec import ModelSpec
-from qtk.quantization.formats.base import QuantizationScheme
+from qtk.quantization.formats.base import Format, QuantizationScheme
 from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.scheme import GROUP_SIZES, module_shapes, resolve_scheme, scheme_refusals
 from qtk.targets.gpu import GpuProfile, gpu_profile
 from qtk.targets.table import LinearPlan, Target, defaults_for, refusals, target
+
+_MOST = 1000  # reasons named in one message
 
 
 def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
@@ -28,17 +32,34 @@ def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
     return options.model_copy(update=decided)
 
 
-def require_target(options: QuantizeOptions, spec: ModelSpec, scheme: QuantizationScheme) -> None:
-    """InputError when the named target cannot run this scheme: every reason, with all its linears and what would work."""
+def settled_scheme(
+    checkpoint: Checkpoint, spec: ModelSpec, options: QuantizeOptions, container: Format
+) -> QuantizationScheme:
+    """The scheme of every linear. InputError with every reason why the container cannot hold it or the target cannot run
+    it, all together, each with all its linears and the nearest setting that both take."""
+    scheme = resolve_scheme(spec, options)
+    row, _ = _target(options)
+    group_sizes = row.group_sizes if row else GROUP_SIZES
+    reasons = container.checkpoint_refusals(checkpoint) + scheme_refusals(spec, scheme, container, group_sizes)
+    complaints = (
+        [f"{checkpoint.path} cannot be stored as {container.name}:\n{listing(reasons, _MOST)}"] if reasons else []
+    )
+    if reasons := target_refusals(options, spec, scheme):
+        complaints.append(f"{_place(options)} cannot run this model quantized so:\n{listing(reasons, _MOST)}")
+    if complaints:
+        raise InputError("\n".join(complaints))
+    return scheme
+
+
+def target_refusals(options: QuantizeOptions, spec: ModelSpec, scheme: QuantizationScheme) -> list[str]:
+    """Why the named target cannot run this scheme: every reason, with all its linears and what would work; empty when it
+    can, or when none is named."""
     row, gpu = _target(options)
     if row is None:
-        return
-    plans = {
-        name: LinearPlan(linear.out_features, linear.in_features, s.bits, s.group_size, s.symmetric)
-        for name, linear in spec.all_linears()
-        for s in (scheme.modules[name],)
-    }
-    reasons = refusals(
+        return []
+    shapes = module_shapes(spec)
+    plans = {name: LinearPlan(*shapes[name], s.bits, s.group_size, s.symmetric) for name, s in scheme.modules.items()}
+    return refusals(
         row,
         gpu.sm if gpu else None,
         plans,
@@ -46,9 +67,11 @@ def require_target(options: QuantizeOptions, spec: ModelSpec, scheme: Quantizati
         # A symmetric weight uses the whole range of its codes by a scale of either sign.
         negative_scales=any(plan.symmetric for plan in plans.values() if plan.bits < 16),
     )
-    if reasons:
-        place = f" on {gpu.title}" if gpu else ""
-        raise InputError(f"{row.title}{place} cannot run this model quantized so:\n{listing(reasons, 500)}")
+
+
+def _place(options: QuantizeOptions) -> str:
+    row, gpu = _target(options)
+    return f"{row.title if row else options.backend}{f' on {gpu.title}' if gpu else ''}"
 
 
 def _target(options: QuantizeOptions) -> tuple[Target | None, GpuProfile | None]:

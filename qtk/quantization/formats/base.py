@@ -42,7 +42,7 @@ class Format(Protocol):
     """One container. `name` is what --format takes; `quant_method` is what config.json calls it.
 
     Formats derive from this class, so that those which need no more than one linear at a time inherit the empty
-    `scheme_refusals`, `checkpoint_refusals`, `extra_files` and `finish`.
+    `scheme_refusals`, `checkpoint_refusals`, `extra_files`, `finish` and `faults`.
     """
 
     name: str
@@ -81,6 +81,10 @@ class Format(Protocol):
     def finish(self, directory: Path) -> None:
         """Adds what is made from the finished checkpoint in `directory`: called when all but the manifest is there."""
         return None
+
+    def faults(self, directory: Path) -> list[str]:
+        """What is wrong in the files that `finish` made, by what the checkpoint beside them holds; empty when nothing is."""
+        return []
 
     def read_scheme(self, checkpoint: Checkpoint, modules: Mapping[str, tuple[int, int]]) -> QuantizationScheme:
         """The scheme of a checkpoint in this format; InputError for a variant that qtk does not read."""

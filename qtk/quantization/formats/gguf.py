@@ -49,6 +49,7 @@ _NAMES = {
     "self_attn.k_norm": "attn_k_norm",
 }
 _NO_PACKAGE = "Writing GGUF needs the gguf package: pip install 'qtk[gguf]'."
+_FILE = "model.gguf"
 _BLOCK = 32
 _BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
 Kind = Literal["F32", "F16", "Q4_0", "Q8_0"]
@@ -56,12 +57,14 @@ Kind = Literal["F32", "F16", "Q4_0", "Q8_0"]
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor of the file: its shape as in torch, its GGUF type, and how to make its bytes when its turn comes."""
+    """One tensor of the file: its shape as in torch, its GGUF type, how to make its bytes when its turn comes, and the
+    floats that these stand for."""
 
     name: str
     shape: tuple[int, ...]
     kind: Kind
     data: Callable[[], torch.Tensor]
+    meant: Callable[[], torch.Tensor]
 
 
 class GgufFormat(GptqFormat):
@@ -78,16 +81,28 @@ class GgufFormat(GptqFormat):
         spec = model_spec(checkpoint)
         if spec.architecture not in _ARCHITECTURES:
             return [f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(_ARCHITECTURES)}"]
+        reasons = []
         try:
             gguf_tokenizer(checkpoint.path, spec.vocab_size)
         except InputError as error:
-            return [str(error)]
-        return []
+            reasons.append(str(error))
+        for name in (EMBEDDING, LM_HEAD):
+            try:
+                if name in checkpoint:
+                    _half(checkpoint.tensor(name), name)
+            except InputError as error:
+                reasons.append(str(error))
+        return reasons
 
     def finish(self, directory: Path) -> None:
         from qtk.quantization.model_weights import ModelWeights
 
-        write_gguf(ModelWeights.open(directory), directory / "model.gguf")
+        write_gguf(ModelWeights.open(directory), directory / _FILE)
+
+    def faults(self, directory: Path) -> list[str]:
+        from qtk.quantization.model_weights import ModelWeights
+
+        return gguf_faults(ModelWeights.open(directory), directory / _FILE)
 
 
 def gguf_refusals(module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
@@ -146,6 +161,30 @@ def write_gguf(
         writer.close()
 
 
+def gguf_faults(weights: ModelWeights, path: Path) -> list[str]:
+    """Reads a GGUF file by the gguf package and compares it with the checkpoint that it was made from: tensors that are
+    missing or too many, of another type or shape, or that mean other weights. Empty when none is."""
+    import gguf
+
+    try:
+        found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        return [f"{path.name} cannot be read: {error}"]
+    _, interleaved = _ARCHITECTURES[weights.spec.architecture]
+    expected = {tensor.name: tensor for tensor in _tensors(weights, interleaved, "F16")}
+    faults = [f"{path.name}: {name} is missing" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"{path.name}: {name} should not be there" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        tensor, stored = expected[name], found[name]
+        if stored.tensor_type.name != tensor.kind:
+            faults.append(f"{path.name}: {name} is {stored.tensor_type.name}, not {tensor.kind}")
+            continue
+        meant = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type).copy())
+        if not torch.equal(meant.view(-1), tensor.meant().float().reshape(-1)):
+            faults.append(f"{path.name}: {name} holds other weights than the checkpoint")
+    return faults
+
+
 def pack_q4_0(linear: QuantizedLinear) -> torch.Tensor:
     """A symmetric 4-bit weight [out, in] as Q4_0 rows: uint8 [out, in / 32 * 18]."""
     codes = linear.codes.view(linear.codes.shape[0], -1, 2, _BLOCK // 2)
@@ -185,7 +224,7 @@ def _tensors(weights: ModelWeights, interleaved: bool, embedding: Kind) -> Itera
     if spec.rope.kind == "llama3":
         plain = 1.0 / spec.rope.theta ** (torch.arange(0, spec.head_dim, 2).float() / spec.head_dim)
         factors = plain / spec.rope.inverse_frequencies(spec.head_dim)
-        yield _Tensor("rope_freqs.weight", tuple(factors.shape), "F32", lambda: factors)
+        yield _Tensor("rope_freqs.weight", tuple(factors.shape), "F32", lambda: factors, lambda: factors)
     for layer in range(spec.num_layers):
         yield from _block_tensors(weights, layer, interleaved)
     yield _vector(weights, "output_norm.weight", FINAL_NORM)
@@ -214,7 +253,7 @@ def _vector(weights: ModelWeights, name: str, source: str, heads: int | None = N
         vector = weights.checkpoint.tensor(source, finite=True).float()
         return interleave_rows(vector, heads) if heads else vector
 
-    return _Tensor(name, weights.checkpoint.info(source).shape, "F32", data)
+    return _Tensor(name, weights.checkpoint.info(source).shape, "F32", data, data)
 
 
 def _table(weights: ModelWeights, name: str, source: str, kind: Kind) -> _Tensor:
@@ -222,7 +261,8 @@ def _table(weights: ModelWeights, name: str, source: str, kind: Kind) -> _Tensor
         table = weights.checkpoint.tensor(source, finite=True)
         return _half(table, source) if kind == "F16" else _rounded_q8_0(table)
 
-    return _Tensor(name, weights.checkpoint.info(source).shape, kind, data)
+    # Q8_0 rounds what is float in the checkpoint; what it came to is known from the bytes only.
+    return _Tensor(name, weights.checkpoint.info(source).shape, kind, data, data)
 
 
 def _linear(weights: ModelWeights, name: str, module: str, shape: tuple[int, int], heads: int | None) -> _Tensor:
@@ -237,7 +277,12 @@ def _linear(weights: ModelWeights, name: str, module: str, shape: tuple[int, int
             rows = _half(weight, module)
         return interleave_rows(rows, heads) if heads else rows
 
-    return _Tensor(name, shape, kind, data)
+    def meant() -> torch.Tensor:
+        weight = weights.linear(module)
+        floats = weight.dequantize() if isinstance(weight, QuantizedLinear) else weight.to(torch.float16).float()
+        return interleave_rows(floats, heads) if heads else floats
+
+    return _Tensor(name, shape, kind, data, meant)
 
 
 def _half(tensor: torch.Tensor, name: str) -> torch.Tensor:
