@@ -108,11 +108,14 @@ def test_folding_leaves_the_float_block_as_it_was(tiny, tmp_path, variant: str) 
     for reads, feeder in _FED_BY.items():
         width = next(x.in_features for x in spec.linears() if x.reads == reads)
         X = torch.randn(100, width, generator=draw) * torch.logspace(-1, 1, width)
-        s = blocks._fold(reads, feeder, folded, schemes, Statistics(X.t() @ X / 100, None, (X, X)))
+        stored_as = dict.fromkeys(folded, torch.bfloat16)
+        s, _ = blocks._fold(reads, feeder, folded, stored_as, schemes, Statistics(X.t() @ X / 100, None, (X, X)))
         assert s.unique().numel() > 1
     assert not torch.equal(folded["self_attn.v_proj.weight"], block["self_attn.v_proj.weight"])
-    before, after = (forward.block_forward(spec, w, hidden, cos, sin) for w in (block, folded))
-    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+    # What is folded into norms and biases is stored in bf16: the scales are such that nothing is lost by that.
+    stored = {n: w.bfloat16().float() if w.ndim == 1 else w for n, w in folded.items()}
+    before, after = (forward.block_forward(spec, w, hidden, cos, sin) for w in (block, stored))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_folded_into_what_stays_in_float(tiny, tmp_path) -> None:
@@ -127,6 +130,7 @@ def test_nothing_is_folded_into_what_stays_in_float(tiny, tmp_path) -> None:
     for reads in ("mlp_input", "mlp_hidden"):
         width = next(x.in_features for x in spec.linears() if x.reads == reads)
         before = {name: w.clone() for name, w in block.items()}
-        s = blocks._fold(reads, _FED_BY[reads], block, schemes, Statistics(torch.eye(width), None, ()))
+        stored_as = dict.fromkeys(block, torch.bfloat16)
+        s, _ = blocks._fold(reads, _FED_BY[reads], block, stored_as, schemes, Statistics(torch.eye(width), None, ()))
         assert torch.equal(s, torch.ones(width))
         assert all(torch.equal(before[name], w) for name, w in block.items())

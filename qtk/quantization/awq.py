@@ -37,13 +37,13 @@ def column_scale(
     groups = W.abs().view(W.shape[0], -1, group_size)
     mean_weight = (groups / groups.amax(-1, keepdim=True).clamp_min(1e-6)).view(W.shape).mean(0)
     rms_input = H.diagonal().clamp_min(0).sqrt()
-    best = torch.ones(in_features)
+    best = W.new_ones(in_features)
     least = _loss(W, H, best, group_size, symmetric, bits)
     for step in range(_GRID):
         alpha = step / _GRID
         s = (rms_input.pow(alpha) / (mean_weight.pow(1 - alpha) + 1e-4)).clamp_min(1e-4)
         # Geometric mean over the columns that share a channel.
-        s = torch.zeros(in_features).scatter_reduce(0, shared, s.log(), "mean", include_self=False)[shared].exp()
+        s = W.new_zeros(in_features).scatter_reduce(0, shared, s.log(), "mean", include_self=False)[shared].exp()
         s = s / (s.max() * s.min()).sqrt()
         loss = _loss(W, H, s, group_size, symmetric, bits)
         if loss < least:

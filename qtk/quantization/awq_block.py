@@ -47,34 +47,39 @@ class AwqBlocks(BlockStreams):
         self, layer: int, weights: dict[str, torch.Tensor], schemes: Mapping[str, LinearScheme]
     ) -> QuantizedBlock:
         """Arguments and result as for GptqBlocks.quantize."""
+        start = time.monotonic()
         dtype = self.float_stream.hidden.dtype
         self.float_stream.weights = {name: weight.to(dtype) for name, weight in weights.items()}
         statistics = self._run_float(layer)
         scaled = {name: weight.float() for name, weight in weights.items()}
-        scales: dict[str, torch.Tensor] = {}
+        stored_as = {name: weight.dtype for name, weight in weights.items()}
+        columns, rows = {}, {}
         for reads, feeder in _FED_BY.items():
-            scales[reads] = self._fold(reads, feeder, scaled, schemes, statistics[reads])
+            columns[reads], rows[feeder] = self._fold(reads, feeder, scaled, stored_as, schemes, statistics[reads])
+        quantized = [linear for linear in self.spec.linears() if schemes[linear.name].bits < 16]
+        shared_seconds = (time.monotonic() - start) / max(len(quantized), 1)
         block = QuantizedBlock({})
-        for linear in self.spec.linears():
-            scheme = schemes[linear.name]
-            if scheme.bits == 16:
-                continue
+        for linear in quantized:
             start = time.monotonic()
-            W, found, s = scaled[f"{linear.name}.weight"], statistics[linear.reads], scales[linear.reads]
-            H = found.H / (s[:, None] * s)
+            scheme, found, s = schemes[linear.name], statistics[linear.reads], columns[linear.reads]
+            W, H = scaled[f"{linear.name}.weight"], found.H / (s[:, None] * s)
             result = awq(W, H, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits)
             block.linears[linear.name] = result
+            unscaled = result.dequantize() / s
+            if linear.name in rows:
+                unscaled *= rows[linear.name][:, None]
             block.records += layer_records(
                 self.spec.block_prefix(layer),
                 [linear],
                 scheme,
-                W,
+                weights[f"{linear.name}.weight"].float(),
                 result,
-                Statistics(H, None, (found.sample[0] / s, found.sample[1] / s)),
+                found,
                 method="awq",
                 damping=None,
-                seconds=time.monotonic() - start,
+                seconds=shared_seconds + time.monotonic() - start,
                 dtype=dtype,
+                unscaled=unscaled,
             )
         changed = {
             name: w.to(weights[name].dtype) for name, w in scaled.items() if not torch.equal(w, weights[name].float())
@@ -100,36 +105,51 @@ class AwqBlocks(BlockStreams):
         reads: str,
         feeder: str,
         weights: dict[str, torch.Tensor],
+        stored_as: Mapping[str, torch.dtype],
         schemes: Mapping[str, LinearScheme],
         statistics: Statistics,
-    ) -> torch.Tensor:
-        """Scales the columns of the set that reads `reads`, and its feeder's output to match. Returns the scales [in];
-        ones where a linear concerned stays in float."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales the columns of the set that reads `reads`, and its feeder's output to match. Returns the scales of the
+        columns [in], and those by which the feeder's outputs were divided; ones where a linear concerned stays in float.
+
+        weights: float32, changed in place. stored_as: the dtypes that the checkpoint holds them in.
+        """
         members = [x for x in self.spec.linears() if x.reads == reads]
         concerned = [schemes[m.name] for m in members] + ([schemes[feeder]] if feeder in schemes else [])
-        ones = torch.ones(members[0].in_features)
-        if any(scheme.bits == 16 for scheme in concerned):
-            return ones
-        W = torch.cat([weights[f"{m.name}.weight"] for m in members])
         channels = self._feeding_channels(reads, members[0].in_features)
+        per_channel = torch.ones(int(channels.max()) + 1, device=self.device)
+        if any(scheme.bits == 16 for scheme in concerned):
+            return per_channel[channels], per_channel
+        W = torch.cat([weights[f"{m.name}.weight"] for m in members])
         scheme = concerned[0]
-        s = column_scale(
+        per_channel[channels] = column_scale(
             W, statistics.H, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits, shared=channels
         )
+        feeding = [name for name in (f"{feeder}.weight", f"{feeder}.bias") if name in weights]
+        for name in feeding:
+            if weights[name].ndim == 1:
+                per_channel = _storable(per_channel, weights[name], stored_as[name])
+        s = per_channel[channels]
         for member in members:
             weights[f"{member.name}.weight"] = weights[f"{member.name}.weight"] * s
-        per_channel = torch.ones(int(channels.max()) + 1)
-        per_channel[channels] = s
-        for name in (f"{feeder}.weight", f"{feeder}.bias"):
-            if name in weights:
-                tensor = weights[name]
-                weights[name] = tensor / (per_channel[:, None] if tensor.ndim == 2 else per_channel)
-        return s
+        for name in feeding:
+            tensor = weights[name]
+            weights[name] = tensor / (per_channel[:, None] if tensor.ndim == 2 else per_channel)
+        return s, per_channel
 
     def _feeding_channels(self, reads: str, in_features: int) -> torch.Tensor:
         """[in] the feeder's channel behind each input: several heads of queries read one head of v."""
-        channels = torch.arange(in_features)
+        channels = torch.arange(in_features, device=self.device)
         if reads != "attention_output":
             return channels
         head, within = channels // self.spec.head_dim, channels % self.spec.head_dim
         return head // (self.spec.num_heads // self.spec.num_kv_heads) * self.spec.head_dim + within
+
+
+def _storable(scales: torch.Tensor, vector: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The scales nearest to `scales` by which `vector` (a norm, a bias) can be divided without an error from rounding the
+    result to `dtype`: what the rounded result stands for. All [channels]."""
+    stored = (vector / scales).to(dtype).float()
+    exact = vector / stored
+    # Zeros and what underflows say nothing of a scale.
+    return torch.where(torch.isfinite(exact) & (exact > 0), exact, scales)

@@ -13,7 +13,7 @@ def rtn(
 ) -> QuantizedLinear:
     """weight [out, in] -> QuantizedLinear. importance: [in] weights of the columns in the scale search (default: equal)."""
     weight = weight.float()
-    d = torch.ones(weight.shape[1]) if importance is None else importance
+    d = torch.ones(weight.shape[1], device=weight.device) if importance is None else importance
     if symmetric:
         scales, zeros = search_symmetric(weight, d, group_size, bits), None
     else:
