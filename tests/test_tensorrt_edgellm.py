@@ -15,8 +15,8 @@ from quantized_checkpoint import owners_python, write_quantized
 from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
 from qtk.engines.description import read_description
+from qtk.engines.edgellm_export import check_export
 from qtk.engines.options import BuildOptions
-from qtk.engines.tensorrt_edgellm_backend import check_export
 from qtk.errors import InputError, MachineError
 from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
@@ -36,38 +36,88 @@ def prepare(model: Path, out: Path, tools: Path | None, **options) -> Path:
     return out
 
 
-# Writes the graph that the exporter would, with the codes in another order; or one with a wrong code, or nothing.
+# Writes the graph that the exporter would, or, by its mode, one that differs in one thing. The codes' layout is written as the
+# kernel's threads read it, word by word.
 STAND_IN = """#!{python}
-import pathlib, sys, numpy as np, onnx
+import json, pathlib, sys, numpy as np, onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 mode = "{mode}"
 print("exporting", sys.argv[1:], flush=True)
 if mode == "fail":
     sys.exit("ValueError: projection is not 64-aligned")
-stored, nodes, kept, layers = load_file("checkpoint/model.safetensors"), [], [], 0
+
+def fragments(codes):
+    n, k = codes.shape
+    whole = np.full((-(-n // 128) * 128, -(-k // 64) * 64), 8, np.uint32)
+    whole[:n, :k] = codes
+    words, whole, (rows, columns) = [], whole.tolist(), whole.shape
+    for nb in range(0, rows, 128):
+        for kt in range(0, columns, 64):
+            for kbl in range(4):
+                for half in range(2):
+                    for t in range(128):
+                        row, column = nb + 64 * half + t // 4, kt + 16 * kbl + 2 * (t % 4)
+                        nibbles = [whole[row + 32 * hi][column + 8 * up + one] for one in (0, 1) for hi in (0, 1) for up in (0, 1)]
+                        words.append(sum(x << 4 * i for i, x in enumerate(nibbles)))
+    return np.array(words, np.uint32).view(np.int8).reshape(-1, 512)
+
+config = json.loads(pathlib.Path("checkpoint/config.json").read_text())
+heads, kv, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+stored, nodes, kept, caches = load_file("checkpoint/model.safetensors"), [], [], []
 for name in sorted(stored):
     if name.endswith(".weight_scale"):
         module = name.removesuffix(".weight_scale")
-        codes, scales = stored[module + ".weight"].copy(), stored[name].astype(np.float16).T.copy()
-        if mode == "wrong" and module.endswith("1.mlp.down_proj"):
+        packed, scales = stored[module + ".weight"], stored[name].astype(np.float16).T.copy()
+        codes = np.empty((packed.shape[0] * 2, packed.shape[1]), np.uint8)
+        codes[0::2], codes[1::2] = packed & 15, packed >> 4
+        codes ^= 8
+        chosen = module.endswith("1.mlp.down_proj")
+        if mode == "order" and chosen:
+            codes = codes[:, ::-1]
+        if mode == "wrong" and chosen:
             codes[0, 0] ^= 1
+        if mode == "scales" and chosen:
+            scales[0, 0] *= 2
+        if mode == "missing" and chosen:
+            continue
+        n, k = codes.shape
+        group = k // scales.shape[0]
+        if mode == "group" and chosen:
+            group *= 2
         kept += [
-            numpy_helper.from_array(codes[::-1].astype(np.uint8).view(np.int8).copy(), "_m." + module + ".weight"),
+            numpy_helper.from_array(fragments(codes), "_m." + module + ".weight"),
             numpy_helper.from_array(scales, "_m." + module + ".weight_scale"),
         ]
-        n, k = codes.shape[0] * 2, codes.shape[1]
+        names = ["x", "_m." + module + ".weight", "_m." + module + ".weight_scale"]
         nodes.append(helper.make_node(
-            "Int4GroupwiseGemmPluginV2", ["x", "_m." + module + ".weight", "_m." + module + ".weight_scale"], [module],
-            domain="trt_edgellm", gemm_n=n, gemm_k=k, group_size=k // scales.shape[0]))
+            "Int4GroupwiseGemmPluginV2", names, [module], domain="trt_edgellm",
+            gemm_n=n, gemm_k=k + 64 * (mode == "size" and chosen), group_size=group))
+        if mode == "stray" and chosen:
+            kept.append(numpy_helper.from_array(fragments(codes), "_m.extra.weight"))
+            nodes.append(helper.make_node(
+                "Int4GroupwiseGemmPluginV2", ["x", "_m.extra.weight", names[2]], ["extra"], domain="trt_edgellm"))
+        if module.endswith("o_proj") and not (mode == "attention" and module.endswith("layers.1.self_attn.o_proj")):
+            nodes.append(helper.make_node(
+                "AttentionPlugin", ["x"], [module + ".a"], domain="trt_edgellm", num_q_heads=heads,
+                num_kv_heads=kv + (mode == "heads"), head_size=dim, enable_fp8_kv_cache=0, sliding_window_size=-1))
         if module.endswith("o_proj"):
-            nodes.append(helper.make_node("AttentionPlugin", ["x"], [module + ".a"], domain="trt_edgellm"))
+            kind = TensorProto.FLOAT if mode == "cache" else TensorProto.FLOAT16
+            caches.append(helper.make_tensor_value_info(
+                "past_key_values_%d" % len(caches), kind, [2, "pages", 128, kv, dim]))
 x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 4])
 positions = helper.make_tensor_value_info("positions", TensorProto.INT32, ["n"])
-graph = helper.make_graph(nodes, "m", [x, positions], [x], kept)
+graph = helper.make_graph(nodes, "m", [x, positions, *caches], [x], kept)
 out = pathlib.Path(sys.argv[-1]) / "llm"
 out.mkdir(parents=True)
 onnx.save(helper.make_model(graph), out / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or dict())
+theta = rope.pop("rope_theta", None) or config.get("rope_theta")
+if mode == "rope":
+    rope["factor"] = 2.0
+sizes = dict((key, config[key]) for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"))
+(out / "config.json").write_text(json.dumps(dict(
+    sizes, num_key_value_heads=kv, head_dim=dim, kv_cache_dtype="fp16", rope_theta=theta, rope_scaling=rope or None)))
 """
 
 
@@ -155,11 +205,33 @@ def test_what_was_prepared_is_built_on_the_target_by_one_command(stand_in, prete
     assert not [finding for finding in verify_chain(tmp_path / "engine") if finding.bad]
 
 
-def test_a_wrong_code_is_found(stand_in, tmp_path) -> None:
-    model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True))
-    with pytest.raises(MachineError, match=r"layers\.1\.mlp\.down_proj: other codes"):
-        prepare(model, tmp_path / "out", stand_in("wrong"))
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("wrong", r"layers\.1\.mlp\.down_proj: other codes"),
+        ("order", r"layers\.1\.mlp\.down_proj: other codes"),
+        ("scales", r"layers\.1\.mlp\.down_proj: other scales"),
+        ("missing", r"layers\.1\.mlp\.down_proj: no Int4GroupwiseGemmPluginV2 node"),
+        ("size", r"layers\.1\.mlp\.down_proj: sizes 256 x 576"),
+        ("group", r"layers\.1\.mlp\.down_proj: group 128, not 64"),
+        ("stray", r"extra: an INT4 node that belongs to no linear"),
+        ("attention", r"1 attention nodes for 2 layers"),
+        ("heads", r"attention node 0: num_kv_heads 3, not 2"),
+        ("cache", r"past_key_values_0: FLOAT \["),
+        ("rope", r"config\.json: rope .*'factor': 2\.0"),
+    ],
+)
+def test_what_differs_from_our_weights_is_found(stand_in, models, tmp_path, mode: str, words: str) -> None:
+    """Permuted codes among them: their counts are the same."""
+    with pytest.raises(MachineError, match=words):
+        prepare(models, tmp_path / "out", stand_in(mode))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A model whose rope is scaled, made once."""
+    return int4(tmp_path_factory.mktemp("edgellm"), "llama-linear-rope", "gptq", LinearScheme(4, 64, True))
 
 
 def test_a_failed_export_keeps_its_log(stand_in, tmp_path) -> None:
@@ -178,6 +250,13 @@ def test_what_it_cannot_take_is_refused_before_work(stand_in, tiny, tmp_path) ->
         prepare(int4(tmp_path / "b", "llama", "gptq", LinearScheme(4, 32, True)), tmp_path / "out", tools)
     with pytest.raises(InputError, match="not quantized"):
         prepare(tiny("llama"), tmp_path / "out", tools)
+    source = make_tiny(tmp_path / "c", "mistral-window", **SIZES)
+    overrides = {"model.layers.1.mlp.up_proj": LinearScheme(16, 64, True), "lm_head": LinearScheme(4, 64, True)}
+    mixed = write_quantized(source, tmp_path / "mixed", "gptq", LinearScheme(4, 64, True), overrides)
+    with pytest.raises(InputError) as caught:
+        prepare(mixed, tmp_path / "out", tools)
+    for words in ("layers.1.mlp.up_proj in float", "lm_head is quantized", "this model's is 16 tokens"):
+        assert words in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

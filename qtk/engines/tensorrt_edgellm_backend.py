@@ -10,13 +10,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-import onnx
 import torch
-from onnx import numpy_helper
 
 from qtk.engines.backends import BuildJob, FinishJob, option_refusals
 from qtk.engines.describe import describe, graph_stage
 from qtk.engines.description import EngineDescription, Limits, Stage, finishing_command
+from qtk.engines.edgellm_export import check_export
 from qtk.engines.edgellm_tools import BUILD, EXPORT, INSTALL, edgellm_bin, tool_versions
 from qtk.engines.linear_plans import table_refusals
 from qtk.engines.memory_plan import memory_plan
@@ -24,19 +23,17 @@ from qtk.engines.outside_tool import find_tool, run_tool
 from qtk.engines.target_machine import build_reasons, gpu_environment
 from qtk.errors import MachineError, listing
 from qtk.quantization.formats.registry import checkpoint_format
-from qtk.quantization.model_weights import ModelWeights
-from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.model_weights import LM_HEAD_MODULE, ModelWeights
 from qtk.quantization.repack import repack, repack_refusals
 from qtk.targets.gpu import GpuProfile
-from qtk.targets.table import target
+from qtk.targets.table import compressed, target
 
 # Their own layout: a permutation of the activations goes into the graph for every gptq linear, even the identity; a
 # modelopt one has a product by ones instead, which fuses with the norm before it.
 CONTAINER = "modelopt"
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 GRAPH = "onnx/llm/model.onnx"
 BUILT_NOTES = (f"Built by {BUILD}; never run by qtk.",)
-_GEMM = "Int4GroupwiseGemmPlugin"
-_ATTENTION = "AttentionPlugin"
 
 
 class Backend:
@@ -48,6 +45,7 @@ class Backend:
             return ["the model is not quantized; quantize it first (`qtk quantize --sym`)"]
         reasons = option_refusals(job.options, ("float16",), ("16",), "Edge-LLM's INT4 engines work")
         reasons += table_refusals(target("tensorrt-edgellm"), job.gpu.sm, job.weights)
+        reasons += model_refusals(job.weights, job.limits)
         reasons = reasons or repack_refusals(job.weights, checkpoint_format(CONTAINER))
         return reasons + memory_plan(spec, scheme.modules, job.limits, job.gpu, job.limits.max_positions).refusals()
 
@@ -91,6 +89,26 @@ class Backend:
         versions = {**before.versions, **tool_versions(tools)}
         changes = {"stages": (stage,), "built": True, "notes": BUILT_NOTES, "versions": versions}
         return before.model_copy(update=changes)
+
+
+def model_refusals(weights: ModelWeights, limits: Limits) -> list[str]:
+    """What the exporter would take in silence, or turn down only after minutes."""
+    spec, scheme, reasons = weights.spec, weights.scheme, []
+    if spec.architecture not in ARCHITECTURES:
+        reasons.append(f"{spec.architecture}: Edge-LLM is given {', '.join(ARCHITECTURES)} only")
+    windows = [window for window in spec.windows if window is not None]
+    if windows and limits.max_positions > min(windows):
+        reasons.append(
+            f"{limits.max_positions} positions: the export has no attention window, and this model's is {min(windows)} tokens, "
+            "so prompt and output must stay within it"
+        )
+    if scheme is None:
+        return reasons
+    if floats := [name for name, _ in spec.all_linears() if scheme.modules[name].bits == 16]:
+        reasons.append(f"{compressed(floats)} in float: all linears of the blocks must be INT4")
+    if LM_HEAD_MODULE in scheme.modules and scheme.modules[LM_HEAD_MODULE].bits < 16:
+        reasons.append("lm_head is quantized, and must stay in float")
+    return reasons
 
 
 def _require_tools(asked: Path | None) -> Path:
@@ -143,54 +161,3 @@ def prepared_notes(job: BuildJob) -> tuple[str, ...]:
         f"{finishing_command(job.name)}",
         f"What that runs, for a machine without qtk, in this directory: {shlex.join([BUILD, *build_flags(job.limits)])}",
     )
-
-
-def check_export(path: Path, weights: ModelWeights) -> None:
-    """That NVIDIA's loader took every linear as we mean it: one INT4 plugin node each, our sizes, group and scales, our
-    codes (counted, since their order is the kernel's), and one attention node a layer. MachineError otherwise.
-    """
-    spec = weights.spec
-    model = onnx.load(path)
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = {}
-    for node in model.graph.node:
-        if node.op_type.startswith(_GEMM):
-            nodes[node.input[1].rpartition(".")[0]] = node
-    wrong = []
-    for module, linear in spec.all_linears():
-        key = next((name for name in nodes if name.endswith(module)), None)
-        if key is None:
-            wrong.append(f"{module}: no {_GEMM} node")
-            continue
-        node, weight = nodes.pop(key), weights.linear(module)
-        assert isinstance(weight, QuantizedLinear)
-        said = {a.name: a.i for a in node.attribute}
-        if (said.get("gemm_n"), said.get("gemm_k")) != (linear.out_features, linear.in_features):
-            wrong.append(f"{module}: sizes {said.get('gemm_n')} x {said.get('gemm_k')}")
-        if said.get("group_size") != weight.group_size:
-            wrong.append(f"{module}: group {said.get('group_size')}, not {weight.group_size}")
-        packed, scales = (torch.from_numpy(numpy_helper.to_array(stored[name]).copy()) for name in node.input[1:3])
-        if not torch.equal(scales, weight.scales.to(torch.float16).t()):
-            wrong.append(f"{module}: other scales")
-        if not _same_codes(packed, weight.codes):
-            wrong.append(f"{module}: other codes")
-    wrong += [f"{name}: an INT4 node that belongs to no linear" for name in nodes]
-    attention = sum(node.op_type == _ATTENTION for node in model.graph.node)
-    if attention != spec.num_layers:
-        wrong.append(f"{attention} attention nodes for {spec.num_layers} layers")
-    if wrong:
-        raise MachineError(f"{EXPORT} wrote another model than it was given:\n{listing(wrong)}")
-
-
-def _same_codes(packed: torch.Tensor, codes: torch.Tensor) -> bool:
-    """Whether the packed nibbles are our codes, in whatever order, unsigned or in two's complement, and else padding that
-    weighs nothing (their layout fills up tiles of 128 outputs).
-    """
-    raw = packed.contiguous().view(torch.uint8).flatten()
-    theirs = torch.bincount(torch.cat((raw & 15, raw >> 4)).long(), minlength=16)
-    for ours, zero in ((codes, 8), (codes ^ 8, 0)):
-        counts = torch.bincount(ours.flatten().long(), minlength=16)
-        counts[zero] += max(0, 2 * raw.numel() - codes.numel())
-        if torch.equal(theirs, counts):
-            return True
-    return False
