@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import make_tiny
 from peft_adapters import LINEARS, load_model, logits, make_adapter, peft_merged, peft_model
+from safetensors.torch import load_file, save_file
 
 from qtk.adapters.merge import merge
 from qtk.adapters.options import MergeOptions
@@ -242,6 +243,20 @@ def test_added_tokens_resize_the_vocabulary(float_tiny, tmp_path: Path, variant:
     assert (tmp_path / "merged/tokenizer.json").read_text() == '{"of": "the adapter"}'
     expected = logits(peft_model(base, adapter, resize=328), 328)
     torch.testing.assert_close(logits(load_model(tmp_path / "merged"), 328), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_a_tied_config_beside_a_head_of_its_own_is_corrected(tmp_path: Path) -> None:
+    """transformers loads such a base untied, so its merge is that of an untied base, and says so."""
+    base = make_tiny(tmp_path / "base", "llama-tied", dtype=torch.float32)
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
+    merge(base, [adapter], tmp_path / "merged", MergeOptions())
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+    torch.testing.assert_close(
+        logits(load_model(tmp_path / "merged")), logits(peft_model(base, adapter)), atol=2e-4, rtol=1e-4
+    )
 
 
 def test_a_vocabulary_may_shrink(float_tiny, tmp_path: Path) -> None:
