@@ -68,7 +68,7 @@ def test_the_published_figures_are_whole_counts_of_tasks():
 def test_results_on_other_terms_are_refused_with_every_reason():
     other = result({"python": {1}}, rules="codefuse", prompt_format="chat", sha256="1" * 64)
     with pytest.raises(InputError, match=r"(?s)extraction rules.*prompt format.*task files differ"):
-        compare(BEFORE, other, CompareOptions())
+        compare(result({"python": {1}}, prompt_format="plain"), other, CompareOptions())
     with pytest.raises(InputError, match="only in one of the two"):
         compare(BEFORE, result({"python": {1}}, tasks=100), CompareOptions())
     with pytest.raises(InputError, match="no suite and language"):
@@ -103,9 +103,42 @@ def test_likelihoods_are_compared_task_by_task():
     assert row.difference_error == pytest.approx(0.057735 / 2, rel=1e-3)
     assert row.p_value == pytest.approx(2.0e-7, rel=0.1)
     [same] = compare(before, before, CompareOptions()).likelihood
-    assert (same.difference, same.p_value, same.worse) == (0, 1, 0)
+    assert (same.difference, same.p_value, same.worse, same.verdict) == (0, 1, 0, "within tolerance")
+    assert row.verdict == "beyond tolerance"
+    assert compare(before, after, CompareOptions()).beyond == ["likelihood python (-0.1500 nats)"]
+    assert compare(before, after, CompareOptions(likelihood_tolerance=0.2)).beyond == []
     with pytest.raises(InputError, match="task files differ"):
         compare(before, likely([-1.0, -2.0, -3.0, -4.0], "1"), CompareOptions())
+
+
+def test_answers_from_a_file_are_compared_with_a_models_and_that_is_noted():
+    model = result({"python": {1}}, prompt_format="plain", decoding={"temperature": 0.0})
+    given = result({"python": {2}}, model=None, answers="a.jsonl")
+    for before, after, side in ((model, given, "after"), (given, model, "before")):
+        [note] = compare(before, after, CompareOptions()).differences
+        assert f"the answers of {side} come from a file" in note
+    with pytest.raises(InputError, match="prompt format: plain before, chat after"):
+        compare(model, result({"python": {1}}, prompt_format="chat"), CompareOptions())
+
+
+def test_small_probabilities_are_not_0_and_likelihoods_are_drawn_too(tmp_path, run_qtk):
+    paths = []
+    for name, shift in (("before", 0.0), ("after", -0.1)):
+        tasks = {f"T/{n}": TaskLikelihood(log_likelihood=-n + 10 * shift * (n + 9), tokens=10) for n in range(1, 60)}
+        paths.append(tmp_path / f"{name}.json")
+        likely = [score_likelihood("likelihood", "python", "x.jsonl", "0", tasks)]
+        paths[-1].write_text(result({}, likelihood=likely).model_dump_json())
+    files = (tmp_path / "c.json", tmp_path / "c.svg")
+    done = run_qtk("bench", "compare", *paths, "-o", files[0], "--plot", files[1], "--gate", env={"COLUMNS": "250"})
+    assert done.returncode == 3
+    assert "nats" in done.stderr
+    assert "e-" in done.stdout
+    assert "beyond tolerance" in done.stdout
+    assert json.loads(files[0].read_text())["likelihood"][0]["verdict"] == "beyond tolerance"
+    assert b"<svg" in files[1].read_bytes()
+    drawn = run_qtk("bench", "compare", *paths, "-o", tmp_path / "d.json", "--plot", tmp_path / "d.xyz")
+    assert drawn.returncode == 2
+    assert (tmp_path / "d.json").exists()
 
 
 def test_the_command_prints_writes_draws_and_gates(tmp_path, run_qtk):

@@ -13,7 +13,7 @@ from qtk.bench.accuracy.comparison_rows import LanguageComparison
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
 
-_LIKELIHOOD = ("suite", "language", "tasks", "before", "after", "change", "± SE", "p", "tasks worse")
+_LIKELIHOOD = ("suite", "language", "tasks", "before", "after", "change", "± SE", "p", "tasks worse", "verdict")
 _HARNESS = ("task", "metric", "documents", "before", "after", "change", "± SE", "worse", "better", "p", "verdict")
 _NAMED = 40  # flips in the table's notes; all of them are in the JSON
 
@@ -53,10 +53,10 @@ def command(
         if file is not None:
             require_writable(file, overwrite=overwrite)
     result = compare(read_result(before), read_result(after), options)
+    if output is not None:  # first: a picture that cannot be drawn must not cost the figures
+        write_result(result, output)
     if plot_file is not None:
         plot(result, plot_file)
-    if output is not None:
-        write_result(result, output)
     columns = (
         *("suite", "language", "tasks", "before %", "± SE", "after %", "± SE", "change", "± SE", "lost", "gained"),
         *("p", "verdict"),
@@ -71,12 +71,9 @@ def command(
     ]
 
     likelihoods = [
-        tuple(
-            getattr(row, name)
-            for name in (
-                *("suite", "language", "tasks", "before", "after", "difference", "difference_error", "p_value"),
-                "worse",
-            )
+        (
+            *(row.suite, row.language, row.tasks, row.before, row.after, row.difference, row.difference_error),
+            *(_probability(row.p_value), row.worse, row.verdict),
         )
         for row in result.likelihood
     ]
@@ -84,7 +81,7 @@ def command(
     harness = [
         (
             *(row.task, row.metric, row.documents, row.before, row.after, row.difference, row.difference_error),
-            *(len(row.lost), len(row.gained), None if row.p_value is None else round(row.p_value, 4), row.verdict),
+            *(len(row.lost), len(row.gained), _probability(row.p_value), row.verdict),
         )
         for row in result.lm_eval
     ]
@@ -97,7 +94,8 @@ def command(
             heads = (*columns, "by", "the other way", "after, its own choice")
             console.print(table("Questions, by the way of asking in which `before` was better", heads, choices))
         if likelihoods:
-            console.print(table("Log-likelihood of the references, nats per token", _LIKELIHOOD, likelihoods))
+            title = f"Log-likelihood of the references, nats per token; tolerance {options.likelihood_tolerance:g}"
+            console.print(table(title, _LIKELIHOOD, likelihoods))
         if harness:
             console.print(table("Tasks of lm-evaluation-harness", _HARNESS, harness))
         for row in result.rates:
@@ -113,7 +111,15 @@ def command(
     emit(result, as_json, show)
     if gate and result.beyond:
         names = ", ".join(result.beyond)
-        raise GateFailed(f"More was lost than the tolerance of {options.tolerance:g} points: {names}.")
+        allowed = f"{options.tolerance:g} points" + (
+            f" ({options.likelihood_tolerance:g} nats per token)" if result.likelihood else ""
+        )
+        raise GateFailed(f"More was lost than the tolerance of {allowed}: {names}.")
+
+
+def _probability(value: float | None) -> str | None:
+    """Two digits that count: a very small one is not 0."""
+    return None if value is None else f"{value:.2g}"
 
 
 def _cells(row: LanguageComparison) -> tuple[object, ...]:
@@ -125,6 +131,6 @@ def _cells(row: LanguageComparison) -> tuple[object, ...]:
         *(None if value is None else round(value, 2) for value in numbers),
         len(row.lost),
         len(row.gained),
-        None if row.p_value is None else round(row.p_value, 4),
+        _probability(row.p_value),
         row.verdict,
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qtk.bench.accuracy.choices.comparison import ChoiceComparison, compare_choices
 from qtk.bench.accuracy.choices.scores import ChoiceScore
-from qtk.bench.accuracy.comparison_rows import LanguageComparison, PublishedPair, points, verdict
+from qtk.bench.accuracy.comparison_rows import LanguageComparison, PublishedPair, Verdict, points, verdict
 from qtk.bench.accuracy.harness.scores import HarnessComparison, HarnessScore, compare_harness
 from qtk.bench.accuracy.likelihood import LikelihoodScore, paired_likelihoods
 from qtk.bench.accuracy.results import AccuracyResult, LanguageScore
@@ -27,6 +27,9 @@ class CompareOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     tolerance: float = Field(2.0, ge=0, description="Largest loss of pass@1 to accept, in percentage points.")
+    likelihood_tolerance: float = Field(
+        0.05, ge=0, description="Largest loss of mean log-likelihood to accept, in nats per token."
+    )
     baseline: str = Field(
         "codefuse-deepseek-33b-int4", description="Published before/after to print beside: a name, a YAML file or none."
     )
@@ -47,7 +50,8 @@ class LikelihoodComparison(BaseModel):
     """One language of a likelihood suite: mean log-likelihood of the references, nats per token, before and after.
 
     difference: after - before, paired by task, with its standard error. p_value: two-sided, from the ratio of the two
-    in the normal approximation (None with fewer than two tasks). worse: tasks whose likelihood fell.
+    in the normal approximation (None with fewer than two tasks). worse: tasks whose likelihood fell. verdict: the loss
+    against the tolerance for likelihoods.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,6 +64,7 @@ class LikelihoodComparison(BaseModel):
     difference_error: float | None
     p_value: float | None
     worse: int
+    verdict: Verdict
 
 
 class Comparison(BaseModel):
@@ -70,6 +75,7 @@ class Comparison(BaseModel):
     before: str
     after: str
     tolerance: float
+    likelihood_tolerance: float
     rules: str
     languages: list[LanguageComparison]
     likelihood: list[LikelihoodComparison] = Field(default_factory=list)
@@ -88,7 +94,12 @@ class Comparison(BaseModel):
         """Whose measured loss is above the tolerance, and how large it is."""
         rows = [(f"{row.suite} {row.language}", row.difference, row.verdict) for row in self.rates]
         rows += [(f"{row.task} {row.metric}", 100 * row.difference, row.verdict) for row in self.lm_eval if row.verdict]
-        return [f"{name} ({lost:+.2f} points)" for name, lost, found in rows if found.startswith("beyond")]
+        found = [f"{name} ({lost:+.2f} points)" for name, lost, verdict in rows if verdict.startswith("beyond")]
+        return found + [
+            f"{row.suite} {row.language} ({row.difference:+.4f} nats)"
+            for row in self.likelihood
+            if row.verdict.startswith("beyond")
+        ]
 
 
 def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptions) -> Comparison:
@@ -110,9 +121,14 @@ def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptio
         before=before.model or before.answers or "",
         after=after.model or after.answers or "",
         tolerance=options.tolerance,
+        likelihood_tolerance=options.likelihood_tolerance,
         rules=before.rules,
         languages=rows,
-        likelihood=[_compare_likelihood(likely[key], likely_after[key]) for key in likely if key in likely_after],
+        likelihood=[
+            _compare_likelihood(likely[key], likely_after[key], options.likelihood_tolerance)
+            for key in likely
+            if key in likely_after
+        ],
         choices=[
             compare_choices(asked[key], asked_after[key], options.tolerance) for key in asked if key in asked_after
         ],
@@ -134,7 +150,8 @@ def _require_comparable(before: AccuracyResult, after: AccuracyResult, first: Sc
     wrong = []
     if before.rules != after.rules:
         wrong.append(f"extraction rules: {before.rules} before, {after.rules} after")
-    if before.prompt_format != after.prompt_format:
+    # Of answers from a file nobody knows how they were asked for: that is noted, see _differences.
+    if None not in (before.prompt_format, after.prompt_format) and before.prompt_format != after.prompt_format:
         wrong.append(f"prompt format: {before.prompt_format} before, {after.prompt_format} after")
     if not first.keys() & second.keys():
         wrong.append("no suite and language is in both")
@@ -151,12 +168,22 @@ def _require_comparable(before: AccuracyResult, after: AccuracyResult, first: Sc
 def _differences(before: AccuracyResult, after: AccuracyResult, first: Scores, second: Scores) -> list[str]:
     """What differs between the runs without making them incomparable: to be read beside the figures."""
     found = [f"{' '.join(key)} is only in one of the two" for key in sorted(first.keys() ^ second.keys())]
+    given = [name for name, result in (("before", before), ("after", after)) if result.model is None]
+    if len(given) == 1:
+        found.append(f"the answers of {given[0]} come from a file: how they were asked for and decoded is not known")
+        return found + _of_sandbox(before, after)
     for key in sorted(before.decoding.keys() | after.decoding.keys()):
         if (old := before.decoding.get(key)) != (new := after.decoding.get(key)):
             found.append(f"decoding, {key}: {old} before, {new} after")
-    if before.sandbox != after.sandbox:
-        found.append(f"sandbox: {before.sandbox.get('level')} before, {after.sandbox.get('level')} after")
-    return found
+    return found + _of_sandbox(before, after)
+
+
+def _of_sandbox(before: AccuracyResult, after: AccuracyResult) -> list[str]:
+    return [
+        f"sandbox, {key}: {old} before, {new} after"
+        for key in ("level", "limits")
+        if (old := before.sandbox.get(key)) != (new := after.sandbox.get(key))
+    ]
 
 
 def _compare_language(
@@ -189,7 +216,7 @@ def _compare_language(
     )
 
 
-def _compare_likelihood(before: LikelihoodScore, after: LikelihoodScore) -> LikelihoodComparison:
+def _compare_likelihood(before: LikelihoodScore, after: LikelihoodScore, tolerance: float) -> LikelihoodComparison:
     pairs = list(paired_likelihoods(before, after))
     difference, error = paired_difference([old for old, _ in pairs], [new for _, new in pairs])
     known = not math.isnan(error)
@@ -205,6 +232,7 @@ def _compare_likelihood(before: LikelihoodScore, after: LikelihoodScore) -> Like
         if known
         else None,
         worse=sum(new < old for old, new in pairs),
+        verdict=verdict(difference, error if known else None, tolerance),
     )
 
 
@@ -225,15 +253,46 @@ def load_baseline(name: str) -> Baseline | None:
 
 
 def plot(comparison: Comparison, path: Path) -> None:
-    """Draws pass@1 before and after with standard errors, and the published pairs, into a .png, .svg or .pdf file."""
+    """Draws pass@1 before and after with standard errors, and the published pairs, into a .png, .svg or .pdf file.
+
+    Where there is no pass rate, the changes of the likelihoods are drawn. InputError when there is neither.
+    """
     import matplotlib
 
-    if not comparison.rates:
-        raise InputError("There is no pass rate to draw: the results hold likelihoods only.")
+    if not comparison.rates and not comparison.likelihood:
+        raise InputError("There is nothing to draw: the results have neither pass rates nor likelihoods in common.")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(min(3.0 + 1.1 * len(comparison.rates), 18.0), 4.2), layout="constrained")
+    count = len(comparison.rates or comparison.likelihood)
+    figure, axes = pyplot.subplots(figsize=(min(3.0 + 1.1 * count, 18.0), 4.2), layout="constrained")
+    _draw_rates(comparison, axes) if comparison.rates else _draw_likelihoods(comparison, axes)
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}.") from None
+    finally:
+        pyplot.close(figure)
+
+
+def _draw_likelihoods(comparison: Comparison, axes: Any) -> None:
+    rows = comparison.likelihood
+    axes.bar(
+        range(len(rows)),
+        [row.difference for row in rows],
+        0.5,
+        yerr=[row.difference_error or 0.0 for row in rows],
+        capsize=3,
+        color="#d18f52",
+    )
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.axhline(-comparison.likelihood_tolerance, color="black", linewidth=0.8, linestyle=":", label="tolerance")
+    axes.set_xticks(range(len(rows)), [f"{row.suite}\n{row.language}" for row in rows])
+    axes.set_ylabel("change of log-likelihood, nats per token, ± standard error")
+    axes.legend(fontsize="small", frameon=False)
+
+
+def _draw_rates(comparison: Comparison, axes: Any) -> None:
     width, places = 0.36, range(len(comparison.rates))
     for offset, name, color in ((-width / 2, "before", "#7a9cc6"), (width / 2, "after", "#d18f52")):
         axes.bar(
@@ -260,9 +319,3 @@ def plot(comparison: Comparison, path: Path) -> None:
     # Small rates are to be seen too; the tops of the error bars are in the picture, up to all that can be passed.
     axes.set_ylim(0, min(100.0, max(1.0, 1.15 * axes.dataLim.y1)))
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}.") from None
-    finally:
-        pyplot.close(figure)
