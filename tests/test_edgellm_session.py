@@ -5,6 +5,7 @@ What only the real ones can show is marked gpu and runs where an engine is named
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_a_call_goes_to_its_runtime_as_text_and_comes_back_as_tokens(engine, too
     with pytest.raises(MachineError, match="out of device memory"):
         session.generate([session.tokenizer.encode("boom")], 2)
     assert session.generate([rows[0]], 1).tokens == [[99]], "the worker outlives a call that failed"
+    with pytest.raises(InputError, match="row 0: 65 tokens; the engine takes 64"):
+        session.generate([session.tokenizer.encode("a" * 65)], 1)
+    session._worker.kill()  # type: ignore[attr-defined]
+    session._worker.wait()  # type: ignore[attr-defined]
+    with pytest.raises(MachineError, match="runtime ended with exit code -9"):
+        session.generate([rows[0]], 1)
+    assert session.generate([rows[0]], 1).tokens == [[99]], "and a new one is started"
+    session.close()
 
 
 def test_random_prompts_are_words_that_are_read_back_as_they_were(
@@ -149,6 +158,26 @@ def test_random_prompts_are_words_that_are_read_back_as_they_were(
     session.prompt_ids = [i for i in range(2, 258) if session.tokenizer.decode([i]).isalpha()]  # type: ignore[assignment]
     report = measure(session, LatencyOptions(shapes="8/4", warmups=0, runs=2, seconds=0))
     assert report.shapes[0].runs == 2
+
+
+def test_words_of_a_tokenizer_that_drops_the_first_space(engine, tools, pretend_gpu) -> None:
+    """SentencePiece's words begin with a space that is not seen where they come first; bare pieces run into each other."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    pieces = ["<s>", "</s>", "\u2581return", "\u2581def", "ab", "c", "\u2581", "abab"]
+    vocab = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.save(str(engine / "tokenizer.json"))
+    description = json.loads((engine / "engine.json").read_text())
+    (engine / "engine.json").write_text(json.dumps({**description, "vocab_size": len(pieces)}))
+    pretend_gpu("8.6")
+    session = open_session(engine)
+    assert session.prompt_ids is not None
+    assert session.prompt_ids.tolist() == [2, 3]
+    text = session.tokenizer.decode([2, 3, 3, 2])
+    assert session.tokenizer.encode(text) == [2, 3, 3, 2]
 
 
 def test_what_is_missing_is_said_all_at_once(engine, tmp_path, run_qtk, monkeypatch) -> None:

@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from qtk.engines.build import build_engine
+from qtk.engines.options import BuildOptions
+from qtk.engines.plan import PlanOptions, plan_engine
 from qtk.errors import InputError
 from qtk.targets.gpu import gpu_names, gpu_profile, gpu_profiles
 
@@ -40,6 +43,24 @@ def test_unknown_gpu_lists_the_closest() -> None:
     with pytest.raises(InputError, match="Did you mean a10") as caught:
         gpu_profile("a10g")
     assert "rtx4090" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "backend", "why"),
+    [
+        ("rtx5090", "tensorrt-llm", "TensorRT-LLM runs INT4 from SM80 to SM90; this GPU is SM120"),
+        ("l4", "tensorrt-edgellm", "without SM89 and SM90; this GPU is SM89"),
+        ("h100", "tensorrt", "without SM90"),
+        ("cpu", "tensorrt", "what does: onnxruntime"),
+    ],
+)
+def test_a_backend_that_is_not_for_a_gpu_says_why(tiny, tmp_path, gpu: str, backend: str, why: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build_engine(tiny(), tmp_path / "engine", BuildOptions(gpu=gpu, backend=backend))
+    assert f"does not build for {gpu}" in str(caught.value)
+    assert why in str(caught.value)
+    if gpu != "cpu":
+        assert why in plan_engine(tiny(), PlanOptions(gpu=gpu, backend=backend)).refusals[-1]
 
 
 def test_gpus_command(run_qtk) -> None:

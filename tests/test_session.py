@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,11 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 def reference(model_dir: Path, ids: list[int], new_tokens: int) -> tuple[list[int], np.ndarray]:
     """Greedy tokens by transformers with its cache, and the logits of each step [new_tokens, vocab]."""
+    return _reference(model_dir, tuple(ids), new_tokens)
+
+
+@functools.cache
+def _reference(model_dir: Path, ids: tuple[int, ...], new_tokens: int) -> tuple[list[int], np.ndarray]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
@@ -47,27 +53,50 @@ def reference(model_dir: Path, ids: list[int], new_tokens: int) -> tuple[list[in
     return tokens, np.array(steps)
 
 
+@pytest.fixture(params=[True, False], ids=["rewritten", "portable"])
+def graph(request, monkeypatch) -> str:
+    """Both graphs of a one-row session: ONNX Runtime's own operators, and the portable graph as the file holds it, which is
+    what a GPU's plan is compiled from."""
+    if not request.param:
+        monkeypatch.setattr(onnxruntime_executor, "rewritten", lambda path, description: None)
+    return "rewritten" if request.param else "portable"
+
+
+def recorded(session: DecoderSession) -> list[np.ndarray]:
+    """Filled with the logits of each run from here on."""
+    seen: list[np.ndarray] = []
+    run = session._executor.run
+    session._executor.run = lambda step: seen.append(run(step).copy()) or seen[-1]  # type: ignore[method-assign]
+    return seen
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_greedy_text_and_each_step_equal_transformers(tiny, tmp_path, variant: str) -> None:
+def test_greedy_text_and_each_cached_step_equal_transformers(tiny, tmp_path, graph: str, variant: str) -> None:
+    """On two prompts: tokens, and the logits of the prefill and of every decode step from the cache; then the same tokens
+    scored as one row."""
     session = open_engine(tiny(variant), tmp_path / "engine")
-    ids = prompt(40)
-    expected, steps = reference(tiny(variant), ids, 64)
-    made = session.generate([ids], 64, ignore_eos=True)
-    assert made.tokens == [expected]
-    assert (len(made.token_seconds), made.finish) == (63, ["length"])
-    # The logits of every step: the same tokens again, as one row to score.
+    assert session._executor._rewritten == (graph == "rewritten" and variant != "qwen3")  # type: ignore[attr-defined]
+    seen = recorded(session)
+    for ids in (prompt(40), prompt(7, seed=3)):
+        expected, steps = reference(tiny(variant), ids, 64)
+        seen.clear()
+        made = session.generate([ids], 64, ignore_eos=True)
+        assert made.tokens == [expected]
+        assert (len(made.token_seconds), made.finish) == (63, ["length"])
+        np.testing.assert_allclose(np.array([s[0, -1] for s in seen]), steps, atol=3e-4, rtol=1e-3)
     logits = session.logits([ids + expected[:-1]])
     np.testing.assert_allclose(logits[0, len(ids) - 1 :], steps, atol=3e-4, rtol=1e-3)
 
 
-def test_each_cached_decode_step_has_the_logits_of_transformers(tiny, tmp_path) -> None:
-    session = open_engine(tiny("mistral-window"), tmp_path / "engine")
-    ids = prompt(30)
-    expected, steps = reference(tiny("mistral-window"), ids, 32)
-    seen: list[np.ndarray] = []
-    run = session._executor.run
-    session._executor.run = lambda step: seen.append(run(step).copy()) or seen[-1]  # type: ignore[method-assign]
-    assert session.generate([ids], 32, ignore_eos=True).tokens == [expected]
+@pytest.mark.parametrize("variant", ["llama3-rope", "llama-linear-rope", "mistral-window", "qwen2", "qwen3"])
+def test_int4_of_each_architecture_generates_what_its_dequantized_model_does(
+    tiny, tmp_path, graph: str, variant: str
+) -> None:
+    quantized = write_quantized(tiny(variant), tmp_path / "q", "gptq", LinearScheme(4, 32, True))
+    expected, steps = reference(write_dequantized(quantized, tmp_path / "float"), prompt(30), 32)
+    session = open_engine(quantized, tmp_path / "engine")
+    seen = recorded(session)
+    assert session.generate([prompt(30)], 32, ignore_eos=True).tokens == [expected]
     np.testing.assert_allclose(np.array([s[0, -1] for s in seen]), steps, atol=3e-4, rtol=1e-3)
 
 

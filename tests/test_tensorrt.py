@@ -205,6 +205,9 @@ def test_the_command_that_is_printed_makes_an_engine_of_what_was_prepared(int4, 
     prepared = tmp_path / "prepared"
     done = run_qtk("build-engine", int4(), "-o", prepared, *words, "--prepare-only")
     assert done.returncode == 0, done.stderr
+    assert "No decoder is faster than" in done.stdout
+    for part in ("weights", "cache", "reserve", "needed", "NVIDIA A10"):
+        assert part in done.stdout
     command = next(line for line in done.stdout.splitlines() if "then, there" in line)
     assert f"qtk build-engine {prepared} -o {prepared}-built" in command
     refused = run_qtk("build-engine", prepared, "-o", tmp_path / "no", "--gpu", "l4", "--max-input-len", "64")

@@ -170,6 +170,15 @@ def test_what_the_machine_lacks_is_said_all_at_once(engine, machine, run_qtk) ->
         open_session(engine)
 
 
+def test_an_engine_that_does_not_say_its_version_or_takes_no_such_prompt(engine, machine) -> None:
+    machine()
+    with pytest.raises(InputError, match="row 0: 65 tokens; the engine takes 64"):
+        open_session(engine).generate([[5] * 65], 1)
+    (engine / "engine" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="does not say which TensorRT-LLM built"):
+        open_session(engine)
+
+
 @pytest.mark.gpu
 def test_a_real_engine_generates() -> None:
     if "QTK_TENSORRT_LLM_ENGINE" not in os.environ:

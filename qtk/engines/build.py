@@ -14,7 +14,7 @@ from qtk.engines.backends import BACKENDS, BuildJob, FinishJob, engine_backend
 from qtk.engines.description import ENGINE_NAME, EngineDescription, is_engine, read_description
 from qtk.engines.memory_plan import cache_length, memory_plan
 from qtk.engines.memory_table import MemoryPlan
-from qtk.engines.options import BuildOptions, resolved_limits
+from qtk.engines.options import BuildOptions, not_for, resolved_limits
 from qtk.errors import InputError, listing
 from qtk.machine import PeakMemory
 from qtk.progress import Progress
@@ -63,9 +63,7 @@ def backend_name(options: BuildOptions, gpu: GpuProfile) -> str:
     """The backend in force. InputError when the GPU cannot be built for by it."""
     name = gpu.default_backend if options.backend == "auto" else options.backend
     if name not in gpu.backends:
-        raise InputError(
-            f"Backend {name} does not build for {gpu.name}. What does: {', '.join(gpu.backends)}. {gpu.advice}".strip()
-        )
+        raise InputError(not_for(name, gpu))
     if name not in BACKENDS:
         raise InputError(f"Nothing builds for {gpu.name} ({gpu.title}) here. {gpu.advice}")
     return name

@@ -6,6 +6,7 @@ must be what was meant. Tokens are handed on when the call is over.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -24,11 +25,13 @@ from qtk.engines.target_machine import gpu_reasons
 from qtk.errors import InputError, MachineError, listing
 
 WORKER = Path(__file__).with_name("edgellm_worker.py")
-_WORD = re.compile(r" [A-Za-z]+")
+_WORD = re.compile(r" ?[A-Za-z]+")
 
 
 class EdgeLlmSession(EngineSession):
     """Owns the worker; a second one is started where end-of-sequence is to be ignored, which is a process's setting."""
+
+    prompt_bound = True
 
     def __init__(self, directory: Path, description: EngineDescription) -> None:
         super().__init__(directory, description)
@@ -44,11 +47,17 @@ class EdgeLlmSession(EngineSession):
         self.prompt_ids = self._words()
 
     def _words(self) -> np.ndarray:
-        """Ids of whole words: a row of them is read back from its text as the same ids."""
+        """Ids of whole words: a row of them is read back from its text as the same ids.
+
+        Each is tried behind another of its kind, because some tokenizers (SentencePiece) drop the space of a first word.
+        """
         texts = {token: self.tokenizer.decode([token]) for token in range(self.vocab_size)}
         words = [token for token, text in texts.items() if _WORD.fullmatch(text)]
-        again = self.tokenizer.encode_batch([texts[token] for token in words])
-        return np.array([token for token, ids in zip(words, again, strict=True) if ids == [token]], np.int64)
+        again = self.tokenizer.encode_batch([self.tokenizer.decode([token, token]) for token in words])
+        kept = [token for token, ids in zip(words, again, strict=True) if ids == [token, token]]
+        # Any two must stay apart, which those without a space of their own do not.
+        spaced = [token for token in kept if self.tokenizer.decode([token, token]).count(" ") >= 1]
+        return np.array(spaced, np.int64)
 
     def generate(
         self,
@@ -96,8 +105,9 @@ class EdgeLlmSession(EngineSession):
         worker = self._worker
         assert worker is not None
         assert worker.stdin is not None
-        worker.stdin.write(json.dumps(call) + "\n")
-        worker.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # where it has ended: _answer finds that and tells
+            worker.stdin.write(json.dumps(call) + "\n")
+            worker.stdin.flush()
         return self._answer()
 
     def _start(self, ignore_eos: bool) -> None:
@@ -117,6 +127,11 @@ class EdgeLlmSession(EngineSession):
         weakref.finalize(self, _end, self._worker)
         self._answer()
 
+    def close(self) -> None:
+        if self._worker is not None:
+            _end(self._worker)
+            self._worker = None
+
     def _answer(self) -> dict[str, Any]:
         worker = self._worker
         assert worker is not None
@@ -134,7 +149,8 @@ class EdgeLlmSession(EngineSession):
 def _end(worker: subprocess.Popen[str]) -> None:
     """The worker ends when its input does; one that does not is killed."""
     if worker.stdin is not None and not worker.stdin.closed:
-        worker.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            worker.stdin.close()
     try:
         worker.wait(timeout=10)
     except subprocess.TimeoutExpired:

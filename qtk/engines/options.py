@@ -11,6 +11,7 @@ from qtk.engines.description import Limits
 from qtk.errors import InputError
 from qtk.models.spec import ModelSpec
 from qtk.targets.gpu import GpuProfile
+from qtk.targets.table import TARGETS, refusals, target
 
 BackendName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-full", "tensorrt-edgellm", "tensorrt-llm"]
 
@@ -51,6 +52,13 @@ class BuildOptions(BaseModel):
         "`make edgellm` made.",
     )
     prepare_only: bool = Field(False, description="Write everything but the plan, and say which command builds it.")
+
+
+def not_for(backend: str, gpu: GpuProfile) -> str:
+    """Why a backend that the profile does not list builds nothing for the GPU: by the target table, or the profile's words."""
+    why = refusals(target(backend), gpu.sm, {}) if gpu.sm is not None and backend in TARGETS else []
+    said = [f"Backend {backend} does not build for {gpu.name}", *why[:1], f"what does: {', '.join(gpu.backends)}"]
+    return f"{'; '.join(said)}. {gpu.advice}".strip()
 
 
 def resolved_limits(options: BuildOptions, spec: ModelSpec, gpu: GpuProfile) -> Limits:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from qtk.engines.linear_plans import linear_plans
 from qtk.engines.memory_plan import cache_length, memory_plan
 from qtk.engines.memory_table import MemoryPlan
-from qtk.engines.options import BuildOptions, resolved_limits
+from qtk.engines.options import BuildOptions, not_for, resolved_limits
 from qtk.errors import InputError
 from qtk.models.registry import spec_from_config
 from qtk.models.spec import ModelSpec
@@ -64,7 +64,7 @@ def _backend_refusals(
     """Why the default backend would not take the model as it is stored, scales' signs aside."""
     name = gpu.default_backend if options.backend == "auto" else options.backend
     if name not in gpu.backends:
-        return [f"{name} does not build for {gpu.name}: {', '.join(gpu.backends)} do. {gpu.advice}".strip()]
+        return [not_for(name, gpu)]
     plans = linear_plans(spec, schemes)
     return refusals(target(name), gpu.sm, plans) if plans else []
 

@@ -49,6 +49,8 @@ class EngineSession(ABC):
 
     # Token ids that random prompts are drawn from; None where any will do.
     prompt_ids: np.ndarray | None = None
+    # Whether a prompt longer than max_input_len is refused by the runtime even where its positions suffice.
+    prompt_bound: bool = False
 
     def __init__(self, directory: Path, description: EngineDescription) -> None:
         self.directory = directory
@@ -118,6 +120,10 @@ class EngineSession(ABC):
             if not len(row):
                 wrong.append(f"row {number} is empty")
                 continue
+            if self.prompt_bound and len(row) > limits.max_input_len:
+                wrong.append(
+                    f"row {number}: {len(row)} tokens; the engine takes {limits.max_input_len} (--max-input-len)"
+                )
             if len(row) + new_tokens > limits.max_positions:
                 wrong.append(
                     f"row {number}: {len(row)} tokens and {new_tokens} new ones; the engine holds "

@@ -15,13 +15,15 @@ from typing import Any, Literal
 from qtk.engines.description import EngineDescription
 from qtk.engines.session import EngineSession, Generation, OnToken
 from qtk.engines.target_machine import gpu_reasons, library_reasons
-from qtk.errors import MachineError, listing
+from qtk.errors import InputError, MachineError, listing
 
 INSTALL = "pip install tensorrt-llm=={} on the machine with the GPU, or use NVIDIA's tensorrt-llm/release container of that tag"
 
 
 class TensorRtLlmSession(EngineSession):
     """Rows of a call are submitted together; TensorRT-LLM batches them itself."""
+
+    prompt_bound = True
 
     def __init__(self, directory: Path, description: EngineDescription) -> None:
         super().__init__(directory, description)
@@ -109,7 +111,12 @@ def _require(directory: Path, description: EngineDescription) -> tuple[Any, Any]
     """(the module tensorrt_llm, its LLM class of the engine backend). MachineError, with every reason, when this machine
     cannot run the engine: no such GPU, no TensorRT-LLM, another version of it, or one that has no engines any more."""
     config = directory / "engine" / "config.json"
-    needed = str(json.loads(config.read_text(encoding="utf-8"))["version"])
+    try:
+        needed = str(json.loads(config.read_text(encoding="utf-8"))["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{config} does not say which TensorRT-LLM built the engine, which alone can run it. Build it again."
+        ) from None
     reasons = gpu_reasons(description)
     module: Any = None
     try:
