@@ -8,7 +8,7 @@ import pytest
 
 from qtk.bench.accuracy.leaderboard import LeaderboardOptions, leaderboard, load_reference, win_rates
 from qtk.bench.accuracy.results import AccuracyResult, score_language
-from qtk.bench.accuracy.suites import load_suite
+from qtk.bench.accuracy.suites import chosen_parts, load_suite
 from qtk.errors import InputError
 
 
@@ -41,6 +41,19 @@ def test_published_win_rates_are_reproduced():
     published = {model: row.win_rate for model, row in table.models.items() if row.win_rate is not None}
     assert len(published) == 10
     assert {model: rates[model] for model in published} == pytest.approx(published, abs=0.0051)
+
+
+def test_the_leaderboards_suite_is_what_its_table_ranks():
+    parts = chosen_parts("leaderboard")
+    assert [part.name for part in parts] == list(load_reference("bigcode").languages)
+    assert {part.suite.name for part in parts} == {"humaneval", "multipl-e"}
+    found = {(part.suite.name, part.name): 3 for part in parts}
+    assert leaderboard({"x": result(found)}, LeaderboardOptions()).absent == []
+    assert [(part.suite.name, part.name) for part in chosen_parts("leaderboard:py,js")] == [
+        ("humaneval", "python"), ("multipl-e", "javascript"),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"no go\. Languages: python, java"):
+        chosen_parts("leaderboard:go")
 
 
 def test_ties_share_their_mean_rank():

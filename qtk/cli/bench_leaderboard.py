@@ -23,7 +23,7 @@ def command(results: tuple[Path, ...], output: Path | None, overwrite: bool, as_
     """Rank RESULTS of `qtk bench accuracy` among published models: average score and Win Rate over the languages.
 
     \b
-    qtk bench accuracy engine --suite humaneval --suite multipl-e -o scores
+    qtk bench accuracy engine --suite leaderboard --data data -o scores
     qtk bench leaderboard scores
     qtk bench leaderboard scores-bf16 scores-int4 --reference table.yaml -o leaderboard.json
     """

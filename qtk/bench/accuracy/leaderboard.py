@@ -120,8 +120,8 @@ def leaderboard(results: dict[str, AccuracyResult], options: LeaderboardOptions)
     _require_whole(results, languages)
     if not languages:
         raise InputError(
-            f"The results have no language in common with {table.name}: python comes from suite humaneval, the others "
-            "from multipl-e."
+            f"The results have no language in common with {table.name}: suite leaderboard has them: "
+            "python from humaneval, the others from multipl-e."
         )
     places = [table.languages.index(language) for language in languages]
     published = {name: [row.scores[place] for place in places] for name, row in table.models.items()}

@@ -34,7 +34,8 @@ class Suite(BaseModel):
     """A suite as its YAML describes it.
 
     kind: programs are generated and run; likelihood reads how probable a model finds the reference solutions; choices
-    are questions with options, in `sets` instead of languages. also: suites that are scored with all sets of this one.
+    are questions with options, in `sets` instead of languages; a group stands for its `members`, each written as for
+    --suite. also: suites that are scored with all sets of this one.
     package: a Python package that carries the file of the single language itself. solutions: for data without reference
     solutions, a YAML file beside this one with solutions of our own to some of its tasks. python_header: lines put before
     every Python program. seconds: the clock of one run (compiling has its own). prompt: how a task becomes a prompt.
@@ -42,14 +43,15 @@ class Suite(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
-    kind: Literal["programs", "likelihood", "choices"] = "programs"
+    kind: Literal["programs", "likelihood", "choices", "group"] = "programs"
     summary: str
     source: str
     licence: str
-    layout: Literal["humaneval-x", "humaneval", "mbpp", "multipl-e", "questions"]
+    layout: Literal["humaneval-x", "humaneval", "mbpp", "multipl-e", "questions"] = "questions"
     languages: dict[str, SuiteLanguage] = Field(default_factory=dict)
     sets: dict[str, ChoiceSet] = Field(default_factory=dict)
     also: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
     package: str | None = None
     solutions: str | None = None
     challenge_tests: bool = False
@@ -100,11 +102,23 @@ class Part:
 
 def chosen_parts(text: str) -> list[Part]:
     """What a --suite asks for, with the suites that belong to it where it names none of its sets."""
+    name, _, chosen = text.partition(":")
+    if (group := load_suite(name)).kind == "group":
+        return _members(group, tuple(_SHORT.get(word, word) for word in chosen.split(",") if word))
     suite, names = parse_suite(text)
     if not suite.sets or ":" in text:
         return [Part(suite, name, True) for name in names]
     also = [replace(part, required=False) for other in suite.also for part in chosen_parts(other)]
     return [Part(suite, name, len(names) == 1) for name in names] + also
+
+
+def _members(group: Suite, chosen: tuple[str, ...]) -> list[Part]:
+    """The parts of a group's members, or those of the languages that are named. InputError for one that none has."""
+    parts = [part for member in group.members for part in chosen_parts(member)]
+    known = [part.name for part in parts]
+    if unknown := [name for name in chosen if name not in known]:
+        raise InputError(f"Suite {group.name} has no {', '.join(unknown)}. Languages: {', '.join(known)}.")
+    return [part for part in parts if not chosen or part.name in chosen]
 
 
 _SHORT = {"js": "javascript", "py": "python", "c++": "cpp", "golang": "go"}
