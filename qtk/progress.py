@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -41,22 +42,35 @@ class Progress:
         self._last_line = self._start
         self._bar: RichProgress | None = None
         self._detail = ""
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Progress:
+        """Shows itself in time, also when the first unit takes long."""
+        if not _QUIET:
+            wait = _SILENT_SECONDS if sys.stderr.isatty() else max(_SILENT_SECONDS, _LINE_EVERY_SECONDS)
+            self._timer = threading.Timer(max(wait, 0.0), self._show)
+            self._timer.daemon = True
+            self._timer.start()
         return self
 
     def advance(self, count: int = 1, detail: str = "") -> None:
         """Says that `count` more units are done; `detail` is shown beside the bar."""
-        self.done += count
-        self._detail = detail or self._detail
+        with self._lock:
+            self.done += count
+            self._detail = detail or self._detail
+        self._show()
+
+    def _show(self) -> None:
         if _QUIET:
             return
-        now = time.monotonic()
-        if sys.stderr.isatty():
-            self._draw(now)
-        elif now - self._start > _SILENT_SECONDS and now - self._last_line >= _LINE_EVERY_SECONDS:
-            self._last_line = now
-            self._print_line(now)
+        with self._lock:
+            now = time.monotonic()
+            if sys.stderr.isatty():
+                self._draw(now)
+            elif now - self._start > _SILENT_SECONDS and now - self._last_line >= _LINE_EVERY_SECONDS:
+                self._last_line = now
+                self._print_line(now)
 
     def _draw(self, now: float) -> None:
         if self._bar is None:
@@ -81,7 +95,9 @@ class Progress:
 
     def _print_line(self, now: float) -> None:
         elapsed = now - self._start
-        if self.total:
+        if not self.done:
+            text = f"{self.label}: {elapsed:.0f} s so far"
+        elif self.total:
             left = elapsed / max(self.done, 1) * (self.total - self.done)
             text = f"{self.label}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s, about {left:.0f} s left"
         else:
@@ -89,5 +105,10 @@ class Progress:
         print(f"{text}{'; ' + self._detail if self._detail else ''}", file=sys.stderr, flush=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+            self._start = self._last_line = float("inf")  # a timer that fires at this moment shows nothing any more
