@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import make_tiny, write_byte_tokenizer
 from quantized_checkpoint import transformers_logits, write_dequantized, write_quantized
@@ -14,7 +15,15 @@ from quantized_checkpoint import transformers_logits, write_dequantized, write_q
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 from qtk.quantization.formats.base import LinearScheme
-from qtk.quantization.formats.gguf import gguf_refusals, interleave_rows, pack_q4_0, pack_q8_0, write_gguf
+from qtk.quantization.formats.gguf import (
+    GgufFormat,
+    gguf_faults,
+    gguf_refusals,
+    interleave_rows,
+    pack_q4_0,
+    pack_q8_0,
+    write_gguf,
+)
 from qtk.quantization.formats.gguf_tokenizer import gguf_tokenizer
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
@@ -96,6 +105,31 @@ def test_the_format_leaves_a_gptq_checkpoint_with_a_gguf_file_beside_it(tiny_bpe
     linear = weights.linear("model.layers.2.mlp.down_proj")
     assert isinstance(linear, QuantizedLinear)
     assert torch.equal(torch.from_numpy(stored.data.copy()), pack_q4_0(linear))
+
+
+def test_a_file_that_differs_from_its_checkpoint_is_found(tiny_bpe, tmp_path) -> None:
+    checkpoint = write_quantized(tiny_bpe("llama"), tmp_path / "a", "gptq", LinearScheme(4, 64, True))
+    path, weights = converted(checkpoint, tmp_path / "model.gguf"), ModelWeights.open(checkpoint)
+    assert gguf_faults(weights, path) == []
+    stored = bytearray(path.read_bytes())
+    stored[-100 * 320] ^= 1  # a code or scale of what is stored last
+    path.write_bytes(stored)
+    (fault,) = gguf_faults(weights, path)
+    assert fault.startswith("model.gguf: ")
+    assert "holds other weights than the checkpoint" in fault
+    path.write_bytes(stored[:100])
+    (fault,) = gguf_faults(weights, path)
+    assert "cannot be read" in fault
+
+
+def test_a_table_beyond_float16_is_refused_before_work(tiny_bpe, tmp_path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bpe("llama"), model)
+    tensors = safetensors.torch.load_file(model / "model.safetensors")
+    tensors["model.embed_tokens.weight"][3, 5] = 70000
+    safetensors.torch.save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    (reason,) = GgufFormat().checkpoint_refusals(Checkpoint(model))
+    assert "model.embed_tokens.weight has values beyond float16's 65504" in reason
 
 
 def test_a_tokenizer_that_gguf_cannot_hold_is_refused_before_work(tiny) -> None:

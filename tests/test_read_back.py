@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -11,6 +12,7 @@ import torch
 from qtk.calibration.options import CalibrationOptions
 from qtk.errors import GateFailed
 from qtk.quantization import read_back as module
+from qtk.quantization.formats.base import LinearScheme, QuantizationScheme
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.pipeline import quantize_model
@@ -56,6 +58,36 @@ def test_scales_beyond_float16_are_named(tiny, tmp_path) -> None:
             broken, ModelWeights.open(tmp_path / "out").scheme, ModelWeights.open(tiny("llama")), None, limit_bytes=0
         )
     assert all(f"model.layers.{layer}.mlp.up_proj: " in str(caught.value) for layer in (0, 2))
+
+
+def test_what_is_not_what_was_intended_is_named(tiny, tmp_path) -> None:
+    """Scales and norms that were never written, and a scheme other than the one that was settled."""
+    quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(method="rtn"), SMALL)
+    scheme, source = ModelWeights.open(tmp_path / "out").scheme, ModelWeights.open(tiny("llama"))
+    tensors = safetensors.torch.load_file(tmp_path / "out/model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.scales"].zero_()
+    tensors["model.layers.2.input_layernorm.weight"].zero_()
+    safetensors.torch.save_file(tensors, tmp_path / "out/model.safetensors", metadata={"format": "pt"})
+    name = "model.layers.0.mlp.down_proj"
+    modules = {**scheme.modules, name: replace(scheme.modules[name], bits=8)}
+    with pytest.raises(GateFailed) as caught:
+        read_back(tmp_path / "out", replace(scheme, modules=modules), source, None, limit_bytes=0)
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.split(": ")[0].strip() for line in lines] == [
+        "model.layers.2.input_layernorm.weight",
+        name,
+        "model.layers.1.mlp.up_proj",
+    ]
+    assert "4 bits in groups of 128, not 8 in groups of 128" in lines[1]
+    assert "never written" in lines[2]
+
+
+def test_nothing_quantized_is_no_success(tiny) -> None:
+    source = ModelWeights.open(tiny("llama"))
+    modules = {name: LinearScheme(4, 64, True) for name, _ in source.spec.all_linears()}
+    intended = QuantizationScheme(LinearScheme(4, 64, True), modules)
+    with pytest.raises(GateFailed, match="float model"):
+        read_back(tiny("llama"), intended, source, None, limit_bytes=0)
 
 
 def test_a_weight_too_large_for_float16_scales_ends_with_the_layers_name(tiny, tmp_path, run_qtk) -> None:

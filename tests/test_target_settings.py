@@ -11,10 +11,12 @@ from conftest import make_tiny, write_byte_tokenizer
 from qtk.checkpoint.manifest import read_manifest
 from qtk.errors import InputError
 from qtk.models.llama import spec as llama_spec
+from qtk.quantization.formats.gptq import GptqFormat
 from qtk.quantization.formats.registry import FORMATS, checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
-from qtk.quantization.target_settings import for_target, settled_scheme
+from qtk.quantization.scheme import resolve_scheme
+from qtk.quantization.target_settings import for_target, settled_scheme, target_refusals
 from qtk.targets.table import TARGETS
 
 SIZES = {
@@ -90,6 +92,49 @@ def test_what_the_target_cannot_run_is_refused(options: dict, words: list[str]) 
         settle(**options)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_an_8_bit_head_is_refused_where_build_engine_would() -> None:
+    untied = llama_spec({**SIZES, "tie_word_embeddings": False})
+    for gpu, refused in (("a10", True), ("cpu", False)):
+        chosen = for_target(QuantizeOptions(gpu=gpu, lm_head_bits="8"), untied)
+        scheme = resolve_scheme(untied, chosen)
+        reasons = "\n".join(target_refusals(chosen, untied, scheme))
+        assert ("no 8-bit weights: lm_head" in reasons) is refused
+
+
+def test_reasons_of_container_groups_and_target_come_together(monkeypatch) -> None:
+    """And the group that is advised is one that the target takes, though a smaller one would do for the container."""
+    monkeypatch.setattr(GptqFormat, "checkpoint_refusals", lambda self, checkpoint: ["the checkpoint is odd"])
+    spec = llama_spec({**SIZES, "num_hidden_layers": 30})
+    options = QuantizeOptions(gpu="a10", backend="tensorrt-llm", format="gptq", group_size=128, sym=False)
+    with pytest.raises(InputError) as caught:
+        settled_scheme(NO_CHECKPOINT, spec, options, checkpoint_format("gptq"))
+    text = str(caught.value)
+    assert text.count("576 inputs, group 128") == 6 * 30
+    for words in (
+        "the checkpoint is odd",
+        "--group-size 64 divides them all",
+        "symmetric weights only",
+        "(210 linears)",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(("override", "words"), [("*=bits:4", "matches lm_head too"), ("*_proj=bits:4", "")])
+def test_a_pattern_that_catches_the_head_is_pointed_out(capfd, override: str, words: str) -> None:
+    resolve_scheme(llama_spec({**SIZES, "tie_word_embeddings": False}), QuantizeOptions(override=(override,)))
+    err = capfd.readouterr().err
+    assert words in err
+    assert bool(err) is bool(words)
+
+
+def test_skip_is_16_bits_and_something_must_be_left_to_quantize() -> None:
+    spec = llama_spec(SIZES)
+    scheme = resolve_scheme(spec, QuantizeOptions(override=("*.down_proj=skip",)))
+    assert scheme.modules["model.layers.0.mlp.down_proj"].bits == 16
+    with pytest.raises(InputError, match="nothing to quantize"):
+        resolve_scheme(spec, QuantizeOptions(override=("*=skip",)))
 
 
 def test_the_command_writes_what_the_target_reads(run_qtk, tmp_path) -> None:

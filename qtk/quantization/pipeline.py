@@ -25,6 +25,7 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError, MachineError
 from qtk.machine import (
     PeakMemory,
+    available_memory,
     fast_matmul_dtype,
     keep_freed_memory,
     limit_threads,
@@ -34,7 +35,7 @@ from qtk.machine import (
 from qtk.models.registry import model_spec
 from qtk.models.spec import ModelSpec
 from qtk.models.tokenizer import TextTokenizer
-from qtk.progress import note
+from qtk.progress import Progress, note
 from qtk.quantization.formats.base import QuantizationScheme
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.methods import MethodRuns
@@ -129,7 +130,14 @@ def quantize_model(
         runs = MethodRuns(checkpoint, spec, scheme, container, options, rows, judged_on, device, dtype, memory)
         outcome = runs.better(work) if options.method == "auto" else runs.run(options.method, work)
         start = time.monotonic()
-        check = read_back(work, scheme, ModelWeights(checkpoint, spec), rows, limit_bytes=total_memory() // 8)
+        check = read_back(
+            work,
+            scheme,
+            ModelWeights(checkpoint, spec),
+            rows,
+            limit_bytes=min(total_memory() // 8, available_memory() // 2),
+            container=container,
+        )
         (work / LOG_NAME).write_text("".join(json.dumps(line) + "\n" for line in outcome.log), encoding="utf-8")
         report = _report(
             work,
@@ -147,7 +155,8 @@ def quantize_model(
         )
         recorder.notes |= {"report": report.model_dump(), "resolved_group_size": scheme.default.group_size}
         remove_work(work)
-        recorder.write(work, out, report.peak_memory_bytes)
+        with Progress("digest files", None):
+            recorder.write(work, out, report.peak_memory_bytes)
     return report
 
 
@@ -226,7 +235,8 @@ def _calibration(
 ) -> tuple[TokenRows, TokenRows | None]:
     """The rows to calibrate on, and those that are held back from it (None for 0)."""
     wanted = options.model_copy(update={"samples": options.samples + held_back})
-    rows = calibration_rows(TextTokenizer(checkpoint.path), wanted, options.row_length(spec.max_positions))
+    with Progress("read calibration text", None):
+        rows = calibration_rows(TextTokenizer(checkpoint.path), wanted, options.row_length(spec.max_positions))
     if int(rows.tokens.max()) >= spec.vocab_size:
         raise InputError(
             f"{checkpoint.path}: its tokenizer gives id {int(rows.tokens.max())}, its vocabulary ends at {spec.vocab_size - 1}."

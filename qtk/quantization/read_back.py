@@ -17,7 +17,7 @@ from qtk.models.forward import block_forward, rms_norm
 from qtk.models.spec import EMBEDDING
 from qtk.models.tokenizer import TextTokenizer, has_tokenizer
 from qtk.progress import Progress, note
-from qtk.quantization.formats.base import LinearScheme, QuantizationScheme
+from qtk.quantization.formats.base import Format, LinearScheme, QuantizationScheme
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 
@@ -47,12 +47,14 @@ def read_back(
     rows: TokenRows | None,
     *,
     limit_bytes: int,
+    container: Format | None = None,
 ) -> ReadBack:
     """Checks every tensor in `directory` against the intended scheme, and generates 32 tokens.
 
     reference: the float model, asked for its own 32 tokens where these end in a repetition: some texts invite one.
     rows: calibration rows, whose first is continued (None: "def " is). limit_bytes: what the blocks may take in memory to
     be kept between tokens; those beyond it are read anew for each, from what the system still holds of the files.
+    container: what was written, whose own files beside the checkpoint are compared with it.
     Raises GateFailed, naming every linear concerned, when nothing is quantized, a linear is stored otherwise than intended,
     codes are not in range, a scale is zero or no finite float16, a tensor was never written, the container's own file
     differs, or logits are not finite.
@@ -60,6 +62,8 @@ def read_back(
     weights = ModelWeights.open(directory)
     with closing(weights.checkpoint):
         count, bits = _check_linears(weights, intended, reference)
+        if container and (faults := container.faults(directory)):
+            raise _gate(faults)
         # Rounding needs no text, so a model without a tokenizer is no mistake.
         tokenizer = TextTokenizer(directory) if has_tokenizer(directory) else None
         if rows is not None:
@@ -76,7 +80,7 @@ def read_back(
 
 def _check_linears(weights: ModelWeights, intended: QuantizationScheme, reference: ModelWeights) -> tuple[int, float]:
     """(linears, mean bits per weight of those quantized)."""
-    if weights.scheme is None or weights.format is None:
+    if weights.scheme is None:
         raise GateFailed("The files just written are those of a float model: their config.json names no quantization.")
     offenders, count, elements, stored = [], 0, 0, 0
     offenders += _unwritten_floats(weights, reference)
@@ -100,13 +104,15 @@ def _check_linears(weights: ModelWeights, intended: QuantizationScheme, referenc
             stored += sum(
                 weights.checkpoint.info(n).nbytes for n in weights.checkpoint.names if n.startswith(f"{name}.")
             )
-    if not offenders:
-        offenders += weights.format.faults(weights.checkpoint.path)
-    if not offenders and not count:
+    if not count:
         offenders.append("no linear is quantized")
     if offenders:
-        raise GateFailed(f"The files just written do not hold what they should:\n{listing(offenders, _MOST)}")
+        raise _gate(offenders)
     return count, 8 * stored / elements
+
+
+def _gate(offenders: list[str]) -> GateFailed:
+    return GateFailed(f"The files just written do not hold what they should:\n{listing(offenders, _MOST)}")
 
 
 def _otherwise_stored(found: LinearScheme | None, intended: LinearScheme) -> str:
