@@ -17,8 +17,12 @@ import psutil
 import pytest
 
 from qtk.bench.accuracy.sandbox.job import MIB, Job, Limits, Outcome, Step
-from qtk.bench.accuracy.sandbox.pool import Workers, choose_level, why_not
-from qtk.errors import InputError
+from qtk.bench.accuracy.sandbox.pool import Workers, _landlock_promise, choose_level, promise, why_not
+from qtk.bench.accuracy.scoring import Scorer
+from qtk.bench.accuracy.suites import load_suite
+from qtk.bench.accuracy.tasks import Task
+from qtk.bench.accuracy.toolchains.python import Python
+from qtk.errors import InputError, MachineError
 
 SMALL = Limits(memory_bytes=256 * MIB, processes=32, output_bytes=32 * 1024, file_bytes=8 * MIB, disk_bytes=32 * MIB)
 SENTINEL = "the-end-7f3a"
@@ -26,18 +30,18 @@ SHUT_IN = ("namespaces", "bubblewrap", "user-namespaces")
 LEVELS = (*SHUT_IN, "landlock")
 
 
-# The levels that this project's machines do not choose by themselves take part in the slow run only.
-_PARAMETERS = [pytest.param(level, marks=[pytest.mark.slow] if level in LEVELS[2:] else []) for level in LEVELS]
-
-
-@pytest.fixture(scope="module", params=_PARAMETERS)
+@pytest.fixture(scope="module", params=LEVELS)
 def workers(request: pytest.FixtureRequest):
     if reason := why_not(request.param):
         pytest.skip(f"{request.param}: {reason}")
     os.environ["QTK_TEST_SECRET"] = "do-not-tell"
     with Workers(request.param, count=1, preload=("random",)) as pool:
         yield pool
+        scratch, worker = list(pool._scratch), pool._processes[0]._process.pid
     del os.environ["QTK_TEST_SECRET"]
+    # After all the hostile programs: neither a directory nor a control group of theirs.
+    assert [path for path in scratch if os.path.exists(path)] == []
+    assert list(Path("/sys/fs/cgroup").glob(f"*/qtk-{worker}")) == []
 
 
 def python_job(program: str, seconds: float = 10.0, limits: Limits = SMALL, started: bool = False) -> Job:
@@ -406,3 +410,69 @@ def test_sources_are_gone_before_a_compiled_program_runs(workers):
     steps = (Step("compile", ("gcc", "main.c", "-o", "main")), Step("run", ("./main",)))
     [(_, outcome)] = workers.run([(0, Job(files, steps, SENTINEL, {"PATH": "/usr/bin:/bin", "TMPDIR": "."}, SMALL))])
     assert (outcome.step, outcome.exit_code) == ("run", 0), outcome
+
+
+# program -> the verdicts that it may get
+HOSTILE = {
+    "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass\n": {"timeout", "failed", "out_of_memory"},
+    "import time; time.sleep(60)\n": {"timeout"},
+    "import os\nif os.fork() == 0:\n    os.setsid()\n    while True: pass\nos._exit(0)\n": {"failed"},
+    "while True: print('x' * 4096)\n": {"output_limit"},
+    "x = bytearray(64 * 2**30)\n": {"out_of_memory"},
+    "x = []\nwhile True: x.append(bytearray(2**20))\n": {"out_of_memory"},
+    "input()\n": {"failed"},
+    "import os; os._exit(0)\n": {"failed"},
+    "import os; os.kill(os.getppid(), 9); os.kill(os.getpid(), 9)\n": {"failed", "sandbox_error"},
+    "f = open('big', 'wb')\nwhile True: f.write(b'x' * 2**20)\n": {"failed"},
+    "def f(:\n": {"compile_error"},
+    "pass\n": {"passed"},
+}
+
+
+@pytest.mark.parametrize("program", HOSTILE)
+def test_every_hostile_program_gets_its_verdict(workers, program):
+    if "getppid" in program and workers.level == "landlock":
+        pytest.skip("without a process space, and as root, that is not to be tried")
+    outcome = run(workers, program, seconds=1.5)
+    assert Python().verdict(outcome, "qtk") in HOSTILE[program] - {"sandbox_error"}, outcome
+    still_sound(workers)
+
+
+def test_a_broken_sandbox_stops_the_run_and_is_no_verdict_on_the_model():
+    with Workers(choose_level(), count=1, preload=()) as workers:
+        jobs = workers.run([(0, python_job("import time; time.sleep(30)", seconds=40))])
+        threading.Timer(1.0, workers._processes[0]._process.kill).start()
+        [(_, outcome)] = jobs
+    assert Python().verdict(outcome, "qtk") == "sandbox_error"
+    suite = load_suite("humaneval")
+    with Scorer(suite, "python", level=choose_level(), rules="qtk", workers=1) as scorer:
+        scorer._workers._processes[0]._process.kill()
+        task = Task("T/0", "python", "def f():\n", "    pass\n", "f()\n", "f")
+        with pytest.raises(MachineError, match="not the model's fault"):
+            scorer.check_references([task])
+
+
+def test_the_root_is_read_only_and_shared_memory_is_small(workers):
+    if workers.level not in SHUT_IN:
+        pytest.skip("no root of its own at this level")
+    program = """
+import os
+assert os.statvfs("/").f_flag & os.ST_RDONLY
+shared = os.statvfs("/dev/shm")
+assert shared.f_blocks * shared.f_frsize <= 16 * 2**20, shared
+for path in ("/new", "/dev/new", "/usr/new"):
+    try: open(path, "w")
+    except OSError: continue
+    raise SystemExit(path)
+"""
+    outcome = run(workers, program)
+    assert outcome.reached_end, outcome
+
+
+def test_landlock_promises_what_the_kernel_holds():
+    assert "TCP is not blocked" in _landlock_promise(3)
+    assert "TCP is not blocked" not in _landlock_promise(4)
+    assert "signals" in _landlock_promise(5)
+    assert "signals" not in _landlock_promise(6)
+    assert "cut short" in _landlock_promise(2)
+    assert "NO process isolation" in promise("landlock")

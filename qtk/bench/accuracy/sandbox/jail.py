@@ -22,6 +22,7 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _CONFIGURATION = ("alternatives", "ld.so.cache", "ssl/openssl.cnf", "localtime", "R", "php", "racket", "julia")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _INSIDE_USER = 1000
+SHARED_BYTES = 16 * 2**20  # of shared memory below /dev/shm
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class NamespaceJail:
         for path in self.plan.readable:  # an environment below /tmp: what was shown of it is covered by that mount
             if path.startswith("/tmp/"):  # noqa: S108
                 self._show(path)
-        shared = "size=16m,nr_inodes=64,mode=1777"
+        shared = f"size={SHARED_BYTES},nr_inodes=64,mode=1777"
         kernel.mount("tmpfs", f"{self.root}/dev/shm", "tmpfs", plain, shared)  # noqa: S108
         kernel.mount("proc", f"{self.root}/proc", "proc", plain | kernel.MS_NOEXEC)
         kernel.mount("none", self.root, None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
@@ -188,6 +189,7 @@ class DirectoryJail:
         kernel.die_with_parent()
         kernel.forbid_new_privileges()
         if self.plan.level == "landlock":
+            kernel.drop_capabilities()  # as root: Landlock bounds files, not what else a capability opens
             devices = tuple(f"/dev/{name}" for name in _DEVICES)
             kernel.landlock_restrict(self.plan.readable, (self.work, *devices))
 

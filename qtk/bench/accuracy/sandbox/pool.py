@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, get_args
 
+from qtk.bench.accuracy.sandbox import kernel
 from qtk.bench.accuracy.sandbox.jail import JailPlan, readable_paths
 from qtk.bench.accuracy.sandbox.job import Job, Level, Limits, Outcome, Step, broken_sandbox
 from qtk.errors import InputError, MachineError
@@ -24,20 +25,37 @@ from qtk.machine import usable_cores
 
 Key = TypeVar("Key")
 
-PROMISES: dict[Level, str] = {
+_PROMISES: dict[Level, str] = {
     "namespaces": "own user id, process space, mounts, IPC, no network, read-only root; limits on memory, processes, "
     "processor time, files and output",
-    "bubblewrap": "bubblewrap: own user, process, network, mount and IPC namespaces, read-only root; limits as above",
-    "user-namespaces": "own user, process, mount and IPC namespaces, no network, read-only root; limits as above",
-    "landlock": "files below its own directory only, no TCP; NO process isolation, UDP is not blocked, the "
-    "process list is visible",
+    "bubblewrap": "bubblewrap: own process, network, mount and IPC namespaces, read-only root; limits on memory, "
+    "processes, processor time, size of files and output; outside, the caller's user id without capabilities",
+    "user-namespaces": "own process, mount and IPC namespaces, no network, read-only root; limits on memory, processes, "
+    "processor time, files and output; outside, the caller's user id without capabilities",
     "rlimits": "NOT a sandbox: limits, a fresh directory and an empty environment only",
 }
 
 
 def promise(level: Level) -> str:
-    """What a level promises on this machine."""
-    return PROMISES[level]
+    """What a level promises on this machine; Landlock's promise depends on the kernel."""
+    return _landlock_promise(kernel.landlock_abi()) if level == "landlock" else _PROMISES[level]
+
+
+def _landlock_promise(abi: int) -> str:
+    """What Landlock's versions do not hold yet is said as plainly as what they hold."""
+    gaps = [
+        text
+        for since, text in (
+            (3, "files outside that its user may write can be cut short"),
+            (4, "TCP is not blocked"),
+            (6, "signals to other processes are not blocked, nor abstract sockets"),
+        )
+        if abi < since
+    ]
+    kept = "reads and writes only below its own directory and what it needs to run" + (", no TCP" if abi >= 4 else "")
+    always = "NO process isolation: UDP and Unix sockets are not blocked, the process list is visible"
+    root = ["as root only the watch limits processes"] if os.geteuid() == 0 else []
+    return "; ".join([f"{kept} (Landlock {abi})", always, *gaps, *root])
 
 
 _FIRST_USER = 390_000  # user ids that no account uses; each worker takes one, so that process limits do not add up

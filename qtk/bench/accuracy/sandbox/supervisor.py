@@ -127,6 +127,16 @@ class EndOfScript:
         self.ours.close()
 
 
+def _tasks_of_user() -> int:
+    """How many processes and threads this user has: the kernel's limit counts them all, where no space is of the job's own."""
+    user, found = os.getuid(), 0
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == user:
+                found += len(os.listdir(f"/proc/{name}/task"))
+    return found
+
+
 def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> Outcome:
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
     for name, text in job.files.items():
@@ -156,10 +166,11 @@ def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> 
     out_read, out_write = os.pipe()
     err_read, err_write = os.pipe()
     end = EndOfScript() if not step.argv else None
+    others = 0 if tree.alone else _tasks_of_user()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _become_program(job, step, out_write, err_write, end, confine)
+        _become_program(job, step, out_write, err_write, end, confine, others)
     os.close(out_write)
     os.close(err_write)
     if end is not None:
@@ -250,7 +261,7 @@ def _drain(fd: int, data: bytearray, limit: int) -> None:
 
 
 def _become_program(
-    job: Job, step: Step, out: int, err: int, end: EndOfScript | None, confine: Callable[[], None]
+    job: Job, step: Step, out: int, err: int, end: EndOfScript | None, confine: Callable[[], None], others: int
 ) -> None:
     """In the child: own session, limits, no rights, then the program. Never returns."""
     code = 96
@@ -264,7 +275,7 @@ def _become_program(
         os.closerange(4, 1024)
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        _limit(job.limits, step)
+        _limit(job.limits, step, others)
         confine()
         if step.argv:
             os.execvpe(step.argv[0], step.argv, job.environment)  # noqa: S606 - no shell wanted
@@ -275,13 +286,13 @@ def _become_program(
         os._exit(code)
 
 
-def _limit(limits: Limits, step: Step) -> None:
+def _limit(limits: Limits, step: Step, others: int) -> None:
     for kind, value in (
         (resource.RLIMIT_CPU, step.cpu_seconds),
         (resource.RLIMIT_DATA, limits.memory_bytes),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_NPROC, limits.processes),
+        (resource.RLIMIT_NPROC, limits.processes + others),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),

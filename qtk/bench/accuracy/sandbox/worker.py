@@ -21,7 +21,7 @@ from typing import Any
 
 from qtk.bench.accuracy.sandbox import kernel
 from qtk.bench.accuracy.sandbox.control_group import ControlGroup
-from qtk.bench.accuracy.sandbox.jail import DirectoryJail, JailPlan, NamespaceJail, OuterJail
+from qtk.bench.accuracy.sandbox.jail import SHARED_BYTES, DirectoryJail, JailPlan, NamespaceJail, OuterJail
 from qtk.bench.accuracy.sandbox.job import Job, Outcome, broken_sandbox
 from qtk.bench.accuracy.sandbox.supervisor import Tree, run_job
 
@@ -174,12 +174,14 @@ def bubblewrap_command(plan: JailPlan, job: Job, package_root: str) -> list[str]
     """bwrap's arguments: everything of its own, the readable paths read-only, a size-limited temp directory."""
     words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--as-pid-1"]
     words += ["--uid", "1000", "--gid", "1000", "--setenv", "PYTHONPATH", package_root, "--cap-drop", "ALL"]
-    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(job.limits.disk_bytes), "--tmpfs", "/tmp"]  # noqa: S108
+    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(SHARED_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
+    words += ["--size", str(job.limits.disk_bytes), "--tmpfs", "/tmp"]  # noqa: S108
     for path in dict.fromkeys((*plan.readable, os.path.join(package_root, "qtk"))):  # some may lie below /tmp
         if os.path.islink(path):
             words += ["--symlink", os.readlink(path), path]
         else:
             words += ["--ro-bind", path, path]
+    words += ["--remount-ro", "/dev", "--remount-ro", "/"]  # last: nothing can be mounted below them afterwards
     return [*words, "--chdir", "/tmp", sys.executable, "-m", _MODULE, "--inside"]  # noqa: S108
 
 
