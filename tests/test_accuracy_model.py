@@ -16,11 +16,13 @@ from qtk.bench.accuracy.generation import ModelAnswers
 from qtk.bench.accuracy.likelihood import prompt_and_solution, reference_likelihoods, token_log_likelihoods
 from qtk.bench.accuracy.options import ModelOptions
 from qtk.bench.accuracy.prompts import encode, prompt_text
-from qtk.bench.accuracy.suites import load_suite
+from qtk.bench.accuracy.run_checks import content_digest, require_logits
+from qtk.bench.accuracy.suites import chosen_parts, load_suite
 from qtk.bench.accuracy.tasks import Task
 from qtk.engines.build import build_engine
+from qtk.engines.description import ENGINE_NAME
 from qtk.engines.options import BuildOptions
-from qtk.engines.session import DecoderSession
+from qtk.engines.session import DecoderSession, EngineSession
 from qtk.errors import InputError
 from qtk.models.tokenizer import TextTokenizer
 
@@ -91,6 +93,56 @@ def test_sampling_is_repeatable_and_greedy_samples_are_refused(session):
     assert len(set(first.values())) > 1
     with pytest.raises(InputError, match="temperature"):
         ModelAnswers(session, ModelOptions(samples=2), "qtk")
+
+
+def test_a_stopped_run_gets_the_draws_that_it_would_have_had(session):
+    tasks = [Task(f"T/{n}", "python", "x = 1\n" * (n % 3) + f"def f{n}(x):\n", "", "", f"f{n}") for n in range(4)]
+    options = ModelOptions(max_new_tokens=12, samples=3, temperature=1.0, seed=7)
+    whole = all_answers(session, tasks, options)
+    finished = list(whole)[:2] + list(whole)[5:6]  # the last of them in the middle of a batch
+    rest = all_answers(session, tasks, options, finished=finished)
+    assert rest == {key: text for key, text in whole.items() if key not in finished}
+
+
+def test_a_models_content_tells_runs_apart(tmp_path, model):
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    before = content_digest(copy)
+    assert content_digest(copy) == before
+    weights = next(copy.glob("*.safetensors"))
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert content_digest(copy) != before
+
+
+def test_what_cannot_be_asked_of_a_model_is_said_first(tmp_path, model, run_qtk):
+    for words, complaint in (
+        (("--suite", "likelihood:python", "--save-generations", tmp_path / "kept.jsonl"), "--save-generations keeps"),
+        (("--suite", "humaneval", "--k", 10), "--samples 10"),
+        (("--suite", "lm-eval:arc_easy", "--prompt", "codefuse"), "--prompt codefuse is not known"),
+    ):
+        done = run_qtk("bench", "accuracy", model, *words, "-o", tmp_path / "out")
+        assert done.returncode == 2
+        assert complaint in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_engines_that_give_tokens_only_write_programs_but_read_no_likelihoods(tmp_path, session):
+    class TokensOnly(EngineSession):
+        generate = session.generate  # type: ignore[assignment]
+
+    tokens = TokensOnly(session.directory, session.description)
+    options = ModelOptions(max_new_tokens=8)
+    assert all_answers(tokens, [task(0)], options) == all_answers(session, [task(0)], options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="tokens only"):
+        ModelAnswers(tokens, options, "qtk").logits_session  # noqa: B018
+    engine = tmp_path / "engine"
+    shutil.copytree(session.directory, engine)
+    description = json.loads((engine / ENGINE_NAME).read_text())
+    (engine / ENGINE_NAME).write_text(json.dumps({**description, "backend": "tensorrt-llm"}))
+    with pytest.raises(InputError, match="likelihood reads probabilities, and tensorrt-llm"):
+        require_logits(engine, chosen_parts("likelihood:python"), [])
 
 
 def test_prompts_that_do_not_fit_are_named_before_anything_is_generated(session):

@@ -90,6 +90,10 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path, run_qtk):
     few = run_qtk(*words, "--generations", answers(tmp_path, (0, "x"), (1, "x"), (2, "x")), "--k", 3)
     assert few.returncode == 2
     assert "3 samples" in few.stderr
+    assert "Own/0: 1" in few.stderr
+    none = run_qtk(*words, "--generations", tmp_path / "answers.jsonl", "--k", 0)
+    assert none.returncode == 2
+    assert "--k 0" in none.stderr
     unsafe = run_qtk(*words, "--generations", tmp_path / "answers.jsonl", "--sandbox", "rlimits")
     assert unsafe.returncode == 2
     assert "allow-unsandboxed" in unsafe.stderr
@@ -198,3 +202,79 @@ def test_codefuse_rules_fail_any_output_in_javascript(shared_data):
             [scored] = scorer.score([task], [noisy])
             verdicts[rules] = scored.verdict
     assert verdicts == {"qtk": "passed", "codefuse": "failed"}
+
+
+def test_rules_of_other_harnesses_from_the_command_line(shared_data, tmp_path, run_qtk):
+    """codefuse runs MBPP's challenge tests, bigcode and qtk do not; each says in the report which rules were in force."""
+    [task] = [one for one in suite_tasks(load_suite("mbpp"), "python", shared_data)[0] if one.task_id == "Python/11"]
+    # The three assertions' own answers and nothing else: the challenge tests want more.
+    known = {'("hello","l")': "heo", '("abcda","a")': "bcd", '("PHP","P")': "H"}
+    assert all(f"remove_Occ{call}" in task.tests for call in known)
+    table = ", ".join(f"{call}: {word!r}" for call, word in known.items())
+    body = f"def remove_Occ(s, ch):\n    return {{{table}}}.get((s, ch))\n"
+    words = ("bench", "accuracy", "--data", shared_data, "--limit", 1, "--json")
+    found = {}
+    for suite, rules, text in (
+        ("mbpp", "none", body), ("mbpp-challenge", "none", body), ("mbpp", "codefuse", f"```python\n{body}```"),
+        ("mbpp", "bigcode", f"{body}\nassert False\n"),
+    ):  # fmt: skip
+        file = tmp_path / "answers.jsonl"
+        file.write_text(json.dumps({"task_id": "Python/11", "generation": text}) + "\n")
+        out = tmp_path / f"{suite}-{rules}"
+        done = run_qtk(*words, "--suite", suite, "--compat", rules, "--generations", file, "-o", out)
+        assert done.returncode == 0, done.stderr
+        printed = json.loads(done.stdout)
+        found[suite, rules] = printed["scores"][0]["tasks"]["Python/11"]
+        assert printed["rules"] == {"none": "qtk"}.get(rules, rules)
+        clock = {"none": "10 s a run", "codefuse": "120 s a run", "bigcode": "3 s a run"}[rules]
+        assert clock in printed["sandbox"]["limits"]
+    assert found == {
+        ("mbpp", "none"): ["passed"], ("mbpp-challenge", "none"): ["failed"], ("mbpp", "codefuse"): ["failed"],
+        ("mbpp", "bigcode"): ["passed"],
+    }  # fmt: skip
+    refused = run_qtk(
+        *words, "--suite", "humaneval-x", "--compat", "bigcode", "--generations", file, "-o", tmp_path / "x"
+    )
+    assert refused.returncode == 2
+    assert "humaneval, mbpp and multipl-e" in refused.stderr
+
+
+def test_without_a_toolchain_a_language_is_named_and_never_scored_0(shared_data, tmp_path, run_qtk):
+    file = tmp_path / "answers.jsonl"
+    rows = [{"task_id": f"{name}/0", "generation": "x"} for name in ("Python", "JavaScript", "CPP", "Java", "Go")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "empty").mkdir()
+    words = ("bench", "accuracy", "--data", shared_data, "--limit", 1, "--json", "--generations", file)
+    nowhere = {"PATH": str(tmp_path / "empty")}
+    done = run_qtk(*words, "--suite", "humaneval-x", "-o", tmp_path / "out", env=nowhere, timeout=120)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert [score["language"] for score in printed["scores"]] == ["python"]
+    for language, command in (("javascript", "node"), ("cpp", "g++"), ("java", "javac"), ("go", "go")):
+        assert f"needs {command}" in printed["skipped"][f"humaneval-x {language}"]
+    alone = run_qtk(*words, "--suite", "humaneval-x:js", "-o", tmp_path / "alone", env=nowhere, timeout=120)
+    assert alone.returncode == 4
+    assert "javascript needs node" in alone.stderr
+    assert not (tmp_path / "alone").exists()
+
+
+def test_a_second_run_does_not_touch_what_the_first_one_writes(tmp_path, run_qtk):
+    suite = small_suite(tmp_path)
+    file = answers(tmp_path, (0, "    return x\n"), (1, "    return x + 1\n"), (2, "    import time; time.sleep(2)\n"))
+    words = ["bench", "accuracy", "--suite", suite, "--data", tmp_path, "--generations", file, "-o", tmp_path / "out"]
+    partial = tmp_path / "out.partial" / "tasks.jsonl"
+    command = [sys.executable, "-m", "qtk", *map(str, words), "--workers", "1"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not (partial.exists() and partial.read_text().count("\n")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            for more in ((), ("--resume",)):
+                second = run_qtk(*words, *more)
+                assert second.returncode == 2
+                assert "Another qtk command" in second.stderr
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 0
+    assert len(read_rows(tmp_path / "out" / "tasks.jsonl")) == 3
