@@ -100,3 +100,45 @@ def test_every_container_that_is_read_becomes_an_engine(tiny, tmp_path, containe
     description = build_engine(model, tmp_path / "engine", BuildOptions())
     assert description.quantization is not None
     assert (description.quantization.bits, description.quantization.group_size) == (4, 64)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gpu": "a10"},
+        {"gpu": "a10", "backend": "tensorrt-llm", "prepare_only": True},
+        {"gpu": "a10", "backend": "tensorrt-edgellm", "prepare_only": True},
+        {"gpu": "cpu"},
+    ],
+    ids=lambda options: f"{options['gpu']}-{options.get('backend', 'auto')}",
+)
+def test_another_tool_s_act_order_and_zero_points_are_refused_before_work(tiny, tmp_path, options: dict) -> None:
+    """What AutoGPTQ wrote with desc_act, and a file whose sym: true is not so: a sentence, not a crash in the middle."""
+    from safetensors.torch import load_file, save_file
+
+    model = write_quantized(tiny(), tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
+    tensors = load_file(model / "model.safetensors")
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"]["desc_act"] = True
+    (model / "config.json").write_text(json.dumps(config))
+    build = lambda: build_engine(model, tmp_path / "engine", BuildOptions(max_input_len=32, **options))  # noqa: E731
+    if options["gpu"] == "cpu":
+        build()  # desc_act with static groups: nothing is reordered in the file
+        shutil.rmtree(tmp_path / "engine")
+    name = "model.layers.2.mlp.down_proj"
+    reordered = {**tensors, f"{name}.g_idx": tensors[f"{name}.g_idx"].flip(0).contiguous()}
+    save_file(reordered, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="takes no act-order"):
+        build()
+    config["quantization_config"]["desc_act"] = False
+    (model / "config.json").write_text(json.dumps(config))
+    odd = {**tensors, f"{name}.qzeros": tensors[f"{name}.qzeros"] - 1}
+    save_file(odd, model / "model.safetensors", metadata={"format": "pt"})
+    if options["gpu"] == "cpu":
+        build()  # ONNX Runtime takes zero points, and they are read as they are
+        return
+    with pytest.raises(
+        InputError, match=r"says sym: true, and model\.layers\.2\.mlp\.down_proj have other zero points"
+    ):
+        build()
+    assert not (tmp_path / "engine").exists()

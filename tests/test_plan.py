@@ -68,6 +68,19 @@ def test_plan_command(deepseek, tiny, run_qtk) -> None:
     assert json.loads(run_qtk("plan", tiny(), "--gpu", "a10", "--json").stdout)["weights"] == "float16"
 
 
+def test_what_a_backend_cannot_take_is_said_before_work(tiny, deepseek) -> None:
+    def reasons(model, backend: str, **more) -> str:
+        return " ".join(plan_engine(model, PlanOptions(gpu="a10", backend=backend, **more)).refusals)
+
+    assert "Qwen3ForCausalLM" in reasons(tiny("qwen3"), "tensorrt-llm")
+    for backend in ("tensorrt-llm", "tensorrt-edgellm"):
+        assert "16 tokens, so prompt and output must stay within it" in reasons(tiny("mistral-window"), backend)
+    assert "--tp 3 does not divide 4 attention heads" in reasons(tiny(), "tensorrt-llm", tp=3)
+    assert "runs on one device" in reasons(tiny(), "tensorrt", tp=2)
+    assert "2 x NVIDIA A10 have" in reasons(deepseek, "tensorrt-llm", tp=2)
+    assert reasons(deepseek, "tensorrt-llm", tp=4) == "", "in float16 four of them hold it"
+
+
 def test_impossible_plans(deepseek) -> None:
     with pytest.raises(InputError, match="does not divide"):
         plan_engine(deepseek, PlanOptions(gpu="a10", bits="4", group_size=96))

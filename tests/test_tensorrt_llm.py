@@ -113,6 +113,8 @@ class DocumentedReader:
         ranks = range(self.tp)
         found["model.embed_tokens.weight"] = self.files[0, 0]["transformer.vocab_embedding.weight"].float()
         found["model.norm.weight"] = self.files[self.pp - 1, 0]["transformer.ln_f.weight"].float()
+        for key, name in (("transformer.vocab_embedding.weight", 0), ("transformer.ln_f.weight", self.pp - 1)):
+            assert all(torch.equal(self.files[name, r][key], self.files[name, 0][key]) for r in ranks), key
         head = torch.cat([self.files[self.pp - 1, r]["lm_head.weight"] for r in ranks]).float()
         assert not head[c["vocab_size"] :].any()
         found["lm_head.weight"] = head[: c["vocab_size"]]
@@ -122,6 +124,8 @@ class DocumentedReader:
             norms = {"input_layernorm": "input_layernorm", "post_attention_layernorm": "post_layernorm"}
             for hf, trt in norms.items():
                 found[f"{ours}{hf}.weight"] = self.files[stage, 0][f"{theirs}{trt}.weight"].float()
+                copies = [self.files[stage, r][f"{theirs}{trt}.weight"].float() for r in ranks]
+                assert all(torch.equal(copy, copies[0]) for copy in copies), f"{trt} of every rank"
             for kind in ("weight", "bias"):
                 if kind == "bias" and f"{theirs}attention.qkv.bias" not in self.files[stage, 0]:
                     continue
@@ -212,6 +216,16 @@ def test_the_config_says_what_old_and_new_versions_read(int4, tmp_path) -> None:
         "pre_quant_scale": False,
         "exclude_modules": ["lm_head"],
     }
+    llama3 = DocumentedReader(prepare(int4("llama3-rope"), tmp_path / "c") / "checkpoint").config
+    assert llama3["rotary_scaling"] == {
+        "type": "llama3",
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    assert llama3["rotary_base"] == 500000.0
     qwen = DocumentedReader(prepare(int4("qwen2"), tmp_path / "b") / "checkpoint").config
     assert qwen["qwen_type"] == "qwen2"
     assert qwen["attn_bias"] is True

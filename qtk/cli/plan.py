@@ -15,7 +15,7 @@ from qtk.errors import GateFailed, listing
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@options_from(PlanOptions, skip=("prepare_only", "accuracy_level", "lm_head_bits", "dtype", "tp", "pp", "edgellm_bin"))
+@options_from(PlanOptions, skip=("prepare_only", "accuracy_level", "lm_head_bits", "dtype", "edgellm_bin"))
 @json_option
 def command(model: Path, as_json: bool, **values: object) -> None:
     """Say whether an engine fits a GPU, by parts, and the bound on its speed. A directory with config.json is enough.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from qtk.models.spec import ModelSpec
 from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import LM_HEAD_MODULE, ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
-from qtk.targets.table import LinearPlan, Target, refusals
+from qtk.targets.table import LinearPlan, Target, compressed, refusals
 
 
 def linear_plans(spec: ModelSpec, schemes: Mapping[str, LinearScheme] | None) -> dict[str, LinearPlan]:
@@ -28,7 +28,42 @@ def table_refusals(row: Target, sm: int | None, weights: ModelWeights) -> list[s
     if not plans:
         return []
     negative = not row.negative_scales and any(_has_negative_scale(weights, name) for name in plans)
-    return refusals(row, sm, plans, negative_scales=negative)
+    reordered = has_act_order(weights, plans)
+    return refusals(row, sm, plans, negative_scales=negative, act_order=reordered) + zero_refusals(row, weights, plans)
+
+
+def has_act_order(weights: ModelWeights, modules: Iterable[str]) -> bool:
+    """Whether a gptq checkpoint's columns are grouped in another order than they lie in. `desc_act` alone does not say: with
+    static groups the order never reaches the file."""
+    if not _gptq_setting(weights, "desc_act"):
+        return False
+    checkpoint = weights.checkpoint
+    names = [f"{module}.g_idx" for module in modules if f"{module}.g_idx" in checkpoint]
+    return any(bool((checkpoint.tensor(name).diff() < 0).any()) for name in names)
+
+
+def zero_refusals(row: Target, weights: ModelWeights, plans: Mapping[str, LinearPlan]) -> list[str]:
+    """A sentence where a gptq checkpoint says it is symmetric, holds other zero points, and the target takes none."""
+    if row.asymmetric or not _gptq_setting(weights, "sym"):
+        return []
+    # The middle less one, in every nibble or byte.
+    middle = {4: 0x77777777, 8: 0x7F7F7F7F}
+    odd = [
+        name
+        for name, plan in plans.items()
+        if plan.symmetric and (weights.checkpoint.tensor(f"{name}.qzeros") != middle[plan.bits]).any()
+    ]
+    if not odd:
+        return []
+    where = f"config.json says sym: true, and {compressed(odd)} have other zero points than the middle"
+    return [f"{where}; {row.title} takes symmetric weights only: quantize with --sym"]
+
+
+def _gptq_setting(weights: ModelWeights, name: str) -> bool:
+    config = weights.checkpoint.config.get("quantization_config")
+    if weights.format is None or weights.format.name != "gptq" or not isinstance(config, dict):
+        return False
+    return bool(config.get(name, name == "sym"))
 
 
 def _has_negative_scale(weights: ModelWeights, module: str) -> bool:

@@ -8,10 +8,13 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from qtk.engines import tensorrt_edgellm_backend, tensorrt_llm_backend
+from qtk.engines.description import Limits
 from qtk.engines.linear_plans import linear_plans
 from qtk.engines.memory_plan import cache_length, memory_plan
 from qtk.engines.memory_table import MemoryPlan
 from qtk.engines.options import BuildOptions, not_for, resolved_limits
+from qtk.engines.tensorrt_llm_checkpoint import Split
 from qtk.errors import InputError
 from qtk.models.registry import spec_from_config
 from qtk.models.spec import ModelSpec
@@ -54,19 +57,33 @@ def plan_engine(model_dir: Path | str, options: PlanOptions) -> EnginePlan:
         parameters=spec.parameters(),
         weights=", ".join(f"INT{bits} group {group}" for bits, group in kinds) or "float16",
         memory=memory,
-        refusals=memory.reasons() + _backend_refusals(options, gpu, spec, schemes),
+        refusals=memory.refusals(options.tp * options.pp)[:1] + _backend_refusals(options, gpu, spec, schemes, limits),
     )
 
 
 def _backend_refusals(
-    options: PlanOptions, gpu: GpuProfile, spec: ModelSpec, schemes: dict[str, LinearScheme] | None
+    options: PlanOptions,
+    gpu: GpuProfile,
+    spec: ModelSpec,
+    schemes: dict[str, LinearScheme] | None,
+    limits: Limits,
 ) -> list[str]:
     """Why the default backend would not take the model as it is stored, scales' signs aside."""
     name = gpu.default_backend if options.backend == "auto" else options.backend
     if name not in gpu.backends:
         return [not_for(name, gpu)]
+    reasons = _model_refusals(name, options, spec, limits)
     plans = linear_plans(spec, schemes)
-    return refusals(target(name), gpu.sm, plans) if plans else []
+    return reasons + (refusals(target(name), gpu.sm, plans, tensor_parallel=options.tp) if plans else [])
+
+
+def _model_refusals(name: str, options: PlanOptions, spec: ModelSpec, limits: Limits) -> list[str]:
+    """What the backends with runtimes of their own cannot take of a model's make."""
+    if name == "tensorrt-llm":
+        return tensorrt_llm_backend.model_refusals(spec, limits, Split(options.tp, options.pp))
+    one_device = [f"--tp and --pp are for --backend tensorrt-llm; a {name} engine runs on one device"]
+    reasons = one_device if options.tp * options.pp > 1 else []
+    return reasons + (tensorrt_edgellm_backend.model_refusals(spec, limits) if name == "tensorrt-edgellm" else [])
 
 
 def _read(model_dir: Path, options: PlanOptions) -> tuple[ModelSpec, dict[str, LinearScheme] | None]:

@@ -22,6 +22,7 @@ from qtk.engines.memory_plan import memory_plan
 from qtk.engines.outside_tool import find_tool, run_tool
 from qtk.engines.target_machine import build_reasons, gpu_environment
 from qtk.errors import MachineError, listing
+from qtk.models.spec import ModelSpec
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import LM_HEAD_MODULE, ModelWeights
 from qtk.quantization.repack import repack, repack_refusals
@@ -45,7 +46,7 @@ class Backend:
             return ["the model is not quantized; quantize it first (`qtk quantize --sym`)"]
         reasons = option_refusals(job.options, ("float16",), ("16",), "Edge-LLM's INT4 engines work")
         reasons += table_refusals(target("tensorrt-edgellm"), job.gpu.sm, job.weights)
-        reasons += model_refusals(job.weights, job.limits)
+        reasons += model_refusals(spec, job.limits) + scheme_refusals(job.weights)
         reasons = reasons or repack_refusals(job.weights, checkpoint_format(CONTAINER))
         return reasons + memory_plan(spec, scheme.modules, job.limits, job.gpu, job.limits.max_positions).refusals()
 
@@ -91,9 +92,9 @@ class Backend:
         return before.model_copy(update=changes)
 
 
-def model_refusals(weights: ModelWeights, limits: Limits) -> list[str]:
-    """What the exporter would take in silence, or turn down only after minutes."""
-    spec, scheme, reasons = weights.spec, weights.scheme, []
+def model_refusals(spec: ModelSpec, limits: Limits) -> list[str]:
+    """Why a model cannot be such an engine, however it is stored: what the exporter would take in silence."""
+    reasons = []
     if spec.architecture not in ARCHITECTURES:
         reasons.append(f"{spec.architecture}: Edge-LLM is given {', '.join(ARCHITECTURES)} only")
     windows = [window for window in spec.windows if window is not None]
@@ -102,8 +103,15 @@ def model_refusals(weights: ModelWeights, limits: Limits) -> list[str]:
             f"{limits.max_positions} positions: the export has no attention window, and this model's is {min(windows)} tokens, "
             "so prompt and output must stay within it"
         )
+    return reasons
+
+
+def scheme_refusals(weights: ModelWeights) -> list[str]:
+    """What the exporter turns down only after minutes."""
+    spec, scheme = weights.spec, weights.scheme
     if scheme is None:
-        return reasons
+        return []
+    reasons = []
     if floats := [name for name, _ in spec.all_linears() if scheme.modules[name].bits == 16]:
         reasons.append(f"{compressed(floats)} in float: all linears of the blocks must be INT4")
     if LM_HEAD_MODULE in scheme.modules and scheme.modules[LM_HEAD_MODULE].bits < 16:

@@ -14,6 +14,7 @@ from pathlib import Path
 from qtk.engines.backends import BuildJob, FinishJob, option_refusals
 from qtk.engines.describe import describe
 from qtk.engines.description import EngineDescription, Limits, Stage, finishing_command
+from qtk.engines.linear_plans import has_act_order, zero_refusals
 from qtk.engines.memory_plan import memory_plan
 from qtk.engines.outside_tool import find_tool, run_tool, tool_help
 from qtk.engines.target_machine import build_reasons, gpu_environment
@@ -36,17 +37,7 @@ class Backend:
     def refusals(self, job: BuildJob) -> list[str]:
         spec, scheme, split = job.weights.spec, job.weights.scheme, _split(job)
         reasons = option_refusals(job.options, ("float16",), ("16",), "qtk writes TensorRT-LLM checkpoints")
-        reasons += split_refusals(spec, split)
-        if spec.architecture not in ARCHITECTURES:
-            reasons.append(
-                f"{spec.architecture}: qtk writes TensorRT-LLM checkpoints of {', '.join(ARCHITECTURES)} only"
-            )
-        windows = [window for window in spec.windows if window is not None]
-        if windows and job.limits.max_positions > min(windows):
-            reasons.append(
-                f"{job.limits.max_positions} positions: the checkpoint has no word for this model's attention window of "
-                f"{min(windows)} tokens, so prompt and output must stay within it"
-            )
+        reasons += model_refusals(spec, job.limits, split)
         modules = scheme.modules if scheme else None
         memory = memory_plan(spec, modules, job.limits, job.gpu, job.limits.max_positions)
         reasons += memory.refusals(split.ranks)
@@ -57,7 +48,10 @@ class Backend:
             for name, linear in spec.all_linears()
             for s in (scheme.modules[name],)
         }
-        reasons += refusals(target("tensorrt-llm"), job.gpu.sm, plans, tensor_parallel=split.tensor_parallel)
+        quantized = {name: plan for name, plan in plans.items() if plan.bits < 16}
+        row, reordered = target("tensorrt-llm"), has_act_order(job.weights, quantized)
+        reasons += refusals(row, job.gpu.sm, plans, tensor_parallel=split.tensor_parallel, act_order=reordered)
+        reasons += zero_refusals(row, job.weights, quantized)
         if floats := [name for name, plan in plans.items() if plan.bits == 16]:
             reasons.append(
                 f"{floats[0]} and {len(floats) - 1} more are in float; all linears of the blocks must be INT4"
@@ -134,6 +128,20 @@ def _outputs(linear: Linear, spec: ModelSpec, split: Split) -> int:
     if linear.name.endswith(("k_proj", "v_proj")):
         return len(split.kv_heads(0, spec.num_kv_heads)) * spec.head_dim * split.tensor_parallel
     return linear.out_features
+
+
+def model_refusals(spec: ModelSpec, limits: Limits, split: Split) -> list[str]:
+    """Why a model cannot become such a checkpoint, however it is stored; empty when it can."""
+    reasons = split_refusals(spec, split)
+    if spec.architecture not in ARCHITECTURES:
+        reasons.append(f"{spec.architecture}: qtk writes TensorRT-LLM checkpoints of {', '.join(ARCHITECTURES)} only")
+    windows = [window for window in spec.windows if window is not None]
+    if windows and limits.max_positions > min(windows):
+        reasons.append(
+            f"{limits.max_positions} positions: the checkpoint has no word for this model's attention window of "
+            f"{min(windows)} tokens, so prompt and output must stay within it"
+        )
+    return reasons
 
 
 def split_refusals(spec: ModelSpec, split: Split) -> list[str]:
