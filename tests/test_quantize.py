@@ -12,14 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import VARIANTS
 
 from qtk.calibration.options import CalibrationOptions
+from qtk.checkpoint.manifest import read_manifest
 from qtk.checkpoint.reader import Checkpoint
+from qtk.cli.quantize import command
 from qtk.errors import InputError
 from qtk.models import forward
 from qtk.models.registry import model_spec
 from qtk.models.tokenizer import TextTokenizer
+from qtk.quantization import gptq_block
+from qtk.quantization.gptq import SingularHessian
+from qtk.quantization.layer_log import LayerRecord, log_line
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.pipeline import LOG_NAME, quantize_model
@@ -219,6 +225,59 @@ def test_quantized_model_is_refused(tiny, tmp_path) -> None:
     quantize_model(tiny("llama"), tmp_path / "a", QuantizeOptions(method="rtn"), SMALL)
     with pytest.raises(InputError, match="quantized already"):
         quantize_model(tmp_path / "a", tmp_path / "b", QuantizeOptions(), SMALL)
+
+
+@pytest.mark.parametrize("where", ["compression_config", "hf_quant_config.json", "quantize_config.json"])
+def test_a_model_quantized_by_another_tool_is_refused(tiny, tmp_path, where: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llama"), model)
+    if where.endswith(".json"):
+        (model / where).write_text('{"bits": 4}')
+    else:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, where: {"format": "pack-quantized"}}))
+    with pytest.raises(InputError, match=f"quantized already, says its .*{where}"):
+        quantize_model(model, tmp_path / "out", QuantizeOptions(), SMALL)
+
+
+def test_a_hessian_that_stays_singular_is_told_everywhere(tiny, tmp_path, monkeypatch) -> None:
+    """A warning, the summary, the log and the manifest name the linears; --verbose shows the method of each."""
+    original = gptq_block.gptq
+
+    def gptq(W: torch.Tensor, *arguments: object, **settings: object):
+        if W.shape == (128, 256):  # down_proj
+            raise SingularHessian
+        return original(W, *arguments, **settings)
+
+    monkeypatch.setattr(gptq_block, "gptq", gptq)
+    words = [tiny("llama"), "-o", tmp_path / "out", "--samples", 8, "--seq-len", 48, "--verbose"]
+    answer = CliRunner().invoke(command, [str(word) for word in words])
+    assert answer.exit_code == 0, answer.output
+    named = [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
+    assert all(f"WARNING: {name}: the Hessian stays singular" in answer.stderr for name in named)
+    assert ", ".join(named) in next(line for line in answer.stdout.splitlines() if "ROUNDED TO NEAREST" in line)
+    rows = {cells[0]: cells for line in answer.stdout.splitlines() if (cells := line.replace("│", " ").split())}
+    assert all(rows[name][1] == "rtn" for name in named)
+    assert rows["model.layers.0.mlp.up_proj"][1] == "gptq"
+    assert read_manifest(tmp_path / "out").notes["report"]["fell_back_to_rtn"] == named
+    lines = [json.loads(line) for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
+    assert [line["layer"] for line in lines if line["method"] == "rtn"] == named
+
+
+def test_a_seed_gives_the_same_bits_and_another_one_others(tiny, tmp_path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        calibration = CalibrationOptions(samples=8, seq_len=48, seed=seed)
+        quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(), calibration)
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+    assert read_manifest(tmp_path / "c").options["seed"] == 2
+
+
+def test_what_is_no_number_is_null_in_the_log() -> None:
+    record = LayerRecord("a", "gptq", 4, 32, True, float("nan"), float("inf"), 0.01, 1.0)
+    line = log_line(record, 5)
+    assert (line["error_before"], line["error_after"], line["damping"]) == (None, None, 0.01)
+    json.dumps(line, allow_nan=False)
 
 
 def test_too_few_tokens_warn_with_the_figure(tiny, tmp_path, run_qtk) -> None:
