@@ -102,6 +102,8 @@ def test_a_stopped_run_gets_the_draws_that_it_would_have_had(session):
     finished = list(whole)[:2] + list(whole)[5:6]  # the last of them in the middle of a batch
     rest = all_answers(session, tasks, options, finished=finished)
     assert rest == {key: text for key, text in whole.items() if key not in finished}
+    alone = all_answers(session, tasks, options.model_copy(update={"batch_size": 1}))
+    assert alone == whole  # nor does it matter what stands beside a row
 
 
 def test_a_models_content_tells_runs_apart(tmp_path, model):

@@ -20,6 +20,7 @@ import numpy as np
 
 from qtk.engines.description import EngineDescription
 from qtk.engines.edgellm_tools import INSTALL, edgellm_bin
+from qtk.engines.sampling import row_seeds
 from qtk.engines.session import EngineSession, Generation, OnToken
 from qtk.engines.target_machine import gpu_reasons
 from qtk.errors import InputError, MachineError, listing
@@ -68,14 +69,14 @@ class EdgeLlmSession(EngineSession):
         ignore_eos: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         on_token: OnToken | None = None,
     ) -> Generation:
         self.check_call(prompts, max_new_tokens)
         ends = self.ends(stop, ignore_eos)
         texts = [self.tokenizer.decode(row, skip_special=False) for row in prompts]
         call = {"prompts": texts, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        answer = self._ask({**call, "seed": seed}, ignore_eos)
+        answer = self._ask({**call, "seeds": row_seeds(seed, len(prompts))}, ignore_eos)
         tokens: list[list[int]] = []
         finish: list[Literal["stop", "length"]] = []
         for number, (row, got) in enumerate(zip(prompts, answer["rows"], strict=True)):

@@ -2,7 +2,7 @@
 
 ENV/bin/python edgellm_worker.py ENGINE CHECKPOINT        UNTESTED on hardware: tested against a stand-in module only.
 Imports nothing of qtk. A line of JSON in, a line of JSON out:
-{"prompts": [text], "max_new_tokens": n, "temperature": t, "top_p": p, "seed": s or null} ->
+{"prompts": [text], "max_new_tokens": n, "temperature": t, "top_p": p, "seeds": [s or null a prompt]} ->
 {"rows": [{"tokens": [ids], "prompt_tokens": n, "stopped": bool}], "seconds": [to the first token, to the next, ...]}
 """
 
@@ -89,13 +89,13 @@ def generation_request(api: Any, call: dict[str, Any]) -> Any:
     """The call in the runtime's types: texts as they are, no chat template, nothing reused from an earlier call."""
     request = api.LLMGenerationRequest()
     request.requests = []
-    for text in call["prompts"]:
+    for text, seed in zip(call["prompts"], call["seeds"], strict=True):
         message = api.Message()
         message.role = "user"
         message.has_content = True
         message.contents = [api.MessageContent("text", text)]
         row = api.Request(messages=[message])
-        row.sampling_seed = call["seed"]
+        row.sampling_seed = seed
         request.requests = [*request.requests, row]
     greedy = not call["temperature"]
     request.temperature = 1.0 if greedy else call["temperature"]

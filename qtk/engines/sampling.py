@@ -11,13 +11,21 @@ from qtk.errors import InputError
 _FIRST = 256
 
 
+def row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int] | list[None]:
+    """A seed a row, for runtimes that draw by themselves: those given, or following numbers from the one for all."""
+    if seed is None:
+        return [None] * rows
+    return [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)
+
+
 class Sampler:
     """Logits [batch, vocab] -> token ids [batch] int64. Temperature 0 takes the most likely token.
 
-    Every row draws from numbers of its own, so that it does not matter which others are still there.
+    Every row draws from numbers of its own, so that it does not matter which others are still there. seed: one for all
+    rows, or one a row, with which a row draws the same in whatever place of whatever batch it stands.
     """
 
-    def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
+    def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | Sequence[int] | None = None) -> None:
         if temperature < 0 or not 0 < top_p <= 1:
             raise InputError(f"temperature {temperature} and top_p {top_p}: they must be >= 0, and in (0, 1].")
         self.temperature, self.top_p = temperature, top_p
@@ -32,7 +40,11 @@ class Sampler:
 
     def _draw(self, logits: np.ndarray, row: int) -> int:
         if row not in self._random:
-            self._random[row] = np.random.default_rng(None if self._seed is None else [self._seed, row])
+            if self._seed is None or isinstance(self._seed, int):
+                seed = None if self._seed is None else [self._seed, row]
+            else:
+                seed = [self._seed[row]]
+            self._random[row] = np.random.default_rng(seed)
         weights = np.exp(((logits - logits.max()) / self.temperature).astype(np.float64))
         weights /= weights.sum()
         if self.top_p == 1:

@@ -97,7 +97,7 @@ class EngineSession(ABC):
         ignore_eos: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         on_token: OnToken | None = None,
     ) -> Generation:
         """Continues each prompt (token ids) by up to max_new_tokens tokens.
@@ -203,7 +203,7 @@ class DecoderSession(EngineSession):
         ignore_eos: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         on_token: OnToken | None = None,
     ) -> Generation:
         """See EngineSession. Rows of unequal length give exactly what each gives alone."""

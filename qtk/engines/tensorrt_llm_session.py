@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qtk.engines.description import EngineDescription
+from qtk.engines.sampling import row_seeds
 from qtk.engines.session import EngineSession, Generation, OnToken
 from qtk.engines.target_machine import gpu_reasons, library_reasons
 from qtk.errors import InputError, MachineError, listing
@@ -40,15 +41,17 @@ class TensorRtLlmSession(EngineSession):
         ignore_eos: bool = False,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         on_token: OnToken | None = None,
     ) -> Generation:
         start = time.perf_counter()
         self.check_call(prompts, max_new_tokens)
         ends = self.ends(stop, ignore_eos)
-        settings = sampling_settings(max_new_tokens, ends, temperature, top_p, seed)
-        sampling = self._api.SamplingParams(**settings)
-        streams = [self._llm.generate_async(list(row), sampling, streaming=True) for row in prompts]
+        streams = []
+        for row, row_seed in zip(prompts, row_seeds(seed, len(prompts)), strict=True):
+            settings = sampling_settings(max_new_tokens, ends, temperature, top_p, row_seed)
+            sampling = self._api.SamplingParams(**settings)
+            streams.append(self._llm.generate_async(list(row), sampling, streaming=True))
         tokens: list[list[int]] = [[] for _ in prompts]
         finish: list[Literal["stop", "length"]] = ["length"] * len(prompts)
         open_rows = dict(enumerate(streams))

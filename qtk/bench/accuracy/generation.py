@@ -98,23 +98,19 @@ def generated_texts(
 ) -> Iterator[tuple[int, str]]:
     """(number of a prompt, its continuation) in the order in which they are done; those in `done` are left out.
 
-    enough(number, text so far, newest piece) ends a continuation. names: one a prompt, from which draws are seeded. What
-    a row draws depends on its place in its batch. So with a temperature the batches are those of the whole run, and one
-    of which a row is missing runs whole: a run that was stopped gets the draws that it would have had.
+    enough(number, text so far, newest piece) ends a continuation. names: one a prompt, from which its draws are seeded:
+    neither the batch it is in nor a stop before it changes them.
     """
     size = min(options.batch_size or session.limits.max_batch, session.limits.max_batch)
     # Like lengths together: a batch is padded to its longest prompt.
     missing = [number for number in range(len(prompts)) if number not in done]
-    order = sorted(range(len(prompts)) if options.temperature else missing, key=lambda number: len(prompts[number]))
+    order = sorted(missing, key=lambda number: len(prompts[number]))
     with Progress(label, len(missing), "answers") as progress:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            if all(number in done for number in batch):
-                continue
             texts = _batch_texts(session, prompts, batch, max_new_tokens, options, enough, names)
-            new = [(number, text) for number, text in zip(batch, texts, strict=True) if number not in done]
-            yield from new
-            progress.advance(len(new))
+            yield from zip(batch, texts, strict=True)
+            progress.advance(len(batch))
 
 
 def _batch_texts(
@@ -140,7 +136,7 @@ def _batch_texts(
         max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
-        seed=options.seed + zlib.crc32(names[batch[0]].encode()),
+        seed=[options.seed + zlib.crc32(names[number].encode()) for number in batch],
         on_token=on_token,
     )
     return [tokenizer.decode(tokens) for tokens in made.tokens]
