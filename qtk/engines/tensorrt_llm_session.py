@@ -48,10 +48,10 @@ class TensorRtLlmSession(EngineSession):
         self.check_call(prompts, max_new_tokens)
         ends = self.ends(stop, ignore_eos)
         streams = []
-        for row, row_seed in zip(prompts, row_seeds(seed, len(prompts)), strict=True):
+        for prompt, row_seed in zip(prompts, row_seeds(seed, len(prompts)), strict=True):
             settings = sampling_settings(max_new_tokens, ends, temperature, top_p, row_seed)
             sampling = self._api.SamplingParams(**settings)
-            streams.append(self._llm.generate_async(list(row), sampling, streaming=True))
+            streams.append(self._llm.generate_async(list(prompt), sampling, streaming=True))
         tokens: list[list[int]] = [[] for _ in prompts]
         finish: list[Literal["stop", "length"]] = ["length"] * len(prompts)
         open_rows = dict(enumerate(streams))
