@@ -23,7 +23,7 @@ from qtk.errors import InputError
 from qtk.models import forward
 from qtk.models.registry import model_spec
 from qtk.models.tokenizer import TextTokenizer
-from qtk.quantization import gptq_block
+from qtk.quantization import gptq_block, tuned_block
 from qtk.quantization.gptq import SingularHessian
 from qtk.quantization.layer_log import LayerRecord, log_line
 from qtk.quantization.model_weights import ModelWeights
@@ -271,6 +271,20 @@ def test_a_seed_gives_the_same_bits_and_another_one_others(tiny, tmp_path) -> No
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b != c
     assert read_manifest(tmp_path / "c").options["seed"] == 2
+
+
+def test_the_seed_reaches_the_tuning(tiny, tmp_path, monkeypatch) -> None:
+    seeds = []
+
+    def quantize(self, *arguments: object):
+        seeds.append(self.seed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuned_block.TunedBlocks, "quantize", quantize)
+    calibration = CalibrationOptions(samples=8, seq_len=48, seed=7)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(effort="best"), calibration)
+    assert seeds == [7]
 
 
 def test_what_is_no_number_is_null_in_the_log() -> None:

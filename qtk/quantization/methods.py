@@ -39,10 +39,11 @@ class MethodRuns:
         device: torch.device,
         compute_dtype: torch.dtype,
         memory: PeakMemory,
+        seed: int = 0,
     ) -> None:
         self.checkpoint, self.spec, self.scheme, self.container = checkpoint, spec, scheme, container
         self.options, self.rows, self.judged_on, self.device = options, rows, judged_on, device
-        self.compute_dtype, self.memory = compute_dtype, memory
+        self.compute_dtype, self.memory, self.seed = compute_dtype, memory, seed
         self.held_back_kl: dict[str, float] = {}
 
     def run(self, method: str, work: Path) -> Outcome:
@@ -58,6 +59,7 @@ class MethodRuns:
             self.device,
             self.compute_dtype,
             work,
+            self.seed,
         ).quantize(self.memory)
 
     def better(self, work: Path) -> Outcome:

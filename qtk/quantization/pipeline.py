@@ -127,7 +127,9 @@ def quantize_model(
     staged = staged_directory(out, overwrite=overwrite, resumable=True, fresh=not resume, inputs=inputs)
     with staged as work, _kept_if_worth_it(work), PeakMemory() as memory, torch.no_grad():
         dtype = getattr(torch, begin(work, facts, lambda: _compute_dtype(device, rows)))
-        runs = MethodRuns(checkpoint, spec, scheme, container, options, rows, judged_on, device, dtype, memory)
+        runs = MethodRuns(
+            checkpoint, spec, scheme, container, options, rows, judged_on, device, dtype, memory, calibration.seed
+        )
         outcome = runs.better(work) if options.method == "auto" else runs.run(options.method, work)
         start = time.monotonic()
         check = read_back(

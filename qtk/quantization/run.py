@@ -54,7 +54,8 @@ class Outcome(BaseModel):
 
 
 class QuantizationRun:
-    """One quantization under way. rows: what it is calibrated on (None for rtn); judged_on: rows held back from that."""
+    """One quantization under way. rows: what it is calibrated on (None for rtn); judged_on: rows held back from
+    that; seed: of what tuning chooses at random."""
 
     def __init__(
         self,
@@ -68,11 +69,12 @@ class QuantizationRun:
         device: torch.device,
         compute_dtype: torch.dtype,
         work: Path,
+        seed: int = 0,
     ) -> None:
         self.checkpoint, self.spec, self.scheme, self.container = checkpoint, spec, scheme, container
         self.options, self.rows, self.judged_on, self.device, self.work = options, rows, judged_on, device, work
         self.weights = ModelWeights(checkpoint, spec)
-        self.compute_dtype = compute_dtype
+        self.compute_dtype, self.seed = compute_dtype, seed
         self.state = ResumeState(work / WORK)
 
     def quantize(self, memory: PeakMemory) -> Outcome:
@@ -178,8 +180,12 @@ class QuantizationRun:
             return AwqBlocks(self.spec, rows, budget, self.device, stream)
         if self.options.effort == "fast":
             return GptqBlocks(self.spec, rows, budget, self.device, stream)
-        kind = TunedBlocks if self.options.effort == "best" else GptqBlocks
-        return kind(self.spec, rows, budget, self.device, stream, self._embedded(self.rows, budget))
+        streams = (stream, self._embedded(self.rows, budget))
+        if self.options.effort == "default":
+            return GptqBlocks(self.spec, rows, budget, self.device, *streams)
+        tuned = TunedBlocks(self.spec, rows, budget, self.device, *streams)
+        tuned.seed = self.seed
+        return tuned
 
     def _judge(self, budget: ActivationBudget) -> Judge | None:
         if self.judged_on is None:
