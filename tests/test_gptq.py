@@ -157,6 +157,14 @@ def test_symmetric_search_comes_close_to_brute_force() -> None:
     assert float(ours.sum() / best.sum()) < 1.06
 
 
+def test_scales_are_positive_where_a_runtime_takes_no_others() -> None:
+    W, H = problem()
+    for linear in (rtn(W, 32, symmetric=True, signed=False), gptq(W, H, 32, symmetric=True, signed=False).linear):
+        assert (linear.scales > 0).all()
+    signed = gptq(W, H, 32, symmetric=True).linear
+    assert (signed.scales < 0).any()
+
+
 def test_asymmetric_search_beats_min_max_and_keeps_zero_points_storable() -> None:
     draw = torch.Generator().manual_seed(2)
     W, d = torch.rand(40, 128, generator=draw) * 2 - 0.3, torch.rand(128, generator=draw) ** 3

@@ -59,6 +59,7 @@ def test_without_a_target_the_format_is_gptq() -> None:
         ("a10", "tensorrt-llm", "modelopt", 64),
         ("a10", "tensorrt-edgellm", "modelopt", 64),
         ("a10", "vllm", "gptq", 64),
+        ("a10", "tensorrt-full", "gptq", 64),
         ("cpu", "auto", "gptq", 64),
         (None, "llama.cpp", "gguf", 64),
         (None, "onnxruntime-genai", "gptq", 64),
@@ -67,6 +68,7 @@ def test_without_a_target_the_format_is_gptq() -> None:
 def test_the_target_decides(gpu: str | None, backend: str, container: str, group_size: int) -> None:
     chosen = settle(gpu=gpu, backend=backend)
     assert (chosen.format, chosen.group_size) == (container, group_size)
+    assert chosen.signed_scales == (backend != "tensorrt-full")
 
 
 def test_every_container_of_the_table_is_one_that_qtk_writes() -> None:
@@ -81,7 +83,6 @@ def test_every_container_of_the_table_is_one_that_qtk_writes() -> None:
         ({"gpu": "a10", "backend": "tensorrt-llm", "group_size": 32}, ["not 32", "--group-size 64"]),
         ({"gpu": "a10", "backend": "tensorrt-llm", "format": "compressed-tensors", "group_size": 32}, ["not 32"]),
         ({"gpu": "rtx5090", "backend": "tensorrt-llm"}, ["SM120", "tensorrt-edgellm"]),
-        ({"gpu": "a10", "backend": "tensorrt-full"}, ["negative scales", "tensorrt-edgellm"]),
         ({"backend": "onnxruntime-genai", "format": "compressed-tensors"}, ["--format gptq"]),
         ({"gpu": "a11"}, ["a10"]),
         ({"backend": "tensorflow"}, ["tensorrt-llm"]),

@@ -51,9 +51,11 @@ def column_scale(
     return best
 
 
-def awq(W: torch.Tensor, H: torch.Tensor, group_size: int, *, symmetric: bool, bits: int = 4) -> QuantizedLinear:
+def awq(
+    W: torch.Tensor, H: torch.Tensor, group_size: int, *, symmetric: bool, bits: int = 4, signed: bool = True
+) -> QuantizedLinear:
     """Quantizes W [out, in] (scaled already) to nearest, the range of each group searched with columns weighted by diag(H)."""
-    return rtn(W, group_size, symmetric=symmetric, bits=bits, importance=H.diagonal())
+    return rtn(W, group_size, symmetric=symmetric, bits=bits, signed=signed, importance=H.diagonal())
 
 
 def _loss(W: torch.Tensor, H: torch.Tensor, s: torch.Tensor, group_size: int, symmetric: bool, bits: int) -> float:

@@ -63,7 +63,7 @@ class AwqBlocks(BlockStreams):
             start = time.monotonic()
             scheme, found, s = schemes[linear.name], statistics[linear.reads], columns[linear.reads]
             W, H = scaled[f"{linear.name}.weight"], found.H / (s[:, None] * s)
-            result = awq(W, H, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits)
+            result = awq(W, H, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits, signed=scheme.signed)
             block.linears[linear.name] = result
             unscaled = result.dequantize() / s
             if linear.name in rows:

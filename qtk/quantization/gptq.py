@@ -68,12 +68,14 @@ def gptq(
     *,
     symmetric: bool,
     bits: int = 4,
+    signed: bool = True,
     C: torch.Tensor | None = None,
     alpha: float = 0.5,
     ladder: tuple[float, ...] = DAMPING_LADDER,
 ) -> GptqResult:
     """Quantizes W [out, in] float32 against H [in, in] float32. Rows are independent: linears that share an input may be stacked.
 
+    signed: symmetric scales may be negative.
     C: (X_float - X)^T X [in, in], where X are the inputs that the quantized model has and X_float those that it should
     have. With it the rounding aims at W + alpha W C H^-1, which takes back the share alpha of the error that is already
     in the inputs (GPTAQ, Li et al., 2025, arXiv:2504.02692, in closed form; alpha 1 would be the least-squares answer,
@@ -90,7 +92,7 @@ def gptq(
     importance = torch.empty_like(H.diagonal())
     importance[order] = U.diagonal().pow(-2)
     if symmetric:
-        scales, zeros = search_symmetric(W, importance, group_size, bits), None
+        scales, zeros = search_symmetric(W, importance, group_size, bits, signed=signed), None
     else:
         scales, zeros = search_asymmetric(W, importance, group_size, bits)
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)

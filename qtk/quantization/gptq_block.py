@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -86,13 +87,13 @@ class GptqBlocks(BlockStreams):
         """Quantizes linears that share input and scheme as one stacked matrix: rows do not depend on each other."""
         W = torch.cat([weights[f"{m.name}.weight"].float() for m in members])
         prefix = self.spec.block_prefix(layer)
-        group_size, symmetric, bits = scheme.group_size, scheme.symmetric, scheme.bits
         method, damping = "gptq", None
+        grid: dict[str, Any] = {"symmetric": scheme.symmetric, "bits": scheme.bits, "signed": scheme.signed}
         try:
-            result = gptq(W, statistics.H, group_size, symmetric=symmetric, bits=bits, C=statistics.C)
+            result = gptq(W, statistics.H, scheme.group_size, C=statistics.C, **grid)
             stacked, damping = result.linear, result.damping
         except SingularHessian:
-            method, stacked = "rtn", rtn(W, group_size, symmetric=symmetric, bits=bits)
+            method, stacked = "rtn", rtn(W, scheme.group_size, **grid)
             names = ", ".join(prefix + member.name for member in members)
             note(f"WARNING: {names}: the Hessian stays singular at every damping; rounded to nearest instead.")
         row = 0

@@ -33,6 +33,12 @@ class QuantizeOptions(BaseModel):
         description="Symmetric codes (zero point in the middle), or asymmetric.",
         json_schema_extra={"off": "asym"},
     )
+    signed_scales: bool = Field(
+        True,
+        description="Symmetric scales of either sign, so that the 16th code serves whichever side needs it, or positive "
+        "ones for runtimes that take no others (with --gpu and --backend that is decided by itself).",
+        json_schema_extra={"off": "positive-scales"},
+    )
     format: str = Field(
         "auto",
         description="Container: gptq, awq, modelopt, compressed-tensors or gguf. auto is what the target reads, else gptq.",

@@ -9,13 +9,20 @@ from qtk.quantization.quantized_linear import QuantizedLinear
 
 
 def rtn(
-    weight: torch.Tensor, group_size: int, *, symmetric: bool, bits: int = 4, importance: torch.Tensor | None = None
+    weight: torch.Tensor,
+    group_size: int,
+    *,
+    symmetric: bool,
+    bits: int = 4,
+    signed: bool = True,
+    importance: torch.Tensor | None = None,
 ) -> QuantizedLinear:
-    """weight [out, in] -> QuantizedLinear. importance: [in] weights of the columns in the scale search (default: equal)."""
+    """weight [out, in] -> QuantizedLinear. importance: [in] weights of the columns in the scale search (default: equal).
+    signed: symmetric scales may be negative."""
     weight = weight.float()
     d = torch.ones(weight.shape[1], device=weight.device) if importance is None else importance
     if symmetric:
-        scales, zeros = search_symmetric(weight, d, group_size, bits), None
+        scales, zeros = search_symmetric(weight, d, group_size, bits, signed=signed), None
     else:
         scales, zeros = search_asymmetric(weight, d, group_size, bits)
     return QuantizedLinear(round_to_grid(weight, scales, zeros, group_size, bits), scales, zeros, bits, group_size)

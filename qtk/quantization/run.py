@@ -168,6 +168,7 @@ class QuantizationRun:
                 scheme.group_size,
                 symmetric=scheme.symmetric,
                 bits=scheme.bits,
+                signed=scheme.signed,
             )
             self._write_linear(LM_HEAD_MODULE, head, writer)
 
@@ -216,7 +217,11 @@ class QuantizationRun:
                 if scheme.bits < 16:
                     start = time.monotonic()
                     block.linears[name] = rtn(
-                        weights[f"{name}.weight"], scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits
+                        weights[f"{name}.weight"],
+                        scheme.group_size,
+                        symmetric=scheme.symmetric,
+                        bits=scheme.bits,
+                        signed=scheme.signed,
                     )
                     seconds = round(time.monotonic() - start, 4)
                     facts = (scheme.bits, scheme.group_size, scheme.symmetric, None, None, None, seconds)

@@ -22,7 +22,7 @@ def resolve_scheme(spec: ModelSpec, options: QuantizeOptions) -> QuantizationSch
     InputError for an override that says nothing, matches nothing, or for settings that leave nothing to quantize.
     """
     shapes = module_shapes(spec)
-    default = LinearScheme(options.bits, _group_size(shapes, options), options.sym)
+    default = LinearScheme(options.bits, _group_size(shapes, options), options.sym, options.signed_scales)
     modules = dict.fromkeys(shapes, default)
     if LM_HEAD_MODULE in modules:
         modules[LM_HEAD_MODULE] = replace(default, bits=int(options.lm_head_bits))

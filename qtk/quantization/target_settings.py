@@ -15,7 +15,7 @@ _MOST = 1000  # reasons named in one message
 
 
 def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
-    """The options with format and group size decided: by the target where one is named, else the format is gptq.
+    """The options with format, group size and the sign of scales decided: by the target where one is named, else the format is gptq.
 
     InputError for a GPU or backend that is not known, or a backend that this GPU does not have.
     """
@@ -29,6 +29,8 @@ def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
         decided["format"] = defaults.container
     if options.group_size == "auto":
         decided["group_size"] = defaults.group_size
+    if not defaults.negative_scales:
+        decided["signed_scales"] = False
     return options.model_copy(update=decided)
 
 
@@ -64,8 +66,8 @@ def target_refusals(options: QuantizeOptions, spec: ModelSpec, scheme: Quantizat
         gpu.sm if gpu else None,
         plans,
         container=options.format,
-        # A symmetric weight uses the whole range of its codes by a scale of either sign.
-        negative_scales=any(plan.symmetric for plan in plans.values() if plan.bits < 16),
+        # A symmetric weight uses the whole range of its codes by a scale of either sign, unless told not to.
+        negative_scales=any(s.symmetric and s.signed for s in scheme.modules.values() if s.bits < 16),
     )
 
 

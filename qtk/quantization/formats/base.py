@@ -16,11 +16,15 @@ from qtk.quantization.quantized_linear import QuantizedLinear
 
 @dataclass(frozen=True)
 class LinearScheme:
-    """How one linear is stored: bits (16: left in float), group size, symmetric or not."""
+    """How one linear is stored: bits (16: left in float), group size, symmetric or not.
+
+    signed: whether symmetric scales may be negative; it steers the search and is no part of what a container says.
+    """
 
     bits: int
     group_size: int
     symmetric: bool
+    signed: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True)
