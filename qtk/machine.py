@@ -172,11 +172,17 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
+def threads_for(threads: int | None) -> int:
+    """How many threads to compute with: `threads`, else OMP_NUM_THREADS, else the usable cores, which it never exceeds."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(threads or (int(wanted) if wanted.isdigit() and int(wanted) else usable_cores()), usable_cores())
+
+
 def limit_threads(threads: int | None) -> int:
-    """Bounds torch's threads to `threads` (default, and at most: the usable cores) and returns the number in force."""
+    """Bounds torch's threads to `threads_for(threads)` and returns that number."""
     import torch
 
-    count = min(threads or usable_cores(), usable_cores())
+    count = threads_for(threads)
     torch.set_num_threads(count)
     return count
 

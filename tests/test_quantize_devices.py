@@ -109,3 +109,14 @@ def test_a_container_s_limit_counts_as_the_memory(tmp_path, version: int) -> Non
         (place / "memory.stat").write_text(f"anon 1\n{names[2]} 500\n")
     assert sorted(machine._cgroup_memory(tmp_path, tmp_path / "membership")) == [(4000, 1000), (9000, 1000)]
     assert 0 < machine.available_memory() <= machine.total_memory()
+
+
+def test_threads_are_those_asked_for_or_of_the_environment_and_never_more_than_there_are(monkeypatch) -> None:
+    cores = machine.usable_cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine.threads_for(None) == 1
+    assert machine.threads_for(cores) == cores
+    for nothing in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert machine.threads_for(None) == cores
+    assert machine.threads_for(cores + 5) == cores

@@ -47,7 +47,9 @@ class DivergenceOptions(BaseModel):
     chat_format: Literal["model", "codefuse"] = Field(
         "model", description="How conversations in a file are rendered: the model's template, or CodeFuse's."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads (default: all usable cores).")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads (default: OMP_NUM_THREADS, else all usable cores)."
+    )
 
 
 class Estimate(BaseModel):

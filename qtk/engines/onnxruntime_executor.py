@@ -16,7 +16,7 @@ from qtk.engines.description import EngineDescription
 from qtk.engines.executor import Step
 from qtk.engines.onnxruntime_rewrite import LAST_POSITION, POSITIONS, rewritten
 from qtk.errors import InputError
-from qtk.machine import usable_cores
+from qtk.machine import threads_for
 
 # Attention reads the masked tail of the cache too, so the cache grows with the call: finely while it is short, coarsely
 # when growing means copying much.
@@ -167,7 +167,7 @@ class OnnxRuntimeExecutor:
 def session_options(threads: int | None, accuracy_level: int) -> ort.SessionOptions:
     """ONNX Runtime's settings. The accuracy level is always set: unset means 4, rounding activations to 8 bits."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = min(threads or usable_cores(), usable_cores())
+    options.intra_op_num_threads = threads_for(threads)
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))

@@ -64,7 +64,9 @@ class QuantizeOptions(BaseModel):
         description="GB that calibration activations may take before they go to disk (default: a quarter of the memory, of a "
         "container's limit where there is one).",
     )
-    threads: int | None = Field(None, ge=1, description="Processor threads (default, and at most: all usable).")
+    threads: int | None = Field(
+        None, ge=1, description="Processor threads (default: OMP_NUM_THREADS, else all usable; never more)."
+    )
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, or cuda:N.")
 
     @field_validator("bits")
