@@ -7,6 +7,7 @@ so that no measured text was ever calibrated on, whatever the seed and the numbe
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from pathlib import Path, PurePath
 
@@ -35,11 +36,13 @@ def is_held_out(relative_path: str | PurePath) -> bool:
 
 def standard_library_modules(*, held_out: bool) -> list[tuple[str, Path]]:
     """(relative path, file) of the standard library's Python modules on one side of the split, sorted by path."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+    root = sysconfig.get_paths()["stdlib"]
     found = []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        machine_made = relative.name.startswith("_sysconfigdata")
-        if not machine_made and not _LEFT_OUT.intersection(relative.parts) and is_held_out(relative) == held_out:
-            found.append((relative.as_posix(), path))
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in _LEFT_OUT]
+        inside = "" if folder == root else folder[len(root) + 1 :].replace(os.sep, "/") + "/"
+        for name in files:
+            machine_made = name.startswith("_sysconfigdata")
+            if name.endswith(".py") and not machine_made and is_held_out(inside + name) == held_out:
+                found.append((inside + name, Path(folder, name)))
     return sorted(found)

@@ -8,6 +8,7 @@ and rotary angles in float32, products in the weights' dtype.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,26 @@ import torch.nn.functional as F
 from qtk.models.spec import ModelSpec
 
 _TILE = 128  # queries of one tile of attention
+
+
+@dataclass
+class KeyValues:
+    """One block's keys and values of the tokens so far, [batch, kv_heads, tokens, head_dim] (None before the first ones),
+    of which the last `window` are kept (None: all). After the first call, tokens come one by one."""
+
+    window: int | None = None
+    k: torch.Tensor | None = None
+    v: torch.Tensor | None = None
+
+    def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds those of new tokens; returns what their queries may look at (the first tokens: all, under a mask)."""
+        first = self.k is None or self.v is None
+        if self.k is not None and self.v is not None:
+            assert k.shape[2] == 1, "one token at a time"
+            k, v = torch.cat((self.k, k), 2), torch.cat((self.v, v), 2)
+        kept = slice(0 if self.window is None else -self.window, None)
+        self.k, self.v = k[:, :, kept], v[:, :, kept]
+        return (k, v) if first else (self.k, self.v)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -58,14 +79,17 @@ def block_forward(
     sin: torch.Tensor,
     *,
     mask: torch.Tensor | None = None,
+    cache: KeyValues | None = None,
 ) -> torch.Tensor:
     """One block applied to hidden [batch, tokens, hidden_size]; returns the same shape and dtype.
 
     weights: names below the block's prefix ("self_attn.q_proj.weight", ...) in hidden's dtype.
-    cos, sin: [tokens, head_dim / 2] float32. mask: from `attention_mask`.
+    cos, sin: [tokens, head_dim / 2] float32, of these tokens' positions. mask: from `attention_mask`. cache: the tokens
+    before these, if any; these are added to it.
     """
     x = attention_input(spec, weights, hidden)
-    hidden = hidden + linear(weights, "self_attn.o_proj", attention_output(spec, weights, x, cos, sin, mask=mask))
+    attended = attention_output(spec, weights, x, cos, sin, mask=mask, cache=cache)
+    hidden = hidden + linear(weights, "self_attn.o_proj", attended)
     return hidden + linear(weights, "mlp.down_proj", mlp_hidden(weights, mlp_input(spec, weights, hidden)))
 
 
@@ -87,6 +111,7 @@ def attention_output(
     sin: torch.Tensor,
     *,
     mask: torch.Tensor | None = None,
+    cache: KeyValues | None = None,
 ) -> torch.Tensor:
     """What o reads: q, k, v of x (from `attention_input`), rotary, attention. [batch, tokens, heads * head_dim]."""
     batch, tokens, _ = x.shape
@@ -100,6 +125,8 @@ def attention_output(
     q = rotate(heads("q", spec.num_heads), cos, sin)
     k = rotate(heads("k", spec.num_kv_heads), cos, sin)
     v = heads("v", spec.num_kv_heads)
+    if cache is not None:
+        k, v = cache.append(k, v)
     y = _attention(q, k, v, mask)
     return y.transpose(1, 2).reshape(batch, tokens, spec.num_heads * spec.head_dim)
 
@@ -107,7 +134,7 @@ def attention_output(
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Attention of q [batch, heads, tokens, head_dim] over k, v [batch, kv_heads, ...], causal where mask is None."""
     repeat = q.shape[1] // k.shape[1]
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] == k.shape[2]:
         return _tiled_attention(q, k, v, mask, repeat)
     if repeat > 1:  # expanded by hand: torch's enable_gqa falls back to a slow path on the CPU
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)

@@ -85,7 +85,7 @@ def gptq(
     if not bool(H.diagonal().any()):  # no input at all: every column matters as much as every other
         H = torch.eye(H.shape[0], device=H.device)
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
-    U, damp = inverse_cholesky(H[order][:, order], ladder)
+    U, damp = inverse_cholesky(H.index_select(0, order).index_select(1, order), ladder)
     if C is not None:
         W = W.add(_input_correction(W, C, U, order), alpha=alpha)
     # What rounding a column costs once the columns after it have made up for it: GPTQ's own weight of its error.
@@ -96,7 +96,7 @@ def gptq(
     else:
         scales, zeros = search_asymmetric(W, importance, group_size, bits)
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
-    codes[:, order] = _round_columns(W.t()[order].contiguous(), U, order // group_size, scales, zeros, bits).t()
+    codes[:, order] = _round_columns(W.t().contiguous()[order], U, order // group_size, scales, zeros, bits).t()
     return GptqResult(QuantizedLinear(codes, scales, zeros, bits, group_size), damp)
 
 

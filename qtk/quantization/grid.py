@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-_TRIAL_SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
+_TRIAL_SHRINKS = (1.0, 0.9, 0.8, 0.7)
 # Rows at a time: few enough that what one trial touches stays in the processor's cache, enough that calls cost little.
 _CHUNK_ELEMENTS = 1 << 18
 

@@ -7,14 +7,12 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 
 from qtk.calibration.rows import TokenRows
 from qtk.errors import GateFailed, InputError, listing
 from qtk.machine import fast_matmul_dtype
-from qtk.models.forward import block_forward, rms_norm
-from qtk.models.spec import EMBEDDING
+from qtk.models.forward import KeyValues, attention_mask, block_forward, rms_norm
 from qtk.models.tokenizer import TextTokenizer, has_tokenizer
 from qtk.progress import Progress, note
 from qtk.quantization.formats.base import Format, LinearScheme, QuantizationScheme
@@ -154,26 +152,27 @@ def _unwritten_floats(weights: ModelWeights, reference: ModelWeights) -> list[st
 
 
 def _generate(weights: ModelWeights, prompt: list[int], limit_bytes: int) -> list[int]:
-    """32 tokens after the prompt, greedily, end of text ignored. The whole text goes through the blocks for each token:
-    with so few, reading weights is what costs."""
+    """32 tokens after the prompt, greedily, end of text ignored."""
     spec, dtype = weights.spec, fast_matmul_dtype()
     block_bytes = dtype.itemsize * sum(x.out_features * x.in_features for x in spec.linears())
     kept: dict[int, Mapping[str, torch.Tensor]] = {}
+    caches = [KeyValues(window) for window in spec.windows]
     norm, head = weights.final_norm(), weights.lm_head(dtype)
-    embedding = weights.checkpoint.tensor(EMBEDDING, finite=True)
-    tokens = list(prompt)
+    cos, sin = spec.rope.tables(spec.head_dim, len(prompt) + _NEW_TOKENS)
+    tokens, start = list(prompt), 0
     with Progress("generate", _NEW_TOKENS, "token") as progress:
         for _ in range(_NEW_TOKENS):
-            hidden = F.embedding(torch.tensor([tokens]), embedding).to(dtype)
-            cos, sin = spec.rope.tables(spec.head_dim, len(tokens))
-            for layer in range(spec.num_layers):
+            hidden, now = weights.embed(torch.tensor([tokens[start:]]), dtype), slice(start, len(tokens))
+            for layer, cache in enumerate(caches):
                 block = kept[layer] if layer in kept else weights.block(layer, dtype)
                 if (len(kept) + 1) * block_bytes <= limit_bytes:
                     kept[layer] = block
-                hidden = block_forward(spec, block, hidden, cos, sin)
+                mask = attention_mask(hidden.shape[1], None, spec.windows[layer]) if start == 0 else None
+                hidden = block_forward(spec, block, hidden, cos[now], sin[now], mask=mask, cache=cache)
             logits = rms_norm(hidden[0, -1], norm, spec.rms_norm_eps) @ head.t()
             if not bool(torch.isfinite(logits).all()):
                 raise GateFailed("The quantized model's logits are not finite: it cannot be used.")
+            start = len(tokens)
             tokens.append(int(logits.argmax()))
             progress.advance()
     return tokens[len(prompt) :]

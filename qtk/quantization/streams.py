@@ -11,7 +11,7 @@ from qtk.models import forward
 from qtk.models.spec import ModelSpec
 from qtk.quantization.activations import ActivationBudget, RowStore
 
-_SAMPLE_TOKENS = 256  # tokens on which the log's errors are measured
+_SAMPLE_TOKENS = 128  # tokens on which the log's errors are measured
 _GRAM_BLOCKS = 3  # rows of blocks in which H is summed: two thirds of the products of the whole
 _OUTLIER_NORM = 3.0  # a token weighs at most as if its norm were this many times the median
 
