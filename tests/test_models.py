@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from qtk.calibration.options import CalibrationOptions
 from qtk.checkpoint.writer import copy_companions
 from qtk.errors import InputError
-from qtk.models.forward import attention_mask, block_forward, rms_norm
+from qtk.models.forward import KeyValues, attention_mask, block_forward, rms_norm
 from qtk.models.registry import ARCHITECTURES, spec_from_config
 from qtk.models.rope import RopeSettings
 from qtk.quantization.model_weights import ModelWeights
@@ -170,3 +170,25 @@ def test_unknown_rope_and_architecture_are_refused(tiny, tmp_path) -> None:
     with pytest.raises(InputError, match="MambaForCausalLM") as caught:
         ModelWeights.open(tmp_path)
     assert all(name in str(caught.value) for name in ARCHITECTURES)
+
+
+@pytest.mark.parametrize("variant", ["llama", "mistral-window", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_after_a_cache_come_out_as_in_one_pass(tiny, variant: str, dtype: torch.dtype) -> None:
+    weights = ModelWeights.open(tiny(variant))
+    spec, block = weights.spec, weights.block(1, dtype)
+    length, first = 40, 25  # longer than the window at both
+    hidden = torch.randn(2, length, spec.hidden_size, generator=torch.Generator().manual_seed(5)).to(dtype)
+    cos, sin = spec.rope.tables(spec.head_dim, length)
+    window = spec.windows[1]
+    mask = attention_mask(length, None, window)
+    whole = block_forward(spec, block, hidden, cos, sin, mask=mask)
+    cache = KeyValues(window)
+    mask = attention_mask(first, None, window)
+    parts = [block_forward(spec, block, hidden[:, :first], cos[:first], sin[:first], mask=mask, cache=cache)]
+    for i in range(first, length):
+        at = slice(i, i + 1)
+        parts.append(block_forward(spec, block, hidden[:, at], cos[at], sin[at], cache=cache))
+    torch.testing.assert_close(
+        torch.cat(parts, 1), whole, **({} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05})
+    )
