@@ -114,7 +114,7 @@ owners: .venv-interop .venv-genai .venv-modelopt $(READY)
 		$@/bin/python -m pip install -c constraints.txt $(OWNER_$*) || { rm -rf $@; false; }
 
 OWNER_genai := onnxruntime-genai transformers onnx onnx-ir
-OWNER_modelopt := nvidia-modelopt transformers accelerate
+OWNER_modelopt := nvidia-modelopt transformers accelerate requests
 
 docs: $(READY)
 	$(BIN)/python docs/generate_cli.py
