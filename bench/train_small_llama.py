@@ -23,7 +23,6 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,7 +49,7 @@ CONFIG = {
 END_OF_TEXT = "<|endoftext|>"
 SEQ_LEN = 512
 ROWS_PER_STEP = 4
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 6e-3
 WARM_UP = 0.02  # of the time
 CHECK_ROWS = 12
 SECONDS_BETWEEN_CHECKPOINTS = 300
@@ -141,13 +140,14 @@ class Trainer:
         self.work, self.rows, self.budget = work, rows, budget
         self.order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + 1))
         self.model = LlamaForCausalLM(LlamaConfig(**CONFIG))
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim == 1]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "weight_decay": 0.1},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), fused=True)
+        # Muon learns in a third of AdamW's time what a model this size can learn in an hour; it is made for the matrices
+        # of the blocks. Its rate is scaled to the size of AdamW's steps, so that one rate serves both.
+        linears = [p for p in self.model.model.layers.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if all(p is not q for q in linears)]
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(linears, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        )
         self.step, self.seconds = 0, 0.0
         tokenizer = TextTokenizer(work)
         self.checks = {name: held_out_rows(name, tokenizer, CHECK_ROWS, SEQ_LEN).tokens for name in (CODE, ENGLISH)}
@@ -176,16 +176,18 @@ class Trainer:
     def _one_step(self) -> float:
         done = min(1.0, self.seconds / self.budget)
         rate = LEARNING_RATE * min(1.0, max(done, 1e-4) / WARM_UP) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * done))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         first = self.step * ROWS_PER_STEP
         batch = self.rows[self.order[[(first + i) % len(self.order) for i in range(ROWS_PER_STEP)]]].long()
         with torch.autocast("cpu", torch.bfloat16):
             loss = self.model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         return float(loss.detach())
 
@@ -201,10 +203,11 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = {}
-        for index, (name, parameter) in enumerate(self.model.named_parameters()):
+        for index, parameter in enumerate(self.model.parameters()):
             tensors[f"{index}.weight"] = parameter.detach()
-            for key, value in self.optimizer.state[self.model.get_parameter(name)].items():
-                tensors[f"{index}.{key}"] = value
+            for optimizer in self.optimizers:
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    tensors[f"{index}.{key}"] = value
         partial = self.work / "state.partial"
         save_file(tensors, partial, {"step": str(self.step), "seconds": str(self.seconds)})
         os.rename(partial, self.work / "state.safetensors")
@@ -215,10 +218,15 @@ class Trainer:
         with safe_open(self.work / "state.safetensors", "pt") as state:
             self.step = int(state.metadata()["step"])
             self.seconds = float(state.metadata()["seconds"])
-            for index, parameter in enumerate(self.model.parameters()):
-                parameter.data.copy_(state.get_tensor(f"{index}.weight"))
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                self.optimizer.state[parameter] = {key: state.get_tensor(f"{index}.{key}") for key in keys}
+            parameters = list(self.model.parameters())
+            for key in list(state.keys()):
+                index, of = key.split(".")
+                parameter = parameters[int(index)]
+                if of == "weight":
+                    parameter.data.copy_(state.get_tensor(key))
+                    continue
+                optimizer = self.optimizers[0 if of == "momentum_buffer" else 1]
+                optimizer.state[parameter][of] = state.get_tensor(key)
         report(f"goes on at step {self.step}, {self.seconds / 60:.1f} min")
 
 

@@ -14,8 +14,20 @@ from qtk.errors import InputError, MachineError
 from qtk.quantization import pipeline
 from qtk.quantization.activations import ActivationBudget
 
-# Algorithm and block files of this test; a file joins when its factories are right.
-FILES = ("rtn", "awq", "awq_block", "judge", "layer_log")
+# Where the tensors of a block meet.
+FILES = (
+    "rtn",
+    "grid",
+    "awq",
+    "awq_block",
+    "gptq",
+    "gptq_block",
+    "tune",
+    "tuned_block",
+    "streams",
+    "judge",
+    "layer_log",
+)
 FACTORIES = {"zeros", "ones", "empty", "full", "arange", "eye", "tensor", "linspace", "rand", "randn", "randperm"}
 
 

@@ -91,7 +91,7 @@ def round_to_grid(
 ) -> torch.Tensor:
     """Nearest codes, uint8 [out, in], of weight [out, in] float32 on a grid (zeros None: symmetric)."""
     groups = weight.view(weight.shape[0], -1, group_size)
-    zero = torch.tensor(float(2 ** (bits - 1))) if zeros is None else zeros.float().unsqueeze(-1)
+    zero = torch.tensor(float(2 ** (bits - 1)), device=weight.device) if zeros is None else zeros.float().unsqueeze(-1)
     codes = (groups * _reciprocal(scales).unsqueeze(-1) + zero).round_().clamp_(0, 2**bits - 1)
     return codes.to(torch.uint8).view(weight.shape)
 

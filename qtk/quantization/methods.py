@@ -8,59 +8,26 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from qtk.calibration.rows import TokenRows
-from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import GateFailed
 from qtk.machine import PeakMemory
-from qtk.models.spec import ModelSpec
-from qtk.quantization.formats.base import Format, QuantizationScheme
-from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.resume import WORK, read_finished, remove_work, save_finished
-from qtk.quantization.run import Outcome, QuantizationRun
+from qtk.quantization.run import Outcome, QuantizationRun, QuantizationTask
 
 _COMPARED = ("gptq", "awq")
 _CHOSEN = "chosen"
 
 
 class MethodRuns:
-    """One model, one scheme, the same rows; what differs is the method. compute_dtype: of activations and their products."""
+    """One task, whose method may vary."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        spec: ModelSpec,
-        scheme: QuantizationScheme,
-        container: Format,
-        options: QuantizeOptions,
-        rows: TokenRows | None,
-        judged_on: TokenRows | None,
-        device: torch.device,
-        compute_dtype: torch.dtype,
-        memory: PeakMemory,
-        seed: int = 0,
-    ) -> None:
-        self.checkpoint, self.spec, self.scheme, self.container = checkpoint, spec, scheme, container
-        self.options, self.rows, self.judged_on, self.device = options, rows, judged_on, device
-        self.compute_dtype, self.memory, self.seed = compute_dtype, memory, seed
+    def __init__(self, task: QuantizationTask, memory: PeakMemory) -> None:
+        self.task, self.memory = task, memory
         self.held_back_kl: dict[str, float] = {}
 
     def run(self, method: str, work: Path) -> Outcome:
         """One method into the directory `work`; a state left there is taken up."""
-        return QuantizationRun(
-            self.checkpoint,
-            self.spec,
-            replace(self.scheme, method=method),
-            self.container,
-            self.options,
-            self.rows,
-            self.judged_on,
-            self.device,
-            self.compute_dtype,
-            work,
-            self.seed,
-        ).quantize(self.memory)
+        task = replace(self.task, scheme=replace(self.task.scheme, method=method))
+        return QuantizationRun(task, work).quantize(self.memory)
 
     def better(self, work: Path) -> Outcome:
         """GPTQ and AWQ, each in a directory of its own; the one nearer to the float model on the rows held back is moved

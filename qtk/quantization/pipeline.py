@@ -43,7 +43,7 @@ from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.read_back import ReadBack, read_back
 from qtk.quantization.resume import begin, remove_work, worth_resuming
-from qtk.quantization.run import Outcome, kept_tensors
+from qtk.quantization.run import Outcome, QuantizationTask, kept_tensors
 from qtk.quantization.target_settings import for_target, settled_scheme
 
 LOG_NAME = "quantization-log.jsonl"
@@ -127,9 +127,10 @@ def quantize_model(
     staged = staged_directory(out, overwrite=overwrite, resumable=True, fresh=not resume, inputs=inputs)
     with staged as work, _kept_if_worth_it(work), PeakMemory() as memory, torch.no_grad():
         dtype = getattr(torch, begin(work, facts, lambda: _compute_dtype(device, rows)))
-        runs = MethodRuns(
-            checkpoint, spec, scheme, container, options, rows, judged_on, device, dtype, memory, calibration.seed
+        task = QuantizationTask(
+            checkpoint, spec, scheme, container, options, rows, judged_on, device, dtype, calibration.seed
         )
+        runs = MethodRuns(task, memory)
         outcome = runs.better(work) if options.method == "auto" else runs.run(options.method, work)
         start = time.monotonic()
         check = read_back(

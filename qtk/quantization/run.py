@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,35 +53,43 @@ class Outcome(BaseModel):
     peak_memory_bytes: int
 
 
-class QuantizationRun:
-    """One quantization under way. rows: what it is calibrated on (None for rtn); judged_on: rows held back from
-    that; seed: of what tuning chooses at random."""
+@dataclass(frozen=True)
+class QuantizationTask:
+    """What is to be quantized and how. rows: what it is calibrated on (None for rtn); judged_on: rows held back from that;
+    compute_dtype: of activations and their products; seed: of what tuning chooses at random."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        spec: ModelSpec,
-        scheme: QuantizationScheme,
-        container: Format,
-        options: QuantizeOptions,
-        rows: TokenRows | None,
-        judged_on: TokenRows | None,
-        device: torch.device,
-        compute_dtype: torch.dtype,
-        work: Path,
-        seed: int = 0,
-    ) -> None:
-        self.checkpoint, self.spec, self.scheme, self.container = checkpoint, spec, scheme, container
-        self.options, self.rows, self.judged_on, self.device, self.work = options, rows, judged_on, device, work
-        self.weights = ModelWeights(checkpoint, spec)
-        self.compute_dtype, self.seed = compute_dtype, seed
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    scheme: QuantizationScheme
+    container: Format
+    options: QuantizeOptions
+    rows: TokenRows | None
+    judged_on: TokenRows | None
+    device: torch.device
+    compute_dtype: torch.dtype
+    seed: int = 0
+
+
+class QuantizationRun:
+    """One task under way in the directory `work`."""
+
+    def __init__(self, task: QuantizationTask, work: Path) -> None:
+        self.task, self.work = task, work
+        self.checkpoint, self.spec, self.scheme, self.container = (
+            task.checkpoint,
+            task.spec,
+            task.scheme,
+            task.container,
+        )
+        self.weights = ModelWeights(task.checkpoint, task.spec)
         self.state = ResumeState(work / WORK)
 
     def quantize(self, memory: PeakMemory) -> Outcome:
         """Writes the whole checkpoint into the work directory, going on where a run before this one stopped. The state
         stays there, so that what follows may be stopped too."""
         start = time.monotonic()
-        limit = self.options.memory * 1e9 if self.options.memory else total_memory() / _SHARE_OF_MEMORY
+        asked = self.task.options.memory
+        limit = asked * 1e9 if asked else total_memory() / _SHARE_OF_MEMORY
         budget = ActivationBudget(int(limit), self.work / WORK)
         quantizer, judge = self._block_quantizer(budget), self._judge(budget)
         streams = [stream.hidden for each in (quantizer, judge) if each for stream in each.streams]
@@ -90,14 +98,16 @@ class QuantizationRun:
             self._copy_float_tensors(writer)
             self._take_up(streams, writer)
             self._quantize_blocks(quantizer, judge, streams, writer, memory, start)
-        divergence = judge and judge.divergence(self.weights.final_norm(), self.weights.lm_head(self.compute_dtype))
+        divergence = judge and judge.divergence(
+            self.weights.final_norm(), self.weights.lm_head(self.task.compute_dtype)
+        )
         for store in streams:
             budget.release(store)
         self._write_config()
         return Outcome(
             method=self.scheme.method,
             log=self.state.log,
-            compute_dtype=str(self.compute_dtype).removeprefix("torch."),
+            compute_dtype=str(self.task.compute_dtype).removeprefix("torch."),
             spilled_bytes=budget.spilled_bytes,
             held_back_kl=divergence,
             seconds=self.state.seconds,
@@ -174,42 +184,44 @@ class QuantizationRun:
 
     def _block_quantizer(self, budget: ActivationBudget) -> GptqBlocks | AwqBlocks | None:
         """The quantizer with the embedded calibration rows; None for a method that needs no calibration."""
-        if self.rows is None:
+        task = self.task
+        if task.rows is None:
             return None
-        rows, stream = self._rows(self.rows), self._embedded(self.rows, budget)
-        if self.scheme.method == "awq":
-            return AwqBlocks(self.spec, rows, budget, self.device, stream)
-        if self.options.effort == "fast":
-            return GptqBlocks(self.spec, rows, budget, self.device, stream)
-        streams = (stream, self._embedded(self.rows, budget))
-        if self.options.effort == "default":
-            return GptqBlocks(self.spec, rows, budget, self.device, *streams)
-        tuned = TunedBlocks(self.spec, rows, budget, self.device, *streams)
-        tuned.seed = self.seed
+        rows, stream = self._rows(task.rows), self._embedded(task.rows, budget)
+        if task.scheme.method == "awq":
+            return AwqBlocks(self.spec, rows, budget, task.device, stream)
+        if task.options.effort == "fast":
+            return GptqBlocks(self.spec, rows, budget, task.device, stream)
+        streams = (stream, self._embedded(task.rows, budget))
+        if task.options.effort == "default":
+            return GptqBlocks(self.spec, rows, budget, task.device, *streams)
+        tuned = TunedBlocks(self.spec, rows, budget, task.device, *streams)
+        tuned.seed = task.seed
         return tuned
 
     def _judge(self, budget: ActivationBudget) -> Judge | None:
-        if self.judged_on is None:
+        held_back = self.task.judged_on
+        if held_back is None:
             return None
-        streams = (self._embedded(self.judged_on, budget), self._embedded(self.judged_on, budget))
-        return Judge(self.spec, self._rows(self.judged_on), budget, self.device, *streams)
+        streams = (self._embedded(held_back, budget), self._embedded(held_back, budget))
+        return Judge(self.spec, self._rows(held_back), budget, self.task.device, *streams)
 
     def _rows(self, rows: TokenRows) -> Rows:
-        cos, sin = (t.to(self.device) for t in self.spec.rope.tables(self.spec.head_dim, rows.tokens.shape[1]))
+        cos, sin = (t.to(self.task.device) for t in self.spec.rope.tables(self.spec.head_dim, rows.tokens.shape[1]))
         return Rows(rows.keep() if rows.padded else None, cos, sin)
 
     def _embedded(self, rows: TokenRows, budget: ActivationBudget) -> Stream:
         count, seq_len = rows.tokens.shape
-        hidden = budget.store(count, seq_len, self.spec.hidden_size, self.compute_dtype)
+        hidden = budget.store(count, seq_len, self.spec.hidden_size, self.task.compute_dtype)
         for chunk in hidden.chunks():
-            hidden.write(chunk, self.weights.embed(rows.tokens[chunk], self.compute_dtype))
+            hidden.write(chunk, self.weights.embed(rows.tokens[chunk], self.task.compute_dtype))
         return Stream(hidden)
 
     def _quantize_block(
         self, layer: int, quantizer: GptqBlocks | AwqBlocks | None, judge: Judge | None, writer: CheckpointWriter
     ) -> list[LayerRecord]:
         prefix = self.spec.block_prefix(layer)
-        weights = {n: w.to(self.device) for n, w in self.weights.float_block(layer).items()}
+        weights = {n: w.to(self.task.device) for n, w in self.weights.float_block(layer).items()}
         schemes = {linear.name: self.scheme.modules[prefix + linear.name] for linear in self.spec.linears()}
         if quantizer is None:
             block = QuantizedBlock({})

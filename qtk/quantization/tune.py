@@ -123,7 +123,7 @@ class _TunedLinear:
 
     def _zero(self) -> torch.Tensor:
         if self.linear.zeros is None:
-            return torch.tensor(float(2 ** (self.linear.bits - 1)))
+            return torch.tensor(float(2 ** (self.linear.bits - 1)), device=self.linear.scales.device)
         return self.linear.zeros.float().unsqueeze(-1)
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:

@@ -52,12 +52,12 @@ class TunedBlocks(GptqBlocks):
         order = torch.Generator().manual_seed(self.seed * self.spec.num_layers + layer)
 
         def batches() -> Iterator[Batch]:
-            for rows in torch.randperm(inputs.shape[0], generator=order).split(rows_at_once):
+            for rows in torch.randperm(inputs.shape[0], generator=order, device="cpu").split(rows_at_once):
                 x, y = (
                     torch.cat([self._read(store, slice(row, row + 1)) for row in rows.tolist()])
                     for store in (inputs, wanted)
                 )
-                keep = torch.ones(x.shape[:2]) if self.rows.keep is None else self.rows.keep[rows].float()
+                keep = torch.ones(x.shape[:2], device="cpu") if self.rows.keep is None else self.rows.keep[rows].float()
                 yield Batch(x, y, keep.to(self.device), rows)
 
         def output(of: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
