@@ -6,7 +6,7 @@ MODEL is what `qtk quantize --format gguf` wrote (a checkpoint that qtk and the 
 it; groups of 64). Each runtime is held ready in a process of its own; they take turns call by call, so that other load
 on the machine meets all alike. Whole-call tokens/s, as `qtk bench latency` defines it, prefill included. The builder's
 model is made with its defaults (its lm_head at 4 bits); llama.cpp keeps what the GGUF says; qtk's head is at 8 bits.
-A runtime that is not installed is left out and named.
+A runtime that is not installed is left out and named. Where llama.cpp crashes on an AMX processor: LLAMA_AS_STORED=1.
 """
 
 from __future__ import annotations

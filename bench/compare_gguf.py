@@ -45,6 +45,8 @@ def requantized(source: Path, target: Path, threads: int) -> Path:
 def log_probabilities(path: Path, rows: list[list[int]], threads: int) -> Iterator[torch.Tensor]:
     """log p [tokens, vocabulary] of each row by llama.cpp."""
     longest = max(map(len, rows))
+    # Repacked for AMX, llama.cpp 0.3.36 ends in a segmentation fault on some virtual machines.
+    llama_cpp.llama_cpp.llama_model_default_params = _as_stored
     model = llama_cpp.Llama(
         str(path), n_ctx=longest, n_batch=longest, n_threads=threads, logits_all=True, verbose=False
     )
@@ -52,6 +54,15 @@ def log_probabilities(path: Path, rows: list[list[int]], threads: int) -> Iterat
         model.reset()
         model.eval(row)
         yield torch.log_softmax(torch.from_numpy(np.asarray(model.scores[: len(row)])).double(), dim=1)
+
+
+_DEFAULTS = llama_cpp.llama_cpp.llama_model_default_params
+
+
+def _as_stored() -> llama_cpp.llama_model_params:
+    settings = _DEFAULTS()
+    settings.use_extra_bufts = False
+    return settings
 
 
 def measured(reference: Path, path: Path, rows: list[list[int]], threads: int) -> dict[str, float]:

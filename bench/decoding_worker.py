@@ -8,6 +8,7 @@ with one JSON line: {"prefill": seconds to the first token, "decode": seconds fo
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -51,7 +52,11 @@ def genai(model: str, threads: int) -> Generate:
 
 
 def llama_cpp(model: str, threads: int) -> Generate:
-    """llama.cpp through its C API: no Python but one call and one argmax a token."""
+    """llama.cpp through its C API: no Python but one call and one argmax a token.
+
+    LLAMA_AS_STORED in the environment: weights are not repacked for the processor. 0.3.36 is slower so, but repacked for
+    AMX it ends in a segmentation fault on some virtual machines.
+    """
     import ctypes
 
     import llama_cpp as api
@@ -60,7 +65,9 @@ def llama_cpp(model: str, threads: int) -> Generate:
     api.llama_backend_init()
     quiet = api.llama_log_callback(lambda level, text, data: None)
     api.llama_log_set(quiet, ctypes.c_void_p(0))
-    loaded = api.llama_model_load_from_file(model.encode(), api.llama_model_default_params())
+    how = api.llama_model_default_params()
+    how.use_extra_bufts = "LLAMA_AS_STORED" not in os.environ
+    loaded = api.llama_model_load_from_file(model.encode(), how)
     vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(loaded))
 
     def generate(prompt: list[int], new_tokens: int) -> tuple[float, float, list[int]]:

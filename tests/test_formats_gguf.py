@@ -54,8 +54,24 @@ def converted(directory: Path, path: Path, **options) -> Path:
 
 
 def llama_cpp_logits(path: Path, tokens: list[int]) -> torch.Tensor:
-    """Logits [tokens, vocab] of a GGUF file by llama.cpp on the CPU."""
+    """Logits [tokens, vocab] of a GGUF file by llama.cpp on the CPU, from the weights as the file has them.
+
+    Repacked for AMX, llama.cpp 0.3.36 ends in a segmentation fault on a virtual machine that has AMX, torch or not.
+    """
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama_cpp is not installed")
+    default = llama_cpp.llama_cpp.llama_model_default_params
+
+    def as_stored():
+        settings = default()
+        settings.use_extra_bufts = False
+        return settings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", as_stored)
+        return _logits(llama_cpp, path, tokens)
+
+
+def _logits(llama_cpp, path: Path, tokens: list[int]) -> torch.Tensor:
     model = llama_cpp.Llama(str(path), n_ctx=max(64, len(tokens)), n_threads=2, logits_all=True, verbose=False)
     model.eval(tokens)
     return torch.from_numpy(model.scores[: len(tokens)].copy())
