@@ -86,14 +86,21 @@ def test_correction_takes_back_error_in_the_inputs() -> None:
 
 def test_inverse_cholesky_and_its_ladder() -> None:
     _, H = problem()
-    U, damp = inverse_cholesky(H)
+    U, damp = inverse_cholesky(H, torch.arange(64))
     damped = H + damp * H.diagonal().mean() * torch.eye(64)
     torch.testing.assert_close(U.t() @ U @ damped, torch.eye(64), atol=1e-3, rtol=1e-3)
     assert torch.equal(U, U.triu())
-    indefinite = H - 0.05 * H.diagonal().mean() * torch.eye(64)
-    assert inverse_cholesky(indefinite)[1] > DAMPING_LADDER[0]
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    V, _ = inverse_cholesky(H, order)
+    torch.testing.assert_close(V.t() @ V @ damped[order][:, order], torch.eye(64), atol=1e-3, rtol=1e-3)
+    one_bad = H.clone()
+    one_bad[40, 3] = one_bad[3, 40] = float("inf")
     with pytest.raises(SingularHessian):
-        inverse_cholesky(torch.full((8, 8), float("nan")))
+        inverse_cholesky(one_bad, torch.arange(64))
+    indefinite = H - 0.05 * H.diagonal().mean() * torch.eye(64)
+    assert inverse_cholesky(indefinite, torch.arange(64))[1] > DAMPING_LADDER[0]
+    with pytest.raises(SingularHessian):
+        inverse_cholesky(torch.full((8, 8), float("nan")), torch.arange(8))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.pipeline import LOG_NAME, quantize_model
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.tune import TunedBlock
 
 SMALL = CalibrationOptions(samples=16, seq_len=64)
 
@@ -103,6 +105,23 @@ def test_best_tunes_each_block_and_its_norms(tiny, tmp_path) -> None:
     assert not torch.equal(source.tensor(norm), written.checkpoint.tensor(norm))
     assert divergence(tiny("llama"), tmp_path / "best") < 0.2
     assert (tmp_path / "best/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
+
+
+def test_a_block_that_tuning_makes_worse_stays_as_gptq_left_it(tiny, tmp_path, monkeypatch) -> None:
+    def spoiled(block, weights, linears, *_) -> TunedBlock:
+        worse = {name: replace(linear, scales=2 * linear.scales) for name, linear in linears.items()}
+        return TunedBlock(worse, {n: w for n, w in weights.items() if n.endswith("norm.weight")})
+
+    def unchanged(block, weights, linears, *_) -> TunedBlock:
+        return TunedBlock(dict(linears), {})
+
+    for name, tune in (("spoiled", spoiled), ("unchanged", unchanged)):
+        monkeypatch.setattr(tuned_block, "tune_block", tune)
+        quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(effort="best"), SMALL)
+    lines = [json.loads(line) for line in (tmp_path / "spoiled" / LOG_NAME).read_text().splitlines()]
+    assert all(line["block_error_after"] == line["block_error_before"] > 0 for line in lines)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("spoiled", "unchanged")]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2"])

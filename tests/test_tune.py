@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -28,8 +26,7 @@ def test_the_relative_error_gives_every_token_the_same_say() -> None:
     wanted = torch.randn(1, 4, 8) * torch.tensor([1.0, 100.0, 1.0, 1.0])[None, :, None]
     output = wanted * 1.1
     output[0, 3] = 0  # padding: weight 0
-    batch = Batch(wanted, wanted, torch.tensor([[1.0, 1.0, 1.0, 0.0]]), torch.tensor([0]))
-    assert float(relative_error(output, batch)) == pytest.approx(0.01, rel=1e-4)
+    assert float(relative_error(output, wanted, torch.tensor([[1.0, 1.0, 1.0, 0.0]]))) == pytest.approx(0.01, rel=1e-4)
 
 
 def two_linears(symmetric: bool) -> tuple[dict[str, torch.Tensor], dict[str, QuantizedLinear], list[Batch]]:
@@ -60,31 +57,20 @@ def block(weights: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
 def test_tuning_lowers_the_error_also_on_data_that_it_did_not_see(symmetric: bool) -> None:
     weights, linears, batches = two_linears(symmetric)
     tuned = tune_block(block, weights, linears, lambda: batches[:6], 60, torch.float32)
-    assert tuned.error_after < 0.9 * tuned.error_before
-    for unseen in batches[6:]:
-        old = weights | {f"{n}.weight": linear.dequantize() for n, linear in linears.items()}
-        new = weights | {f"{n}.weight": linear.dequantize() for n, linear in tuned.linears.items()} | tuned.norms
-        assert relative_error(block(new, unseen), unseen) < relative_error(block(old, unseen), unseen)
+    old = weights | {f"{n}.weight": linear.dequantize() for n, linear in linears.items()}
+    new = weights | {f"{n}.weight": linear.dequantize() for n, linear in tuned.linears.items()} | tuned.norms
+
+    def error(of: dict[str, torch.Tensor], on: list[Batch]) -> float:
+        return sum(float(relative_error(block(of, b), b.wanted, b.token_weight)) for b in on)
+
+    assert error(new, batches[:6]) < 0.9 * error(old, batches[:6])
+    assert all(error(new, [unseen]) < error(old, [unseen]) for unseen in batches[6:])
     assert any(not torch.equal(tuned.linears[n].codes, linears[n].codes) for n in linears)
     for name, linear in tuned.linears.items():
         assert linear.codes.max() <= 15
         assert torch.equal(linear.scales, linear.scales.half().float()), "scales are what float16 can hold"
         if not symmetric:
             assert torch.equal(linear.zeros, linears[name].zeros)
-
-
-def test_what_does_not_get_better_comes_back_as_it_was() -> None:
-    weights, linears, batches = two_linears(True)
-    exact = weights | {f"{name}.weight": linear.dequantize() for name, linear in linears.items()}
-
-    def perfect() -> Iterator[Batch]:
-        for b in batches:
-            yield Batch(b.x, block(exact, b), b.token_weight, b.rows)
-
-    tuned = tune_block(block, weights, linears, perfect, 5, torch.float32)
-    assert tuned.error_before == tuned.error_after == 0
-    assert all(tuned.linears[name] is linears[name] for name in linears)
-    assert torch.equal(tuned.norms["norm.weight"], weights["norm.weight"])
 
 
 def test_the_same_data_give_the_same_bits() -> None:

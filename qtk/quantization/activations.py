@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,10 +34,11 @@ class RowStore:
         return self.shape[0] * self._row_bytes
 
     def chunks(self) -> Iterator[slice]:
-        """Slices of rows that are worked on together."""
-        step = max(1, _CHUNK_TOKENS // self.shape[1])
-        for start in range(0, self.shape[0], step):
-            yield slice(start, min(start + step, self.shape[0]))
+        """Slices of rows that are worked on together, alike in size."""
+        rows = self.shape[0]
+        step = math.ceil(rows / max(1, round(rows * self.shape[1] / _CHUNK_TOKENS)))
+        for start in range(0, rows, step):
+            yield slice(start, min(start + step, rows))
 
     def read(self, rows: slice) -> torch.Tensor:
         """Rows as a tensor (in memory: a view, to be treated as read-only)."""

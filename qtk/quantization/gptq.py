@@ -32,17 +32,23 @@ class SingularHessian(Exception):
     """H stayed singular up to the highest rung of the damping ladder."""
 
 
-def inverse_cholesky(H: torch.Tensor, ladder: tuple[float, ...] = DAMPING_LADDER) -> tuple[torch.Tensor, float]:
-    """(U, damp): U [n, n] upper with (H + damp mean(diag H) I)^-1 = U^T U. Raises SingularHessian.
+def inverse_cholesky(
+    H: torch.Tensor, order: torch.Tensor, ladder: tuple[float, ...] = DAMPING_LADDER
+) -> tuple[torch.Tensor, float]:
+    """(U, damp): U [n, n] upper with (H + damp mean(diag H) I)^-1 = U^T U, its rows and columns in the given order [n].
+    Raises SingularHessian.
 
     With J the reversal, J H J = L L^T gives U = J L^-1 J: one Cholesky and one triangular inverse.
     """
+    reverse = order.flip(0)
+    damped = H.index_select(0, reverse).index_select(1, reverse)
+    diagonal = damped.diagonal().clone()
     mean = H.diagonal().mean()
     for damp in ladder:
-        damped = H.flip(0, 1)
-        damped.diagonal().add_(damp * mean)
+        damped.diagonal().copy_(diagonal + damp * mean)
         L, failed = torch.linalg.cholesky_ex(damped)
-        if not failed and bool(torch.isfinite(L).all()):
+        # An entry that is no finite number makes the pivot of its row one too.
+        if not failed and bool(torch.isfinite(L.diagonal()).all()):
             return _inverse_triangular(L).flip(0, 1), damp
     raise SingularHessian
 
@@ -85,7 +91,7 @@ def gptq(
     if not bool(H.diagonal().any()):  # no input at all: every column matters as much as every other
         H = torch.eye(H.shape[0], device=H.device)
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
-    U, damp = inverse_cholesky(H.index_select(0, order).index_select(1, order), ladder)
+    U, damp = inverse_cholesky(H, order, ladder)
     if C is not None:
         W = W.add(_input_correction(W, C, U, order), alpha=alpha)
     # What rounding a column costs once the columns after it have made up for it: GPTQ's own weight of its error.
@@ -95,8 +101,8 @@ def gptq(
         scales, zeros = search_symmetric(W, importance, group_size, bits, signed=signed), None
     else:
         scales, zeros = search_asymmetric(W, importance, group_size, bits)
-    codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
-    codes[:, order] = _round_columns(W.t().contiguous()[order], U, order // group_size, scales, zeros, bits).t()
+    codes = _round_columns(W.t().contiguous()[order], U, order // group_size, scales, zeros, bits)
+    codes = codes[torch.argsort(order)].t().contiguous()
     return GptqResult(QuantizedLinear(codes, scales, zeros, bits, group_size), damp)
 
 

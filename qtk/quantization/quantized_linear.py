@@ -44,9 +44,10 @@ class QuantizedLinear:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight [out, in]. Computed in float32 and rounded once to `dtype`."""
         out_features, in_features = self.codes.shape
-        codes = self.codes.view(out_features, -1, self.group_size).to(torch.float32)
+        codes = self.codes.view(out_features, -1, self.group_size).to(torch.float32)  # a copy
         zeros = float(self.middle) if self.zeros is None else self.zeros.to(torch.float32).unsqueeze(-1)
-        return ((codes - zeros) * self.scales.to(torch.float32).unsqueeze(-1)).view(out_features, in_features).to(dtype)
+        codes.sub_(zeros).mul_(self.scales.to(torch.float32).unsqueeze(-1))
+        return codes.view(out_features, in_features).to(dtype)
 
     def signed_codes(self) -> torch.Tensor:
         """int8 [out, in]: codes minus the symmetric zero point, -8..7 at 4 bits. Only for symmetric weights."""

@@ -136,7 +136,7 @@ class BlockStreams:
             stride = max(1, flat[0].shape[0] * self._chunk_count // _SAMPLE_TOKENS)
             samples.append([x[::stride].float() for x in flat])
         X, X_float = (torch.cat([s[i] for s in samples]) for i in (0, -1))
-        return Statistics(_mirrored(H) / max(tokens, 1), None if C is None else C / max(tokens, 1), (X, X_float))
+        return Statistics(_mirrored(H).div_(max(tokens, 1)), None if C is None else C / max(tokens, 1), (X, X_float))
 
     def _stores(self, streams: Sequence[Stream], width: int) -> list[RowStore]:
         return [self.budget.store(*s.hidden.shape[:2], width, s.hidden.dtype) for s in streams]
@@ -167,7 +167,7 @@ def _outlier_bound(x: torch.Tensor) -> torch.Tensor:
     2024, arXiv:2402.17762). Unbounded, their error is all that H and C speak of, and the correction spoils every other
     token for their sake.
     """
-    norms = x.float().norm(dim=-1, keepdim=True)
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     return (_OUTLIER_NORM * norms.median() / norms.clamp_min(1e-30)).clamp_max(1.0).to(x.dtype)
 
 
@@ -180,5 +180,9 @@ def _add_gram(H: torch.Tensor, x: torch.Tensor) -> None:
 
 
 def _mirrored(H: torch.Tensor) -> torch.Tensor:
-    """The symmetric matrix of which `_add_gram` filled the upper half."""
-    return H.triu() + H.triu(1).t()
+    """H, of which `_add_gram` filled the blocks on and above the diagonal, made symmetric in place."""
+    n = H.shape[0]
+    step = -(-n // _GRAM_BLOCKS)
+    for start in range(0, n, step):
+        H[start + step :, start : start + step] = H[start : start + step, start + step :].t()
+    return H

@@ -34,17 +34,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class TunedBlock:
-    """The linears and norms that came out, and the block's error before and after (see `relative_error`)."""
+    """The linears and norms that came out, the norms in the dtype that they came in."""
 
     linears: dict[str, QuantizedLinear]
     norms: dict[str, torch.Tensor]
-    error_before: float
-    error_after: float
 
 
-def relative_error(output: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean over tokens of |output - wanted|^2 / |wanted|^2, weighted by the tokens' weights."""
-    wanted, token_weight = batch.wanted.float(), batch.token_weight
+def relative_error(output: torch.Tensor, wanted: torch.Tensor, token_weight: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of |output - wanted|^2 / |wanted|^2, weighted by the tokens' weights; shapes as in Batch."""
+    wanted = wanted.float()
     error = (output.float() - wanted).square().mean(-1) / wanted.square().mean(-1).clamp_min(1e-30)
     return (error * token_weight).sum() / token_weight.sum()
 
@@ -60,7 +58,7 @@ def tune_block(
     """Tunes the linears, by name, of the block with float weights `weights` ("NAME.weight", norms, biases).
 
     block: the block's output for weights in `dtype` and a batch. batches: one pass over the data, in a new order at each
-    call. Where the error over a whole pass does not fall, everything comes back as it was.
+    call. Whether the result is better is for the caller to see: it has the outputs that tell.
     """
     norms = {n: w.float() for n, w in weights.items() if n.endswith("norm.weight")}
     fixed = {n: w.to(dtype) for n, w in weights.items() if n not in norms and n.removesuffix(".weight") not in linears}
@@ -72,13 +70,6 @@ def tune_block(
         result |= {f"{name}.weight": linear.weight(dtype) for name, linear in tuned.items()}
         return result | {name: (norm * (1 + growth[name])).to(dtype) for name, norm in norms.items()}
 
-    def error(of: dict[str, torch.Tensor]) -> float:
-        found = [(float(relative_error(block(of, b), b)), float(b.token_weight.sum())) for b in batches()]
-        return sum(e * tokens for e, tokens in found) / sum(tokens for _, tokens in found)
-
-    original = fixed | {n: w.to(dtype) for n, w in norms.items()}
-    original |= {f"{name}.weight": linear.dequantize(dtype) for name, linear in linears.items()}
-    before = error(original)
     groups: list[dict[str, Any]] = [
         {"params": [t.latent for t in tuned.values()], "lr": _CODE_RATE},
         {"params": [t.growth for t in tuned.values()], "lr": _SCALE_RATE},
@@ -90,7 +81,7 @@ def tune_block(
     while step < steps:
         for batch in batches():
             with torch.enable_grad():
-                relative_error(block(current(), batch), batch).backward()
+                relative_error(block(current(), batch), batch.wanted, batch.token_weight).backward()
             optimizer.step()
             rates.step()
             optimizer.zero_grad()
@@ -98,14 +89,10 @@ def tune_block(
             if step == steps:
                 break
     with torch.no_grad():
-        results = {name: t.result() for name, t in tuned.items()}
-        new_norms = {n: (norm * (1 + growth[n])).to(weights[n].dtype) for n, norm in norms.items()}
-        stored = fixed | {n: w.to(dtype) for n, w in new_norms.items()}
-        stored |= {f"{name}.weight": linear.dequantize(dtype) for name, linear in results.items()}
-        after = error(stored)
-    if not after < before:
-        return TunedBlock(dict(linears), {n: weights[n] for n in norms}, before, before)
-    return TunedBlock(results, new_norms, before, after)
+        return TunedBlock(
+            {name: t.result() for name, t in tuned.items()},
+            {n: (norm * (1 + growth[n])).to(weights[n].dtype) for n, norm in norms.items()},
+        )
 
 
 class _TunedLinear:

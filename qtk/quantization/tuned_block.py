@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -11,10 +12,10 @@ from qtk.quantization.activations import RowStore
 from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.gptq_block import GptqBlocks
 from qtk.quantization.quantized_block import QuantizedBlock
-from qtk.quantization.tune import Batch, TunedBlock, tune_block
+from qtk.quantization.tune import Batch, TunedBlock, relative_error, tune_block
 
-_STEPS = 24
-_PASSES = 1.5  # over the rows at least, where there are many
+_STEP_TOKENS = 2048
+_STEPS = 8  # at least; as many as one pass over the rows takes, where they are more
 _FLOAT_SHARE = 0.5  # of the wanted output: the float model's; the rest is the float block's on the quantized inputs
 
 
@@ -31,16 +32,21 @@ class TunedBlocks(GptqBlocks):
         block = super().quantize(layer, weights, schemes)
         if block.linears:
             wanted = self._wanted(layer, weights, inputs)
+            error_before = self._error(self.quantized.hidden, wanted)
             tuned = self._tune(layer, weights, block, inputs, wanted)
+            of = QuantizedBlock(tuned.linears, tuned.norms).weights(weights, inputs.dtype)
+            for chunk in inputs.chunks():  # nobody needs them any more: they give way to the outputs
+                inputs.write(chunk, self.block_output(layer, of, self._read(inputs, chunk), chunk).cpu())
+            error_after = self._error(inputs, wanted)
             self.budget.release(wanted)
-            block.linears = tuned.linears
-            block.floats = tuned.norms
+            if error_after < error_before:
+                block.linears, block.floats = tuned.linears, tuned.norms
+                for chunk in inputs.chunks():
+                    self.quantized.hidden.write(chunk, inputs.read(chunk))
             block.records = [
-                replace(record, block_error_before=tuned.error_before, block_error_after=tuned.error_after)
+                replace(record, block_error_before=error_before, block_error_after=min(error_before, error_after))
                 for record in block.records
             ]
-            self.quantized.weights = block.weights(weights, inputs.dtype)
-            self.run_block(layer, self.quantized, inputs)
         self.budget.release(inputs)
         return block
 
@@ -48,7 +54,7 @@ class TunedBlocks(GptqBlocks):
         self, layer: int, weights: dict[str, torch.Tensor], block: QuantizedBlock, inputs: RowStore, wanted: RowStore
     ) -> TunedBlock:
         dtype = inputs.dtype
-        rows_at_once = next(inputs.chunks()).stop
+        rows_at_once = max(1, _STEP_TOKENS // inputs.shape[1])
         order = torch.Generator().manual_seed(self.seed * self.spec.num_layers + layer)
 
         def batches() -> Iterator[Batch]:
@@ -57,13 +63,12 @@ class TunedBlocks(GptqBlocks):
                     torch.cat([self._read(store, slice(row, row + 1)) for row in rows.tolist()])
                     for store in (inputs, wanted)
                 )
-                keep = torch.ones(x.shape[:2], device="cpu") if self.rows.keep is None else self.rows.keep[rows].float()
-                yield Batch(x, y, keep.to(self.device), rows)
+                yield Batch(x, y, self._token_weight(rows, x), rows)
 
         def output(of: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
             return self.block_output(layer, of, batch.x, batch.rows)
 
-        steps = max(_STEPS, round(_PASSES * inputs.shape[0] / rows_at_once))
+        steps = max(_STEPS, math.ceil(inputs.shape[0] / rows_at_once))
         return tune_block(output, weights, block.linears, batches, steps, dtype)
 
     def _wanted(self, layer: int, weights: dict[str, torch.Tensor], inputs: RowStore) -> RowStore:
@@ -77,6 +82,22 @@ class TunedBlocks(GptqBlocks):
             there = self._read(wanted, chunk).float()
             wanted.write(chunk, torch.lerp(here, there, _FLOAT_SHARE).to(wanted.dtype).cpu())
         return wanted
+
+    def _error(self, outputs: RowStore, wanted: RowStore) -> float:
+        """The relative error of stored outputs over all rows."""
+        total, tokens = 0.0, 0.0
+        for chunk in wanted.chunks():
+            y = self._read(wanted, chunk)
+            weight = self._token_weight(chunk, y)
+            count = float(weight.sum())
+            total += count * float(relative_error(self._read(outputs, chunk), y, weight))
+            tokens += count
+        return total / tokens
+
+    def _token_weight(self, rows: slice | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """[rows, tokens] float32 of the given rows: 1, and 0 at padding."""
+        keep = self._keep(rows)
+        return torch.ones(x.shape[:2], device=self.device) if keep is None else keep.float()
 
     def _copy(self, store: RowStore) -> RowStore:
         copy = self.budget.store(*store.shape, store.dtype)
