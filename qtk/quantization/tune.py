@@ -1,7 +1,7 @@
 """Tunes a quantized block as a whole: codes, scales and norms together, by gradient descent on the block's own output.
 
 The idea is AutoRound's (Cheng et al., 2023, arXiv:2309.05516): rounding one linear at a time cannot know what the next one
-makes of it, the block can. Three things differ. It starts from GPTQ's codes, so a few dozen steps do. Each weight has a
+makes of it, the block can. Three things differ. It starts from GPTQ's codes, so a few steps do. Each weight has a
 latent value near its code, moved by Adam instead of by signs, so that only codes flip whose gradient keeps its sign.
 And each token's error is taken relative to its own size, because the norm that reads it next divides by that.
 """
