@@ -99,11 +99,10 @@ class BlockStreams:
                 stream.hidden.write(chunk, (self._read(stream.hidden, chunk) + y).cpu())
             self.budget.release(store)
 
-    def run_block(self, layer: int, stream: Stream, source: RowStore | None = None) -> None:
-        """The whole block on one stream, from the hidden states in `source` (the stream's own where there is none)."""
-        source = source or stream.hidden
-        for chunk in source.chunks():
-            x = self._read(source, chunk)
+    def run_block(self, layer: int, stream: Stream) -> None:
+        """The whole block on one stream."""
+        for chunk in stream.hidden.chunks():
+            x = self._read(stream.hidden, chunk)
             stream.hidden.write(chunk, self.block_output(layer, stream.weights, x, chunk).cpu())
 
     def block_output(
