@@ -113,6 +113,11 @@ def test_a_busy_loop_ends_at_the_processor_limit(workers):
     assert outcome.ending == "cpu_time"
 
 
+def test_a_program_that_sends_itself_the_processor_limit_s_signal_failed(workers):
+    outcome = run(workers, "import os, signal\nos.kill(os.getpid(), signal.SIGXCPU)\n")
+    assert (outcome.ending, outcome.reached_end) == ("exited", False)
+
+
 def test_endless_output_is_cut(workers):
     for stream in ("stdout", "stderr"):
         outcome = run(workers, f"import sys\nwhile True: sys.{stream}.write('x' * 4096)\n")
