@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from qtk.calibration.options import CalibrationOptions
+from qtk.calibration.rows import as_token_rows
 from qtk.errors import GateFailed
 from qtk.quantization import read_back as module
 from qtk.quantization.formats.base import LinearScheme, QuantizationScheme
@@ -36,12 +37,12 @@ def test_generates_what_transformers_does(tiny, tmp_path, limit_bytes: int) -> N
         for name, parameter in model.named_parameters():
             if name.endswith("proj.weight"):
                 parameter.copy_(written.float_linear(name.removesuffix(".weight"), dtype))
-        tokens = [5, 6, 7]
-        ours = module._generate(written, tokens, limit_bytes)
-        logits = model(torch.tensor([tokens + ours])).logits[0, len(tokens) - 1 : -1].float()
+        prompts = torch.tensor([[5, 6, 7], [9, 8, 9]])
+        ours = torch.tensor(module._generate(written, prompts.tolist(), limit_bytes))
+        logits = model(torch.cat((prompts, ours), 1)).logits[:, 2:-1].float()
     # Another order of sums may turn a tie: each token is the best one, or as good within rounding.
-    chosen = logits.gather(1, torch.tensor(ours)[:, None])[:, 0]
-    assert len(ours) == 32
+    chosen = logits.gather(2, ours[:, :, None])[:, :, 0]
+    assert ours.shape == (2, 32)
     assert (logits.amax(-1) - chosen <= 0.02 * logits.abs().max()).all()
 
 
@@ -120,10 +121,31 @@ def test_a_loop_is_noticed(tokens: list[int], expected: bool) -> None:
     assert module._repeats(tokens) is expected
 
 
-def test_only_a_loop_that_the_float_model_does_not_make_is_reported(tiny, tmp_path, monkeypatch) -> None:
+LOOP, NONE = [3] * 32, list(range(32))
+
+
+@pytest.mark.parametrize(
+    ("quantized", "of_float", "loops", "repeats"),
+    [
+        ([LOOP], [LOOP], 1, False),
+        ([LOOP], [NONE], 1, True),
+        ([LOOP, NONE, LOOP, NONE], [NONE] * 4, 2, False),
+        ([LOOP, NONE, LOOP, LOOP], [NONE, NONE, LOOP, LOOP], 3, True),
+        ([LOOP, NONE, LOOP, LOOP], [LOOP, NONE, LOOP, LOOP], 3, False),
+    ],
+)
+def test_only_loops_that_the_float_model_does_not_make_are_reported(
+    tiny, tmp_path, monkeypatch, quantized, of_float, loops, repeats
+) -> None:
     quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(method="rtn"), SMALL)
     source = ModelWeights.open(tiny("llama"))
-    for float_text, expected in (([3] * 32, False), (list(range(32)), True)):
-        monkeypatch.setattr(module, "_generate", lambda weights, *_, t=float_text: t if weights is source else [3] * 32)
-        scheme = ModelWeights.open(tmp_path / "out").scheme
-        assert read_back(tmp_path / "out", scheme, source, None, limit_bytes=0).repeats is expected
+    monkeypatch.setattr(module, "_generate", lambda weights, *_: of_float if weights is source else quantized)
+    scheme = ModelWeights.open(tmp_path / "out").scheme
+    found = read_back(tmp_path / "out", scheme, source, None, limit_bytes=0)
+    assert (found.texts, found.loops, found.repeats) == (len(quantized), loops, repeats)
+
+
+def test_prompts_are_alike_in_length() -> None:
+    rows = as_token_rows([list(range(100))] * 9 + [[1, 2, 3]], 100)
+    assert [len(prompt) for prompt in module._prompts(rows)] == [64] * 4
+    assert [len(prompt) for prompt in module._prompts(rows.split(8)[1])] == [3] * 2

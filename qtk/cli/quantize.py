@@ -73,7 +73,9 @@ def command(
             found = ", ".join(f"{method} {kl:.4f}" for method, kl in report.held_back_kl.items())
             rows.insert(4, ("KL on held-back rows", found))
         check = report.read_back
-        text = repr(check.text) + (" REPEATS ITSELF" if check.repeats else "")
+        text = repr(check.text) + (f", {check.loops} of {check.texts} texts end in a loop" if check.loops else "")
+        if check.repeats:
+            text += ": IT REPEATS ITSELF, the float model does not"
         rows.append(
             ("read back", f"{check.linears} linears, {check.bits_per_weight:.2f} bits a weight; generates {text}")
         )

@@ -89,7 +89,8 @@ def _output_errors(
     """The squared error of each output [out] on the sample tokens for each rounded weight, and at last the outputs'
     energy. Differences are taken in float32, products in `dtype`."""
     X, X_float = statistics.sample
-    from_inputs = (X_float - X).to(dtype) @ W.t().to(dtype)
-    errors = [(from_inputs + X.to(dtype) @ (W - Q).t().to(dtype)).float().square().sum(0) for Q in rounded]
-    energy = (X_float.to(dtype) @ W.t().to(dtype)).float().square().sum(0)
+    x, x_float = X.to(dtype), X_float.to(dtype)
+    from_inputs = (X_float - X).to(dtype) @ W.t().to(dtype) if X_float is not X else X.new_zeros((), dtype=dtype)
+    errors = [(from_inputs + x @ (W - Q).to(dtype).t()).float().square().sum(0) for Q in rounded]
+    energy = (x_float @ W.to(dtype).t()).float().square().sum(0)
     return [*errors, energy.clamp_min(1e-30)]

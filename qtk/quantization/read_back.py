@@ -20,20 +20,24 @@ from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 
 _NEW_TOKENS = 32
-_PROMPT_TOKENS = 16
+_PROMPTS = 4  # generated from side by side, in the time of one: a single text may end in a loop by chance
+_PROMPT_TOKENS = 64  # after 16, three texts in ten invited the float SmolLM2 to a loop; after 64, fewer than one
 _LONGEST_PERIOD = 16  # a text that ends in copies of so few tokens is a repetition
 _MOST = 1000  # offenders named in one message
 
 
 class ReadBack(BaseModel):
-    """What was found in the written files. bits_per_weight: of the quantized linears, scales and zero points included;
-    text: greedy continuation of calibration text (its ids where there is no tokenizer); repeats: it ends in a loop, where
-    the float model's does not."""
+    """What was found in the written files. bits_per_weight: of the quantized linears, scales and zero points included.
+    texts: continuations of calibration text that were generated greedily, of which `loops` end in a loop; text: the first
+    of those that do not, if there is one (its ids where there is no tokenizer). repeats: more than half of them end in a
+    loop, where of the float model's no more than half do."""
 
     model_config = ConfigDict(frozen=True)
 
     linears: int
     bits_per_weight: float
+    texts: int
+    loops: int
     text: str
     repeats: bool
 
@@ -47,10 +51,10 @@ def read_back(
     limit_bytes: int,
     container: Format | None = None,
 ) -> ReadBack:
-    """Checks every tensor in `directory` against the intended scheme, and generates 32 tokens.
+    """Checks every tensor in `directory` against the intended scheme, and generates 32 tokens after each of a few texts.
 
-    reference: the float model, asked for its own 32 tokens where these end in a repetition: some texts invite one.
-    rows: calibration rows, whose first is continued (None: "def " is). limit_bytes: what the blocks may take in memory to
+    reference: the float model, asked for its own where most of these end in a loop: some texts invite one.
+    rows: calibration rows, four of which are continued (None: "def " is). limit_bytes: what the blocks may take in memory to
     be kept between tokens; those beyond it are read anew for each, from what the system still holds of the files.
     container: what was written, whose own files beside the checkpoint are compared with it.
     Raises GateFailed, naming every linear concerned, when nothing is quantized, a linear is stored otherwise than intended,
@@ -64,16 +68,29 @@ def read_back(
             raise _gate(faults)
         # Rounding needs no text, so a model without a tokenizer is no mistake.
         tokenizer = TextTokenizer(directory) if has_tokenizer(directory) else None
-        if rows is not None:
-            prompt = rows.tokens[0, : min(_PROMPT_TOKENS, int(rows.lengths[0]))].tolist()
-        else:
-            prompt = tokenizer.encode("def ") if tokenizer else [0]
-        new = _generate(weights, prompt, limit_bytes)
-    repeats = _repeats(new) and not _repeats(_generate(reference, prompt, limit_bytes))
+        prompts = _prompts(rows) if rows is not None else [tokenizer.encode("def ") if tokenizer else [0]]
+        texts = _generate(weights, prompts, limit_bytes)
+    loops = sum(map(_repeats, texts))
+    repeats = loops > len(texts) / 2
     if repeats:
-        note("WARNING: what the quantized model generated ends in a repetition, what the float model did does not.")
-    text = tokenizer.decode(new) if tokenizer else f"tokens {' '.join(map(str, new))}"
-    return ReadBack(linears=count, bits_per_weight=round(bits, 3), text=text, repeats=repeats)
+        repeats = sum(map(_repeats, _generate(reference, prompts, limit_bytes))) <= len(texts) / 2
+    if repeats:
+        note(
+            f"WARNING: {loops} of {len(texts)} texts that the quantized model generated end in a loop, most of the float "
+            "model's do not."
+        )
+    shown = next((text for text in texts if not _repeats(text)), texts[0])
+    text = tokenizer.decode(shown) if tokenizer else f"tokens {' '.join(map(str, shown))}"
+    return ReadBack(
+        linears=count, bits_per_weight=round(bits, 3), texts=len(texts), loops=loops, text=text, repeats=repeats
+    )
+
+
+def _prompts(rows: TokenRows) -> list[list[int]]:
+    """The beginnings, alike in length, of evenly spaced rows."""
+    count = len(rows.lengths)
+    chosen = rows.pick([index * count // _PROMPTS for index in range(_PROMPTS)] if count > _PROMPTS else list(range(count)))
+    return chosen.tokens[:, : min(_PROMPT_TOKENS, int(chosen.lengths.min()))].tolist()
 
 
 def _check_linears(weights: ModelWeights, intended: QuantizationScheme, reference: ModelWeights) -> tuple[int, float]:
@@ -151,31 +168,32 @@ def _unwritten_floats(weights: ModelWeights, reference: ModelWeights) -> list[st
     ]
 
 
-def _generate(weights: ModelWeights, prompt: list[int], limit_bytes: int) -> list[int]:
-    """32 tokens after the prompt, greedily, end of text ignored."""
+def _generate(weights: ModelWeights, prompts: list[list[int]], limit_bytes: int) -> list[list[int]]:
+    """32 tokens after each of the prompts, which are alike in length, greedily, end of text ignored."""
     spec, dtype = weights.spec, fast_matmul_dtype()
     block_bytes = dtype.itemsize * sum(x.out_features * x.in_features for x in spec.linears())
     kept: dict[int, Mapping[str, torch.Tensor]] = {}
     caches = [KeyValues(window) for window in spec.windows]
     norm, head = weights.final_norm(), weights.lm_head(dtype)
-    cos, sin = spec.rope.tables(spec.head_dim, len(prompt) + _NEW_TOKENS)
-    tokens, start = list(prompt), 0
+    tokens, start, end = torch.tensor(prompts), 0, len(prompts[0])
+    cos, sin = spec.rope.tables(spec.head_dim, end + _NEW_TOKENS)
     with Progress("generate", _NEW_TOKENS, "token") as progress:
         for _ in range(_NEW_TOKENS):
-            hidden, now = weights.embed(torch.tensor([tokens[start:]]), dtype), slice(start, len(tokens))
+            now = slice(start, tokens.shape[1])
+            hidden = weights.embed(tokens[:, now], dtype)
             for layer, cache in enumerate(caches):
                 block = kept[layer] if layer in kept else weights.block(layer, dtype)
                 if (len(kept) + 1) * block_bytes <= limit_bytes:
                     kept[layer] = block
                 mask = attention_mask(hidden.shape[1], None, spec.windows[layer]) if start == 0 else None
                 hidden = block_forward(spec, block, hidden, cos[now], sin[now], mask=mask, cache=cache)
-            logits = rms_norm(hidden[0, -1], norm, spec.rms_norm_eps) @ head.t()
+            logits = rms_norm(hidden[:, -1], norm, spec.rms_norm_eps) @ head.t()
             if not bool(torch.isfinite(logits).all()):
                 raise GateFailed("The quantized model's logits are not finite: it cannot be used.")
-            start = len(tokens)
-            tokens.append(int(logits.argmax()))
+            start = now.stop
+            tokens = torch.cat((tokens, logits.argmax(-1, keepdim=True)), 1)
             progress.advance()
-    return tokens[len(prompt) :]
+    return tokens[:, end:].tolist()
 
 
 def _repeats(tokens: list[int]) -> bool:

@@ -88,7 +88,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, flush: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     with open(unfinished, "w", encoding="utf-8") as out:
-        json.dump(content, out)
+        out.write(json.dumps(content))  # at once: json.dump goes token by token in Python
         if flush:
             out.flush()
             os.fsync(out.fileno())

@@ -40,7 +40,8 @@ class Rows:
 @dataclass(frozen=True)
 class Statistics:
     """Of what a set of linears reads, per real token: H = X^T X, C = (X_float - X)^T X (None without a float stream), both
-    [in, in] float32; sample: a few tokens of X and X_float, [tokens, in] float32."""
+    [in, in] float32; sample: a few tokens of X and X_float (X itself without a
+    float stream), [tokens, in] float32."""
 
     H: torch.Tensor
     C: torch.Tensor | None
@@ -134,8 +135,9 @@ class BlockStreams:
             tokens += flat[0].shape[0]
             stride = max(1, flat[0].shape[0] * self._chunk_count // _SAMPLE_TOKENS)
             samples.append([x[::stride].float() for x in flat])
-        X, X_float = (torch.cat([s[i] for s in samples]) for i in (0, -1))
-        return Statistics(_mirrored(H).div_(max(tokens, 1)), None if C is None else C / max(tokens, 1), (X, X_float))
+        X, *X_float = (torch.cat(parts) for parts in zip(*samples, strict=True))
+        count = max(tokens, 1)
+        return Statistics(_mirrored(H).div_(count), C if C is None else C / count, (X, X_float[0] if X_float else X))
 
     def _stores(self, streams: Sequence[Stream], width: int) -> list[RowStore]:
         return [self.budget.store(*s.hidden.shape[:2], width, s.hidden.dtype) for s in streams]
