@@ -151,6 +151,21 @@ def test_only_newlines_end_a_row(tokenizer, tmp_path) -> None:
     assert [sample.text for sample in samples(str(tmp_path / "a.txt"), 0)] == ["abc"]
 
 
+def test_the_seed_chooses_among_the_rows_of_a_data_set(tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(str(number)) for number in range(50)))
+    orders = [[int(sample.text) for sample in samples(str(tmp_path / "a.jsonl"), seed)] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert [sorted(order) for order in orders] == [list(range(50))] * 3
+    assert any(number >= 25 for number in orders[0][:8])
+
+
+def test_conversations_that_are_cut_are_counted(tokenizer, tmp_path, capsys) -> None:
+    talks = [{"messages": [{"role": "user", "content": "x" * length}]} for length in (10, 500, 900)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    rows(tokenizer, tmp_path / "chat.jsonl", seq_len=100)
+    assert "2 of 3 conversations are longer than a row of 100 tokens" in capsys.readouterr().err
+
+
 def test_codefuse_format_is_byte_exact() -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
     assert codefuse_chat(messages, "<eos>", generation_prompt=True) == "<s>system\nBe brief.\n<s>human\nhi\n<s>bot\n"

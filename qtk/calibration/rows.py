@@ -11,6 +11,7 @@ from qtk.calibration.options import CalibrationOptions
 from qtk.calibration.sources import Sample, samples
 from qtk.errors import InputError
 from qtk.models.tokenizer import ChatFormat, TextTokenizer
+from qtk.progress import note
 
 _SHORTEST_ROW = 16  # tokens; a last row shorter than this says little and costs a whole row
 
@@ -69,24 +70,30 @@ def pack_rows(
     source: Iterable[Sample], tokenizer: TextTokenizer, count: int, seq_len: int, chat_format: ChatFormat
 ) -> list[list[int]]:
     """Up to `count` rows. Texts are laid end to end and cut into rows (each with the tokenizer's bos in front);
-    a conversation longer than a row is cut at the row's end."""
+    a conversation longer than a row is cut at the row's end, and a note says how many were."""
     bos = tokenizer.bos_ids
     room = seq_len - len(bos)
     rows: list[list[int]] = []
     buffer: list[int] = []
+    conversations = cut = 0
     for sample in source:
         if sample.messages:
             text = tokenizer.render(sample.messages, chat_format, generation_prompt=False)
-            ids = tokenizer.encode(text)[:seq_len]
+            ids = tokenizer.encode(text)
             if ids:
-                rows.append(ids)
+                rows.append(ids[:seq_len])
+                conversations, cut = conversations + 1, cut + (len(ids) > seq_len)
         else:
             buffer += tokenizer.encode(sample.text)
             while len(buffer) >= room and len(rows) < count:
                 rows.append(bos + buffer[:room])
                 buffer = buffer[room:]
         if len(rows) >= count:
-            return rows[:count]
+            break
+    if cut:
+        note(f"{cut} of {conversations} conversations are longer than a row of {seq_len} tokens and were cut (--seq-len).")
+    if len(rows) >= count:
+        return rows[:count]
     if len(buffer) >= min(_SHORTEST_ROW, room) or (buffer and not rows):
         rows.append(bos + buffer)
     return rows

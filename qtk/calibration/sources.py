@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ _TEXT_FIELDS = ("text", "content", "code")
 _ROLES = {"human": "user", "bot": "assistant"}
 STANDARD_LIBRARY = "python-stdlib"
 _PLAIN_ENDINGS = (".txt", ".py", ".md")
+_SHUFFLED = 4096  # rows of a data set among which the seed chooses
 FILE_ENDINGS = (*_PLAIN_ENDINGS, ".jsonl", ".parquet")
 
 
@@ -36,12 +38,21 @@ def samples(source: str, seed: int) -> Iterator[Sample]:
     if path.suffix in _PLAIN_ENDINGS:
         return iter([Sample(text=_read_text(path))])
     if path.suffix == ".jsonl":
-        return _from_jsonl(path)
+        return _shuffled(_from_jsonl(path), seed)
     if path.suffix == ".parquet":
-        return _from_parquet(path)
+        return _shuffled(_from_parquet(path), seed)
     if path.exists():
         raise InputError(f"{path}: calibration files end in .txt, .jsonl or .parquet.")
-    return _from_hub(source)
+    return _shuffled(_from_hub(source), seed)
+
+
+def _shuffled(rows: Iterator[Sample], seed: int) -> Iterator[Sample]:
+    """The first `_SHUFFLED` rows in random order, then the others: data sets are often sorted by language or task, and a
+    few rows are all that is read."""
+    first = list(itertools.islice(rows, _SHUFFLED))
+    random.Random(seed).shuffle(first)  # noqa: S311 - a reproducible choice, no secret
+    yield from first
+    yield from rows
 
 
 def _standard_library(seed: int) -> Iterator[Sample]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import torch
 
-_TRIAL_SHRINKS = (1.0, 0.9, 0.8, 0.7)
+_SYMMETRIC_SHRINKS = (1.0, 0.92, 0.84, 0.76, 0.68)
+_ASYMMETRIC_SHRINKS = (1.0, 0.9, 0.8, 0.7)
 # Rows at a time: few enough that what one trial touches stays in the processor's cache, enough that calls cost little.
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -31,22 +32,22 @@ def search_symmetric(
     for rows in _row_chunks(groups):
         w = groups[rows]
         high_end, low_end = w.amax(-1), w.amin(-1)
-        # Range [-low s, (low - 1) s]: a positive scale spends the extra code on the negative side, a negative one on the positive.
-        positive = torch.maximum(high_end / (low - 1), -low_end / low)
-        negative = torch.minimum(low_end / (low - 1), -high_end / low)
+        # Range [-low s, (low - 1) s]: the scale's sign puts the extra code on the side that reaches further.
+        start = torch.maximum(high_end / (low - 1), -low_end / low)
+        if signed:
+            start = torch.where(high_end > -low_end, torch.minimum(low_end / (low - 1), -high_end / low), start)
         dw = d * w
         best = w.new_full(w.shape[:2], -1.0)
         chosen = w.new_zeros(w.shape[:2])
-        for start in (positive, negative) if signed else (positive,):
-            for shrink in _TRIAL_SHRINKS:
-                scale = start * shrink
-                codes = (w * _reciprocal(scale).unsqueeze(-1)).round_().clamp_(-low, low - 1)
-                dwc = torch.linalg.vecdot(dw, codes)
-                dcc = torch.linalg.vecdot(codes.square_(), d.expand_as(codes))
-                gain = dwc.square() / dcc.clamp_min(1e-30)
-                better = (gain > best) & (dcc > 0)
-                best = torch.where(better, gain, best)
-                chosen = torch.where(better, dwc / dcc.clamp_min(1e-30), chosen)
+        for shrink in _SYMMETRIC_SHRINKS:
+            scale = start * shrink
+            codes = (w * _reciprocal(scale).unsqueeze(-1)).round_().clamp_(-low, low - 1)
+            dwc = torch.linalg.vecdot(dw, codes)
+            dcc = torch.linalg.vecdot(codes.square_(), d.expand_as(codes))
+            gain = dwc.square() / dcc.clamp_min(1e-30)
+            better = (gain > best) & (dcc > 0)
+            best = torch.where(better, gain, best)
+            chosen = torch.where(better, dwc / dcc.clamp_min(1e-30), chosen)
         result[rows] = chosen
     return storable_scales(result)
 
@@ -68,7 +69,7 @@ def search_asymmetric(
         dw = d * w
         best = w.new_full(w.shape[:2], -1.0)
         scale, zero = w.new_zeros(w.shape[:2]), w.new_ones(w.shape[:2])
-        for shrink in _TRIAL_SHRINKS:
+        for shrink in _ASYMMETRIC_SHRINKS:
             trial = (high_end - low_end) * (shrink / top)
             inverse = _reciprocal(trial)
             middle = (-low_end * shrink * inverse).round_()

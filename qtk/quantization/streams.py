@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -116,7 +117,7 @@ class BlockStreams:
     def statistics(self, inputs: Iterator[tuple[slice, list[torch.Tensor]]], size: int) -> Statistics:
         """One pass over the inputs of one stream, or of the quantized and the float one.
 
-        Products run in the inputs' dtype (bf16 where that is fast) and are summed in float32.
+        Products of bfloat16 inputs run at its speed, their sums are float32.
         """
         H = torch.zeros(size, size, device=self.device)
         C: torch.Tensor | None = None
@@ -128,10 +129,12 @@ class BlockStreams:
             bound = _outlier_bound(flat[0])
             if bool((bound < 1).any()):
                 flat = [x * bound for x in flat]
-            _add_gram(H, flat[0])
-            if len(flat) > 1:
-                C = torch.zeros_like(H) if C is None else C
-                C += (flat[1] - flat[0]).t() @ flat[0]
+            x = flat[0].float()
+            with _exact_products(flat[0].dtype):
+                _add_gram(H, x)
+                if len(flat) > 1:
+                    C = torch.zeros_like(H) if C is None else C
+                    C.addmm_((flat[1] - flat[0]).float().t(), x)
             tokens += flat[0].shape[0]
             stride = max(1, flat[0].shape[0] * self._chunk_count // _SAMPLE_TOKENS)
             samples.append([x[::stride].float() for x in flat])
@@ -172,12 +175,26 @@ def _outlier_bound(x: torch.Tensor) -> torch.Tensor:
     return (_OUTLIER_NORM * norms.median() / norms.clamp_min(1e-30)).clamp_max(1.0).to(x.dtype)
 
 
+@contextmanager
+def _exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """Products of float32 matrices that hold values of `dtype`, at its speed where that is bfloat16: the factors lose
+    nothing by a way through bfloat16 (TF32 on a GPU), and sums stay in float32. A bfloat16 product would round each sum
+    to 8 bits, a noise that makes H indefinite."""
+    before = torch.get_float32_matmul_precision()
+    if dtype == torch.bfloat16:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _add_gram(H: torch.Tensor, x: torch.Tensor) -> None:
     """H += x^T x, the blocks on and above the diagonal: the rest is their mirror image."""
     n = H.shape[0]
     step = -(-n // _GRAM_BLOCKS)
     for start in range(0, n, step):
-        H[start : start + step, start:] += x[:, start : start + step].t() @ x[:, start:]
+        H[start : start + step, start:].addmm_(x[:, start : start + step].t(), x[:, start:])
 
 
 def _mirrored(H: torch.Tensor) -> torch.Tensor:
