@@ -105,8 +105,9 @@ def gptq(
         scales, zeros = search_symmetric(W, importance, group_size, bits, signed=signed), None
     else:
         scales, zeros = search_asymmetric(W, importance, group_size, bits)
-    codes = _round_columns(W.t().contiguous()[order], U, order // group_size, scales, zeros, bits)
-    codes = codes[torch.argsort(order)].t().contiguous()
+    Wt = W.t().contiguous().index_select(0, order)
+    codes = _round_columns(Wt, U, order // group_size, scales, zeros, bits)
+    codes = codes.index_select(0, torch.argsort(order)).t().contiguous()
     return GptqResult(QuantizedLinear(codes, scales, zeros, bits, group_size), damp)
 
 

@@ -15,7 +15,7 @@ import torch
 _SYMMETRIC_SHRINKS = (1.0, 0.92, 0.84, 0.76, 0.68)
 _ASYMMETRIC_SHRINKS = (1.0, 0.9, 0.8, 0.7)
 # Rows at a time: few enough that what one trial touches stays in the processor's cache, enough that calls cost little.
-_CHUNK_ELEMENTS = 1 << 18
+_CHUNK_ELEMENTS = 1 << 17
 
 
 def search_symmetric(
@@ -36,18 +36,16 @@ def search_symmetric(
         start = torch.maximum(high_end / (low - 1), -low_end / low)
         if signed:
             start = torch.where(high_end > -low_end, torch.minimum(low_end / (low - 1), -high_end / low), start)
-        dw = d * w
+        inverse = _reciprocal(start)
+        codes, dw, spare = torch.empty_like(w), d * w, torch.empty_like(w)
         best = w.new_full(w.shape[:2], -1.0)
         chosen = w.new_zeros(w.shape[:2])
         for shrink in _SYMMETRIC_SHRINKS:
-            scale = start * shrink
-            codes = (w * _reciprocal(scale).unsqueeze(-1)).round_().clamp_(-low, low - 1)
-            dwc = torch.linalg.vecdot(dw, codes)
-            dcc = torch.linalg.vecdot(codes.square_(), d.expand_as(codes))
-            gain = dwc.square() / dcc.clamp_min(1e-30)
-            better = (gain > best) & (dcc > 0)
+            torch.mul(w, (inverse / shrink).unsqueeze(-1), out=codes).round_().clamp_(-low, low - 1)
+            scale, gain = _fitted(codes, dw, d, spare)
+            better = gain > best
             best = torch.where(better, gain, best)
-            chosen = torch.where(better, dwc / dcc.clamp_min(1e-30), chosen)
+            chosen = torch.where(better, scale, chosen)
         result[rows] = chosen
     return storable_scales(result)
 
@@ -66,25 +64,34 @@ def search_asymmetric(
     for rows in _row_chunks(groups):
         w = groups[rows]
         high_end, low_end = w.amax(-1).clamp_min_(0), w.amin(-1).clamp_max_(0)
-        dw = d * w
+        codes, dw, spare = torch.empty_like(w), d * w, torch.empty_like(w)
         best = w.new_full(w.shape[:2], -1.0)
-        scale, zero = w.new_zeros(w.shape[:2]), w.new_ones(w.shape[:2])
+        chosen, zero = w.new_zeros(w.shape[:2]), w.new_ones(w.shape[:2])
         for shrink in _ASYMMETRIC_SHRINKS:
-            trial = (high_end - low_end) * (shrink / top)
-            inverse = _reciprocal(trial)
+            inverse = _reciprocal((high_end - low_end) * (shrink / top))
             middle = (-low_end * shrink * inverse).round_()
             for shift in (0.0, 1.0) if shrink == 1.0 else (0.0,):
                 z = (middle + shift).clamp_(1, top)
-                codes = (w * inverse.unsqueeze(-1)).round_().clamp_(-z.unsqueeze(-1), (top - z).unsqueeze(-1))
-                dwc = torch.linalg.vecdot(dw, codes)
-                dcc = torch.linalg.vecdot(codes.square_(), d.expand_as(codes))
-                gain = dwc.square() / dcc.clamp_min(1e-30)
-                better = (gain > best) & (dcc > 0)
+                torch.mul(w, inverse.unsqueeze(-1), out=codes).round_()
+                codes.clamp_(-z.unsqueeze(-1), (top - z).unsqueeze(-1))
+                scale, gain = _fitted(codes, dw, d, spare)
+                better = gain > best
                 best = torch.where(better, gain, best)
-                scale = torch.where(better, dwc / dcc.clamp_min(1e-30), scale)
+                chosen = torch.where(better, scale, chosen)
                 zero = torch.where(better, z, zero)
-        scales[rows], zeros[rows] = scale, zero.to(torch.uint8)
+        scales[rows], zeros[rows] = chosen, zero.to(torch.uint8)
     return storable_scales(scales), zeros
+
+
+def _fitted(
+    codes: torch.Tensor, dw: torch.Tensor, d: torch.Tensor, spare: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the least-squares scale of each group's codes, what it takes off sum(d w^2)); 0 for codes that are all zero.
+    dw: d * w; spare: overwritten."""
+    dwc = torch.mul(dw, codes, out=spare).sum(-1)
+    dcc = torch.mul(codes, codes, out=spare).mul_(d).sum(-1)
+    scale = dwc / dcc.clamp_min_(1e-30)
+    return scale, dwc * scale
 
 
 def round_to_grid(

@@ -176,7 +176,7 @@ def _generate(weights: ModelWeights, prompts: list[list[int]], limit_bytes: int)
     caches = [KeyValues(window) for window in spec.windows]
     norm, head = weights.final_norm(), weights.lm_head(dtype)
     tokens, start, end = torch.tensor(prompts), 0, len(prompts[0])
-    cos, sin = spec.rope.tables(spec.head_dim, end + _NEW_TOKENS)
+    cos, sin = (table.to(dtype) for table in spec.rope.tables(spec.head_dim, end + _NEW_TOKENS))
     with Progress("generate", _NEW_TOKENS, "token") as progress:
         for _ in range(_NEW_TOKENS):
             now = slice(start, tokens.shape[1])

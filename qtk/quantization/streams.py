@@ -126,10 +126,11 @@ class BlockStreams:
         for chunk, xs in inputs:
             keep = self._keep(chunk)
             flat = [x.reshape(-1, size) if keep is None else x[keep] for x in xs]
-            bound = _outlier_bound(flat[0])
+            x = flat[0].float()
+            bound = _outlier_bound(x).to(flat[0].dtype)
             if bool((bound < 1).any()):
                 flat = [x * bound for x in flat]
-            x = flat[0].float()
+                x = flat[0].float()
             with _exact_products(flat[0].dtype):
                 _add_gram(H, x)
                 if len(flat) > 1:
@@ -165,14 +166,14 @@ class BlockStreams:
 
 
 def _outlier_bound(x: torch.Tensor) -> torch.Tensor:
-    """[tokens, 1] factors that bring each token of x [tokens, in] down to _OUTLIER_NORM times the median norm.
+    """[tokens, 1] factors that bring each token of x [tokens, in] float32 down to _OUTLIER_NORM times the median norm.
 
     The first tokens of a text can carry activations a hundred times as large as all others (attention sinks, Sun et al.,
     2024, arXiv:2402.17762). Unbounded, their error is all that H and C speak of, and the correction spoils every other
     token for their sake.
     """
-    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return (_OUTLIER_NORM * norms.median() / norms.clamp_min(1e-30)).clamp_max(1.0).to(x.dtype)
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (_OUTLIER_NORM * norms.median() / norms.clamp_min(1e-30)).clamp_max(1.0)
 
 
 @contextmanager
