@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from qtk.checkpoint.reader import Checkpoint
 from qtk.machine import fast_matmul_dtype
 from qtk.models.registry import model_spec
-from qtk.checkpoint.reader import Checkpoint
 from qtk.quantization.activations import ActivationBudget
 from qtk.quantization.streams import BlockStreams, Rows, Stream
 

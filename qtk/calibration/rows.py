@@ -91,7 +91,9 @@ def pack_rows(
         if len(rows) >= count:
             break
     if cut:
-        note(f"{cut} of {conversations} conversations are longer than a row of {seq_len} tokens and were cut (--seq-len).")
+        note(
+            f"{cut} of {conversations} conversations are longer than a row of {seq_len} tokens and were cut (--seq-len)."
+        )
     if len(rows) >= count:
         return rows[:count]
     if len(buffer) >= min(_SHORTEST_ROW, room) or (buffer and not rows):

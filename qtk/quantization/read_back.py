@@ -89,7 +89,9 @@ def read_back(
 def _prompts(rows: TokenRows) -> list[list[int]]:
     """The beginnings, alike in length, of evenly spaced rows."""
     count = len(rows.lengths)
-    chosen = rows.pick([index * count // _PROMPTS for index in range(_PROMPTS)] if count > _PROMPTS else list(range(count)))
+    chosen = rows.pick(
+        [index * count // _PROMPTS for index in range(_PROMPTS)] if count > _PROMPTS else list(range(count))
+    )
     return chosen.tokens[:, : min(_PROMPT_TOKENS, int(chosen.lengths.min()))].tolist()
 
 
