@@ -67,6 +67,7 @@ MOMENTS = {
     "tuned blocks": ({"effort": "best"}, (ResumeState, "save"), {"calls": 2}),
     "spilled": ({"memory": 1e-6}, (ResumeState, "save"), {"calls": 2}),
     "read back": ({}, (pipeline, "read_back"), {"after": False}),
+    "digested": ({}, (pipeline, "sync_tree"), {}),
     "log written": ({}, (pipeline, "remove_work"), {"after": False}),
     "auto, gptq": ({"method": "auto"}, (ResumeState, "save"), {"calls": 1}),
     "auto, gptq finished": ({"method": "auto"}, (methods, "save_finished"), {"calls": 1}),

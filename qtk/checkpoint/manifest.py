@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import qtk
 from qtk.errors import InputError
-from qtk.machine import machine, package_versions, usable_cores
+from qtk.machine import machine, package_versions, threads_for
 
 MANIFEST_NAME = "qtk-manifest.json"
 _PACKAGES = (
@@ -77,13 +77,16 @@ class Manifest(BaseModel):
 
 
 class ManifestRecorder:
-    """Collects a run's facts from its start; `write` adds the outputs and puts the manifest into the directory."""
+    """Collects a run's facts from its start; `write` adds the outputs and puts the manifest into the directory.
 
-    def __init__(self, kind: str, options: Mapping[str, Any]) -> None:
-        self.kind = kind
+    threads: to digest files with (None: OMP_NUM_THREADS, else all usable cores)."""
+
+    def __init__(self, kind: str, options: Mapping[str, Any], threads: int | None = None) -> None:
+        self.kind, self.threads = kind, threads_for(threads)
         self.options = dict(options)
         self.notes: dict[str, Any] = {}
         self._inputs: list[tuple[str, Path, list[Path]]] = []
+        self._digests: dict[Path, FileDigest] = {}
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.monotonic()
 
@@ -91,20 +94,30 @@ class ManifestRecorder:
         """Names an input; its files are digested when the manifest is written."""
         self._inputs.append((role, Path(path), list(files)))
 
+    def digest(self, directory: Path, leave_out: Path | None = None) -> list[Path]:
+        """Digests the inputs and every file in `directory` but those below `leave_out`, which `write` then need not do:
+        none of them may change any more. Returns the outputs."""
+        outputs = [p for p in output_files(directory) if leave_out is None or leave_out not in p.parents]
+        wanted = [*outputs, *(path for _, _, files in self._inputs for path in files)]
+        missing = [path for path in dict.fromkeys(wanted) if path not in self._digests]
+        # Several at once: sha256 is bound by one core, and lets go of Python's lock.
+        with ThreadPoolExecutor(self.threads) as pool:
+            self._digests |= zip(missing, pool.map(file_digest, missing), strict=True)
+        return outputs
+
     def write(self, directory: Path, final: Path, peak_memory_bytes: int) -> Manifest:
         """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its later name."""
-        outputs = output_files(directory)
-        digests = _digest_all([*outputs, *(path for _, _, files in self._inputs for path in files)])
+        outputs = self.digest(directory)
         manifest = Manifest(
             qtk_version=qtk.__version__,
             kind=self.kind,
             command=[redact(word) for word in _command()],
             options=_redact_tree(self.options),
             inputs=[
-                self._input(role, path, files, Path(os.path.abspath(final)), digests)
+                self._input(role, path, files, Path(os.path.abspath(final)), self._digests)
                 for role, path, files in self._inputs
             ],
-            outputs={str(p.relative_to(directory)): digests[p] for p in outputs},
+            outputs={str(p.relative_to(directory)): self._digests[p] for p in outputs},
             packages=package_versions(*_PACKAGES),
             machine=machine().as_dict(),
             started=self._started.isoformat(timespec="seconds"),
@@ -143,13 +156,6 @@ def file_digest(path: Path) -> FileDigest:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     return FileDigest(sha256=digest, bytes=path.stat().st_size)
-
-
-def _digest_all(paths: Iterable[Path]) -> dict[Path, FileDigest]:
-    """The digests of several files, on all cores: sha256 is bound by one core, and lets go of Python's lock."""
-    distinct = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        return dict(zip(distinct, pool.map(file_digest, distinct), strict=True))
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -58,7 +58,7 @@ def staged_directory(
         partial.mkdir(exist_ok=True)
         try:
             yield partial
-            _sync_tree(partial)
+            sync_tree(partial)
             _put_in_place(partial, out)
         except BaseException as error:
             if not resumable:
@@ -160,7 +160,8 @@ def _names(path: Path, handle: IO[str]) -> bool:
         return False
 
 
-def _sync_tree(directory: Path) -> None:
+def sync_tree(directory: Path) -> None:
+    """Puts every file and directory in it on the disk."""
     for root, _, files in os.walk(directory):
         for path in [*(os.path.join(root, f) for f in files), root]:
             _sync(path)

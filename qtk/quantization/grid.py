@@ -10,21 +10,31 @@ Weighting by diag(H): the idea of iMatrix, and of GPTQ's own error.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 
 _SYMMETRIC_SHRINKS = (1.0, 0.92, 0.84, 0.76, 0.68)
 _ASYMMETRIC_SHRINKS = (1.0, 0.9, 0.8, 0.7)
+_THOROUGH_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 # Rows at a time: few enough that what one trial touches stays in the processor's cache, enough that calls cost little.
 _CHUNK_ELEMENTS = 1 << 17
 
 
 def search_symmetric(
-    weight: torch.Tensor, importance: torch.Tensor, group_size: int, bits: int = 4, *, signed: bool = True
+    weight: torch.Tensor,
+    importance: torch.Tensor,
+    group_size: int,
+    bits: int = 4,
+    *,
+    signed: bool = True,
+    thorough: bool = False,
 ) -> torch.Tensor:
     """Scales [out, in / group_size] float32, rounded to float16, for codes -2**(bits-1) .. 2**(bits-1) - 1.
 
     weight: [out, in] float32; importance: [in] float32, >= 0, the weight of each column's squared error. signed: scales
-    may be negative, so that the extra code serves whichever side needs it.
+    may be negative, so that the extra code serves whichever side needs it. thorough: ranges of both signs and finer steps,
+    in three times the time: for rounding to nearest, where no later column makes up for an error.
     """
     low = 2 ** (bits - 1)
     groups, d = _grouped(weight, importance, group_size)
@@ -32,16 +42,16 @@ def search_symmetric(
     for rows in _row_chunks(groups):
         w = groups[rows]
         high_end, low_end = w.amax(-1), w.amin(-1)
-        # Range [-low s, (low - 1) s]: the scale's sign puts the extra code on the side that reaches further.
-        start = torch.maximum(high_end / (low - 1), -low_end / low)
+        # Range [-low s, (low - 1) s]: the scale's sign puts the extra code on one side, at first the one that reaches further.
+        starts = [torch.maximum(high_end / (low - 1), -low_end / low)]
         if signed:
-            start = torch.where(high_end > -low_end, torch.minimum(low_end / (low - 1), -high_end / low), start)
-        inverse = _reciprocal(start)
+            negative = torch.minimum(low_end / (low - 1), -high_end / low)
+            starts = [starts[0], negative] if thorough else [torch.where(high_end > -low_end, negative, starts[0])]
         codes, dw, spare = torch.empty_like(w), d * w, torch.empty_like(w)
         best = w.new_full(w.shape[:2], -1.0)
         chosen = w.new_zeros(w.shape[:2])
-        for shrink in _SYMMETRIC_SHRINKS:
-            torch.mul(w, (inverse / shrink).unsqueeze(-1), out=codes).round_().clamp_(-low, low - 1)
+        for start, shrink in product(starts, _THOROUGH_SHRINKS if thorough else _SYMMETRIC_SHRINKS):
+            torch.mul(w, _reciprocal(start * shrink).unsqueeze(-1), out=codes).round_().clamp_(-low, low - 1)
             scale, gain = _fitted(codes, dw, d, spare)
             better = gain > best
             best = torch.where(better, gain, best)
@@ -51,7 +61,7 @@ def search_symmetric(
 
 
 def search_asymmetric(
-    weight: torch.Tensor, importance: torch.Tensor, group_size: int, bits: int = 4
+    weight: torch.Tensor, importance: torch.Tensor, group_size: int, bits: int = 4, *, thorough: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(scales float32 > 0, zeros uint8 in 1 .. 2**bits - 1), each [out, in / group_size], for codes 0 .. 2**bits - 1.
 
@@ -67,7 +77,7 @@ def search_asymmetric(
         codes, dw, spare = torch.empty_like(w), d * w, torch.empty_like(w)
         best = w.new_full(w.shape[:2], -1.0)
         chosen, zero = w.new_zeros(w.shape[:2]), w.new_ones(w.shape[:2])
-        for shrink in _ASYMMETRIC_SHRINKS:
+        for shrink in _THOROUGH_SHRINKS if thorough else _ASYMMETRIC_SHRINKS:
             inverse = _reciprocal((high_end - low_end) * (shrink / top))
             middle = (-low_end * shrink * inverse).round_()
             for shift in (0.0, 1.0) if shrink == 1.0 else (0.0,):

@@ -21,7 +21,7 @@ from qtk.calibration.options import CalibrationOptions
 from qtk.calibration.rows import TokenRows, calibration_rows
 from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.checkpoint.reader import Checkpoint
-from qtk.checkpoint.staging import staged_directory
+from qtk.checkpoint.staging import staged_directory, sync_tree
 from qtk.errors import InputError, MachineError
 from qtk.machine import (
     PeakMemory,
@@ -42,7 +42,7 @@ from qtk.quantization.methods import MethodRuns
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.read_back import ReadBack, read_back
-from qtk.quantization.resume import begin, remove_work, worth_resuming
+from qtk.quantization.resume import WORK, begin, remove_work, worth_resuming
 from qtk.quantization.run import Outcome, QuantizationTask, kept_tensors
 from qtk.quantization.target_settings import for_target, settled_scheme
 
@@ -115,7 +115,7 @@ def quantize_model(
             f"--threads {options.threads}: this process may use {threads} cores, so it computes with {threads} threads."
         )
     keep_freed_memory()
-    recorder = ManifestRecorder("quantized-model", {**options.model_dump(), **calibration.model_dump()})
+    recorder = ManifestRecorder("quantized-model", {**options.model_dump(), **calibration.model_dump()}, threads)
     recorder.add_input("model", model, checkpoint.files)
     rows, judged_on, offered = None, None, 0
     if options.method != "rtn":
@@ -157,9 +157,12 @@ def quantize_model(
             held_back_kl=runs.held_back_kl,
         )
         recorder.notes |= {"report": report.model_dump(), "resolved_group_size": scheme.default.group_size}
-        remove_work(work)
+        # What takes its time comes before the state goes: without it a stopped run would begin again.
         with Progress("digest files", None):
-            recorder.write(work, out, report.peak_memory_bytes)
+            recorder.digest(work, leave_out=work / WORK)
+            sync_tree(work)
+        remove_work(work)
+        recorder.write(work, out, report.peak_memory_bytes)
     return report
 
 

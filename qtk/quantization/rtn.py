@@ -22,7 +22,7 @@ def rtn(
     weight = weight.float()
     d = torch.ones(weight.shape[1], device=weight.device) if importance is None else importance
     if symmetric:
-        scales, zeros = search_symmetric(weight, d, group_size, bits, signed=signed), None
+        scales, zeros = search_symmetric(weight, d, group_size, bits, signed=signed, thorough=True), None
     else:
-        scales, zeros = search_asymmetric(weight, d, group_size, bits)
+        scales, zeros = search_asymmetric(weight, d, group_size, bits, thorough=True)
     return QuantizedLinear(round_to_grid(weight, scales, zeros, group_size, bits), scales, zeros, bits, group_size)
