@@ -149,24 +149,36 @@ def test_degenerate_problems_stay_sane(kind: str, symmetric: bool) -> None:
     assert error(W, back, H) <= 1.05 * error(W, paper, H) + 1e-9
 
 
-def brute_force(w: torch.Tensor, d: torch.Tensor) -> float:
-    """The least weighted error of one group over a very fine grid of signed scales, float64."""
-    w, d = w.double(), d.double()
+def brute_force(w: torch.Tensor, H: torch.Tensor) -> float:
+    """The least error of one group's output over a very fine grid of signed scales, float64."""
+    w, H = w.double(), H.double()
     largest = float(w.abs().max())
     scales = torch.cat([torch.linspace(0.4, 1.05, 1500) * largest / 7.5 * sign for sign in (1, -1)]).double()
-    codes = (w[None] / scales[:, None]).round().clamp(-8, 7)
-    return float((d * (w - codes * scales[:, None]).square()).sum(-1).min())
+    D = w - (w[None] / scales[:, None]).round().clamp(-8, 7) * scales[:, None]
+    return float((D @ H * D).sum(-1).min())
 
 
-@pytest.mark.parametrize(("thorough", "within"), [(False, 1.06), (True, 1.03)])
-def test_symmetric_search_comes_close_to_brute_force(thorough: bool, within: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "thorough", "within"), [("columns", False, 1.06), ("columns", True, 1.03), ("blocks", True, 1.25)]
+)
+def test_symmetric_search_comes_close_to_brute_force(kind: str, thorough: bool, within: float) -> None:
     draw = torch.Generator().manual_seed(1)
     W, d = torch.randn(40, 64, generator=draw), torch.rand(64, generator=draw) ** 3
-    scales = search_symmetric(W, d, 64, thorough=thorough)
-    back = (round_to_grid(W, scales, None, 64).float() - 8) * scales
-    ours = (d * (W - back).square()).sum(-1).double()
-    best = torch.tensor([brute_force(row, d) for row in W], dtype=torch.float64)
-    assert float(ours.sum() / best.sum()) < within
+    X = torch.randn(300, 64, generator=draw) @ torch.randn(64, 64, generator=draw)
+    H = X.t() @ X / 300 if kind == "blocks" else d.diag()
+    scales = search_symmetric(W, H[None] if kind == "blocks" else d, 64, thorough=thorough)
+    D = (W - (round_to_grid(W, scales, None, 64).float() - 8) * scales).double()
+    best = sum(brute_force(row, H) for row in W)
+    assert float((D @ H.double() * D).sum()) / best < within
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_blocks_of_a_diagonal_hessian_give_the_same_scales(symmetric: bool) -> None:
+    W, H = problem()
+    d = H.diagonal()
+    search = search_symmetric if symmetric else search_asymmetric
+    blocks = torch.stack([d[:32].diag(), d[32:].diag()])
+    torch.testing.assert_close(search(W, blocks, 32), search(W, d + 0.01 * d.mean(), 32), rtol=1e-3, atol=1e-3)
 
 
 def test_scales_are_positive_where_a_runtime_takes_no_others() -> None:

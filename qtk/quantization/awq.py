@@ -54,8 +54,11 @@ def column_scale(
 def awq(
     W: torch.Tensor, H: torch.Tensor, group_size: int, *, symmetric: bool, bits: int = 4, signed: bool = True
 ) -> QuantizedLinear:
-    """Quantizes W [out, in] (scaled already) to nearest, the range of each group searched with columns weighted by diag(H)."""
-    return rtn(W, group_size, symmetric=symmetric, bits=bits, signed=signed, importance=H.diagonal())
+    """Quantizes W [out, in] (scaled already) to nearest, the range of each group searched for the least error of what the
+    group adds to the output: what AutoAWQ's clip search looks at too."""
+    groups = W.shape[1] // group_size
+    blocks = H.view(groups, group_size, groups, group_size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    return rtn(W, group_size, symmetric=symmetric, bits=bits, signed=signed, importance=blocks)
 
 
 def _loss(W: torch.Tensor, H: torch.Tensor, s: torch.Tensor, group_size: int, symmetric: bool, bits: int) -> float:

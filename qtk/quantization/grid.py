@@ -2,7 +2,8 @@
 
 For codes c of a group (zero point taken off), the best scale is the weighted least-squares fit
 s = sum(d w c) / sum(d c^2), and its error sum(d w^2) - sum(d w c)^2 / sum(d c^2). So every trial range gives codes,
-the codes give the best scale for them, and no fine search over scales is needed.
+the codes give the best scale for them, and no fine search over scales is needed. Where the columns' correlations inside a
+group are known, d w becomes w H with the group's block H of the Hessian: the error is then that of the group's output.
 
 Full-range symmetric (code -8 used, the scale's sign says on which side): Cheng et al., AutoRound, 2023; ggml's Q4_0.
 Weighting by diag(H): the idea of iMatrix, and of GPTQ's own error.
@@ -10,12 +11,14 @@ Weighting by diag(H): the idea of iMatrix, and of GPTQ's own error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import torch
 
 _SYMMETRIC_SHRINKS = (1.0, 0.92, 0.84, 0.76, 0.68)
 _ASYMMETRIC_SHRINKS = (1.0, 0.9, 0.8, 0.7)
+_BLOCK_DAMPING = 0.01  # share of the mean diagonal that is added to a Hessian's blocks
 _THOROUGH_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 # Rows at a time: few enough that what one trial touches stays in the processor's cache, enough that calls cost little.
 _CHUNK_ELEMENTS = 1 << 17
@@ -32,12 +35,13 @@ def search_symmetric(
 ) -> torch.Tensor:
     """Scales [out, in / group_size] float32, rounded to float16, for codes -2**(bits-1) .. 2**(bits-1) - 1.
 
-    weight: [out, in] float32; importance: [in] float32, >= 0, the weight of each column's squared error. signed: scales
-    may be negative, so that the extra code serves whichever side needs it. thorough: ranges of both signs and finer steps,
-    in three times the time: for rounding to nearest, where no later column makes up for an error.
+    weight: [out, in] float32. importance: [in] float32, >= 0, the weight of each column's squared error; or [in / group_size,
+    group_size, group_size], each group's block on the diagonal of the Hessian. signed: scales may be negative, so that the
+    extra code serves whichever side needs it. thorough: ranges of both signs and finer steps, in three times the time: for
+    rounding to nearest, where no later column makes up for an error.
     """
     low = 2 ** (bits - 1)
-    groups, d = _grouped(weight, importance, group_size)
+    groups, weighed = _grouped(weight, importance, group_size)
     result = groups.new_empty(groups.shape[:2])
     for rows in _row_chunks(groups):
         w = groups[rows]
@@ -47,13 +51,14 @@ def search_symmetric(
         if signed:
             negative = torch.minimum(low_end / (low - 1), -high_end / low)
             starts = [starts[0], negative] if thorough else [torch.where(high_end > -low_end, negative, starts[0])]
-        codes, dw, spare = torch.empty_like(w), d * w, torch.empty_like(w)
+        codes, spare = torch.empty_like(w), torch.empty_like(w)
+        dw = weighed(w, torch.empty_like(w))
         best = w.new_full(w.shape[:2], -1.0)
         chosen = w.new_zeros(w.shape[:2])
         for start, shrink in product(starts, _THOROUGH_SHRINKS if thorough else _SYMMETRIC_SHRINKS):
             torch.mul(w, _reciprocal(start * shrink).unsqueeze(-1), out=codes).round_().clamp_(-low, low - 1)
-            scale, gain = _fitted(codes, dw, d, spare)
-            better = gain > best
+            scale, gain = _fitted(codes, dw, weighed(codes, spare))
+            better = (gain > best) & (scale * start > 0)  # correlations can turn a sign, which the runtime may not take
             best = torch.where(better, gain, best)
             chosen = torch.where(better, scale, chosen)
         result[rows] = chosen
@@ -68,13 +73,14 @@ def search_asymmetric(
     Zero points start at 1: the gptq v1 container stores zero - 1. Arguments as for `search_symmetric`.
     """
     top = 2**bits - 1
-    groups, d = _grouped(weight, importance, group_size)
+    groups, weighed = _grouped(weight, importance, group_size)
     scales = groups.new_empty(groups.shape[:2])
     zeros = groups.new_empty(groups.shape[:2], dtype=torch.uint8)
     for rows in _row_chunks(groups):
         w = groups[rows]
         high_end, low_end = w.amax(-1).clamp_min_(0), w.amin(-1).clamp_max_(0)
-        codes, dw, spare = torch.empty_like(w), d * w, torch.empty_like(w)
+        codes, spare = torch.empty_like(w), torch.empty_like(w)
+        dw = weighed(w, torch.empty_like(w))
         best = w.new_full(w.shape[:2], -1.0)
         chosen, zero = w.new_zeros(w.shape[:2]), w.new_ones(w.shape[:2])
         for shrink in _THOROUGH_SHRINKS if thorough else _ASYMMETRIC_SHRINKS:
@@ -84,8 +90,8 @@ def search_asymmetric(
                 z = (middle + shift).clamp_(1, top)
                 torch.mul(w, inverse.unsqueeze(-1), out=codes).round_()
                 codes.clamp_(-z.unsqueeze(-1), (top - z).unsqueeze(-1))
-                scale, gain = _fitted(codes, dw, d, spare)
-                better = gain > best
+                scale, gain = _fitted(codes, dw, weighed(codes, spare))
+                better = (gain > best) & (scale > 0)
                 best = torch.where(better, gain, best)
                 chosen = torch.where(better, scale, chosen)
                 zero = torch.where(better, z, zero)
@@ -93,13 +99,11 @@ def search_asymmetric(
     return storable_scales(scales), zeros
 
 
-def _fitted(
-    codes: torch.Tensor, dw: torch.Tensor, d: torch.Tensor, spare: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fitted(codes: torch.Tensor, dw: torch.Tensor, dc: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(the least-squares scale of each group's codes, what it takes off sum(d w^2)); 0 for codes that are all zero.
-    dw: d * w; spare: overwritten."""
-    dwc = torch.mul(dw, codes, out=spare).sum(-1)
-    dcc = torch.mul(codes, codes, out=spare).mul_(d).sum(-1)
+    dw, dc: weights and codes, weighed; dc is overwritten."""
+    dcc = dc.mul_(codes).sum(-1)
+    dwc = torch.mul(dw, codes, out=dc).sum(-1)
     scale = dwc / dcc.clamp_min_(1e-30)
     return scale, dwc * scale
 
@@ -148,11 +152,18 @@ def _reciprocal(scales: torch.Tensor) -> torch.Tensor:
     return torch.where(scales == 0, torch.zeros_like(scales), 1.0 / scales)
 
 
-def _grouped(weight: torch.Tensor, importance: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _grouped(
+    weight: torch.Tensor, importance: torch.Tensor, group_size: int
+) -> tuple[torch.Tensor, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """(weight [out, groups, group_size], what weighs such a tensor into another of its shape)."""
     groups = weight.view(weight.shape[0], -1, group_size)
     # A column that never fires still keeps a trace of weight, so that its codes stay sensible.
-    floor = importance.mean().clamp_min(1e-12) * 1e-6
-    return groups, (importance + floor).view(-1, group_size)
+    if importance.dim() == 1:
+        d = (importance + importance.mean().clamp_min(1e-12) * 1e-6).view(-1, group_size)
+        return groups, lambda x, out: torch.mul(x, d, out=out)
+    trace = importance.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * _BLOCK_DAMPING
+    H = importance + trace * torch.eye(group_size, device=weight.device)
+    return groups, lambda x, out: out.copy_(torch.bmm(x.transpose(0, 1), H).transpose(0, 1))
 
 
 def _row_chunks(groups: torch.Tensor) -> list[slice]:

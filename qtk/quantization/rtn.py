@@ -17,7 +17,8 @@ def rtn(
     signed: bool = True,
     importance: torch.Tensor | None = None,
 ) -> QuantizedLinear:
-    """weight [out, in] -> QuantizedLinear. importance: [in] weights of the columns in the scale search (default: equal).
+    """weight [out, in] -> QuantizedLinear. importance: of the columns in the scale search, as `search_symmetric` takes it
+    (default: equal).
     signed: symmetric scales may be negative."""
     weight = weight.float()
     d = torch.ones(weight.shape[1], device=weight.device) if importance is None else importance
