@@ -26,15 +26,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qtk.bench.accuracy.programs import reference_source
-from qtk.bench.accuracy.sandbox.pool import choose_level
-from qtk.bench.accuracy.scoring import Scorer
-from qtk.bench.accuracy.suites import Suite, load_suite, suite_tasks
-from qtk.bench.accuracy.tasks import Task
-from qtk.bench.accuracy.toolchains.base import Company
-from qtk.bench.accuracy.toolchains.javascript import JavaScript
+from qtk.bench.accuracy.languages.base import Company
+from qtk.bench.accuracy.languages.javascript import JavaScript
+from qtk.bench.accuracy.programs.assemble import reference_source
+from qtk.bench.accuracy.programs.scoring import Scorer
+from qtk.bench.accuracy.suites.suites import Suite, load_suite, suite_tasks
+from qtk.bench.accuracy.suites.tasks import Task
 from qtk.errors import MachineError
 from qtk.machine import machine, usable_cores
+from qtk.sandbox.pool import choose_level
 
 
 def ours(suite: Suite, language: str, tasks: list[Task], workers: int, level: str) -> int:

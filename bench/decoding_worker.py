@@ -17,7 +17,7 @@ Generate = Callable[[list[int], int], tuple[float, float, list[int]]]
 
 
 def qtk(model: str, threads: int) -> Generate:
-    from qtk.engines.session import DecoderSession
+    from qtk.engines.sessions.session import DecoderSession
 
     session = DecoderSession.open(model, threads)
 

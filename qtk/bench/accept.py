@@ -19,8 +19,8 @@ import qtk
 from qtk.bench.divergence import DivergenceOptions, DivergenceResult, measure_divergence
 from qtk.bench.latency import LatencyOptions, LatencyReport, measure, parse_shapes, time_first_call
 from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest
-from qtk.engines.session import DecoderSession, EngineSession, open_session
-from qtk.engines.text import GenerateOptions, generate_text
+from qtk.engines.sessions.session import DecoderSession, EngineSession, open_session
+from qtk.engines.sessions.text import GenerateOptions, generate_text
 from qtk.errors import InputError
 from qtk.machine import machine
 from qtk.progress import Progress

@@ -21,7 +21,7 @@ import qtk
 from qtk.bench.held_out_rows import CODE, ENGLISH, held_out_rows
 from qtk.calibration.rows import TokenRows
 from qtk.engines.description import is_engine
-from qtk.engines.session import DecoderSession
+from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError
 from qtk.machine import limit_threads, machine
 from qtk.models.forward import attention_mask, block_forward, rms_norm

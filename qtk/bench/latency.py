@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from qtk.engines.session import EngineSession, Generation
+from qtk.engines.sessions.session import EngineSession, Generation
 from qtk.errors import InputError, listing
 from qtk.machine import machine
 

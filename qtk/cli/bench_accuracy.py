@@ -49,7 +49,7 @@ def command(
     qtk bench accuracy engine --suite nlp:wic,copa,rte --data data --limit 100 -o scores
     qtk bench accuracy --suite humaneval --generations answers.jsonl -o scores
     """
-    from qtk.bench.accuracy.run import run_accuracy
+    from qtk.bench.accuracy.accuracy_run import run_accuracy
     from qtk.bench.results import require_writable
     from qtk.errors import InputError
 

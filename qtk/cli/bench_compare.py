@@ -8,8 +8,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from qtk.bench.accuracy.comparison import CompareOptions
-from qtk.bench.accuracy.comparison_rows import LanguageComparison
+from qtk.bench.accuracy.results.comparison import CompareOptions
+from qtk.bench.accuracy.results.comparison_rows import LanguageComparison
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
 
@@ -43,8 +43,8 @@ def command(
     qtk bench compare scores-bf16 scores-int4
     qtk bench compare scores-bf16 scores-int4 --tolerance 1 --gate --plot loss.svg -o comparison.json
     """
-    from qtk.bench.accuracy.comparison import compare, plot
-    from qtk.bench.accuracy.results import read_result
+    from qtk.bench.accuracy.results.comparison import compare, plot
+    from qtk.bench.accuracy.results.result import read_result
     from qtk.bench.results import require_writable, write_result
     from qtk.errors import GateFailed
 

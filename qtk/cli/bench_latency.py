@@ -24,7 +24,7 @@ def command(engine: Path, as_json: bool, **values: object) -> None:
     qtk bench latency engine --shapes 64/32,256/128 --batch-size 4 --json
     """
     from qtk.bench.latency import measure
-    from qtk.engines.session import open_session
+    from qtk.engines.sessions.session import open_session
     from qtk.progress import Progress
 
     options = build(LatencyOptions, values)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from qtk.bench.accuracy.leaderboard import LeaderboardOptions
+from qtk.bench.accuracy.results.leaderboard import LeaderboardOptions
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
 
@@ -27,8 +27,8 @@ def command(results: tuple[Path, ...], output: Path | None, overwrite: bool, as_
     qtk bench leaderboard scores
     qtk bench leaderboard scores-bf16 scores-int4 --reference table.yaml -o leaderboard.json
     """
-    from qtk.bench.accuracy.leaderboard import leaderboard
-    from qtk.bench.accuracy.results import read_result
+    from qtk.bench.accuracy.results.leaderboard import leaderboard
+    from qtk.bench.accuracy.results.result import read_result
     from qtk.bench.results import require_writable, write_result
 
     if output is not None:

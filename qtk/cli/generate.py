@@ -9,7 +9,7 @@ import click
 
 from qtk.cli.options import build, options_from
 from qtk.cli.output import json_option
-from qtk.engines.text import GenerateOptions
+from qtk.engines.sessions.text import GenerateOptions
 
 
 @click.command()
@@ -25,8 +25,8 @@ def command(engine: Path, prompts: tuple[str, ...], as_json: bool, **values: obj
     qtk generate engine --chat model --prompt "Write a quicksort in Python." --max-new-tokens 200
     qtk generate engine --chat codefuse --prompt - --json < question.txt
     """
-    from qtk.engines.session import open_session
-    from qtk.engines.text import generate_text
+    from qtk.engines.sessions.session import open_session
+    from qtk.engines.sessions.text import generate_text
 
     options = build(GenerateOptions, values)
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]

@@ -35,7 +35,7 @@ def command(
     qtk quantize merged -o int4 --method rtn --group-size 64 --asym
     qtk quantize merged -o int4 --override "*.down_proj=bits:8"
     """
-    from qtk.quantization.pipeline import quantize_model
+    from qtk.quantization.quantize import quantize_model
 
     require_valid(values, QuantizeOptions, CalibrationOptions)
     report = quantize_model(
@@ -89,7 +89,7 @@ def command(
 def _layer_table(output: Path) -> Any:
     import json
 
-    from qtk.quantization.pipeline import LOG_NAME
+    from qtk.quantization.quantize import LOG_NAME
 
     lines = [json.loads(line) for line in (output / LOG_NAME).read_text(encoding="utf-8").splitlines()]
     columns = ("layer", "method", "bits", "group_size", "error_before", "error_after", "damping", "seconds")

@@ -43,7 +43,7 @@ def command(
     qtk run codefuse-deepseek-33b-a10 --until build
     qtk run codefuse-deepseek-33b-a10 --from latency
     """
-    from qtk.recipes.run import Mode, run_recipe
+    from qtk.recipes.recipe_run import Mode, run_recipe
     from qtk.recipes.schema import read_recipe, recipe_path
 
     if resume and overwrite:

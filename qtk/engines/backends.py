@@ -17,11 +17,11 @@ from qtk.targets.gpu import GpuProfile
 
 # backend -> module under qtk.engines with a class `Backend`; imported when used.
 BACKENDS = {
-    "onnxruntime": "onnxruntime_backend",
-    "tensorrt": "tensorrt_backend",
-    "tensorrt-full": "tensorrt_full_backend",
-    "tensorrt-edgellm": "tensorrt_edgellm_backend",
-    "tensorrt-llm": "tensorrt_llm_backend",
+    "onnxruntime": "onnxruntime.backend",
+    "tensorrt": "tensorrt.backend",
+    "tensorrt-full": "tensorrt.full_backend",
+    "tensorrt-edgellm": "edgellm.backend",
+    "tensorrt-llm": "tensorrt_llm.backend",
 }
 
 

@@ -8,13 +8,14 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from qtk.engines import tensorrt_edgellm_backend, tensorrt_llm_backend
 from qtk.engines.description import Limits
+from qtk.engines.edgellm import backend as tensorrt_edgellm_backend
 from qtk.engines.linear_plans import linear_plans
 from qtk.engines.memory_plan import cache_length, memory_plan
 from qtk.engines.memory_table import MemoryPlan
 from qtk.engines.options import BuildOptions, not_for, resolved_limits
-from qtk.engines.tensorrt_llm_checkpoint import Split
+from qtk.engines.tensorrt_llm import backend as tensorrt_llm_backend
+from qtk.engines.tensorrt_llm.checkpoint import Split
 from qtk.errors import InputError
 from qtk.models.registry import spec_from_config
 from qtk.models.spec import ModelSpec

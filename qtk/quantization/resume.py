@@ -20,7 +20,7 @@ from typing import Any
 from qtk.checkpoint.manifest import canonical_digest
 from qtk.errors import InputError
 from qtk.progress import note
-from qtk.quantization.activations import RowStore
+from qtk.quantization.blocks.activations import RowStore
 
 WORK = ".calibration"  # spilled activations and what a stopped run leaves; removed before the directory is complete
 _BEGUN = "begun.json"

@@ -81,7 +81,7 @@ def _quantize(recipe: Recipe, recipe_dir: Path, float_model: str) -> Step:
     texts = _files(recipe_dir, (stage.calibration,))
 
     def work(places: Places, out: Path, resume: bool) -> None:
-        from qtk.quantization.pipeline import quantize_model
+        from qtk.quantization.quantize import quantize_model
 
         quantize_model(places[float_model], out, stage.quantize_options(), calibration, overwrite=True, resume=resume)
 
@@ -120,7 +120,7 @@ def _latency(recipe: Recipe, engine: str) -> Step:
     def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.bench.latency import measure
         from qtk.bench.results import measure_into
-        from qtk.engines.session import open_session
+        from qtk.engines.sessions.session import open_session
 
         def run() -> BaseModel:
             with (
@@ -168,7 +168,7 @@ def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> Step:
     name = f"accuracy{engine.removeprefix('build')}"
 
     def work(places: Places, out: Path, resume: bool) -> None:
-        from qtk.bench.accuracy.run import run_accuracy
+        from qtk.bench.accuracy.accuracy_run import run_accuracy
 
         run_accuracy(
             stage.accuracy_options(recipe_dir),

@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import qtk
-from qtk.bench.accuracy.comparison import CompareOptions, Comparison, compare
-from qtk.bench.accuracy.results import AccuracyResult
+from qtk.bench.accuracy.results.comparison import CompareOptions, Comparison, compare
+from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.divergence import DivergenceResult
 from qtk.bench.latency import LatencyReport
 from qtk.bench.results import RESULT_NAME
@@ -23,7 +23,7 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.engines.description import EngineDescription, is_engine, read_description
 from qtk.errors import InputError
 from qtk.machine import PeakMemory
-from qtk.quantization.pipeline import LOG_NAME
+from qtk.quantization.quantize import LOG_NAME
 from qtk.release.plots import plot_errors, plot_latency
 
 REPORT_NAME = "report.md"

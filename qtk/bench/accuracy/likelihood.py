@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from qtk.bench.accuracy.answers import write_line
-from qtk.bench.accuracy.language_run import complete_rows
-from qtk.bench.accuracy.statistics import mean_and_error
-from qtk.bench.accuracy.tasks import Task
-from qtk.engines.session import DecoderSession
+from qtk.bench.accuracy.programs.answers import write_line
+from qtk.bench.accuracy.programs.language_run import complete_rows
+from qtk.bench.accuracy.results.statistics import mean_and_error
+from qtk.bench.accuracy.suites.tasks import Task
+from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError, listing
 from qtk.models.tokenizer import TextTokenizer
 from qtk.progress import Progress

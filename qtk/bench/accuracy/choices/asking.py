@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from qtk.bench.accuracy.answers import write_line
 from qtk.bench.accuracy.choices.questions import Question, answer_part, certain, picked, question
 from qtk.bench.accuracy.choices.rows import Row
-from qtk.bench.accuracy.choices.scores import ChoiceAnswer
-from qtk.bench.accuracy.choices.sets import ChoiceSet
-from qtk.bench.accuracy.generation import generated_texts
-from qtk.bench.accuracy.language_run import complete_rows
 from qtk.bench.accuracy.likelihood import scored_tokens
 from qtk.bench.accuracy.options import ModelOptions
-from qtk.bench.accuracy.prompts import encode
-from qtk.engines.session import DecoderSession
+from qtk.bench.accuracy.programs.answers import write_line
+from qtk.bench.accuracy.programs.generation import generated_texts
+from qtk.bench.accuracy.programs.language_run import complete_rows
+from qtk.bench.accuracy.programs.prompts import encode
+from qtk.bench.accuracy.results.choice_scores import ChoiceAnswer
+from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
+from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError, listing
 from qtk.progress import Progress
 

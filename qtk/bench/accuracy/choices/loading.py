@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qtk.bench.accuracy.choices.rows import Row, as_rows, read_set, subject_files
-from qtk.bench.accuracy.choices.sets import ChoiceSet, HubSource
-from qtk.bench.accuracy.suites import Suite, find_data, missing_data
+from qtk.bench.accuracy.suites.choice_sets import ChoiceSet, HubSource
+from qtk.bench.accuracy.suites.suites import Suite, find_data, missing_data
 from qtk.checkpoint.manifest import canonical_digest, file_digest
 from qtk.errors import InputError, MachineError
 

@@ -10,7 +10,7 @@ from jinja2 import StrictUndefined, Template, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qtk.bench.accuracy.choices.rows import Row
-from qtk.bench.accuracy.choices.sets import ChoiceSet
+from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
 from qtk.errors import InputError
 
 LETTERS = "ABCDEFG"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qtk.bench.accuracy.choices.sets import ChoiceSet
-from qtk.bench.accuracy.tasks import read_rows
+from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
+from qtk.bench.accuracy.suites.tasks import read_rows
 from qtk.errors import InputError, listing
 
 BLANK = "______"

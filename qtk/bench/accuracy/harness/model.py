@@ -12,10 +12,10 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from qtk.bench.accuracy.generation import generated_texts
 from qtk.bench.accuracy.likelihood import scored_tokens
 from qtk.bench.accuracy.options import ModelOptions
-from qtk.engines.session import DecoderSession
+from qtk.bench.accuracy.programs.generation import generated_texts
+from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError
 from qtk.progress import Progress
 

@@ -1,0 +1,1 @@
+"""Programs made of answers: prompts, generation, extraction, assembling, scoring."""

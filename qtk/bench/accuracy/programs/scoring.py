@@ -1,0 +1,218 @@
+"""Runs answers in the sandbox: the references first, then every sample, in parallel; one verdict each."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any
+
+from qtk.bench.accuracy.languages.base import LanguageUnavailable, Toolchain, Verdict
+from qtk.bench.accuracy.languages.registry import TOOLCHAINS
+from qtk.bench.accuracy.options import Rules
+from qtk.bench.accuracy.programs.answers import Answer
+from qtk.bench.accuracy.programs.assemble import reference_source
+from qtk.bench.accuracy.programs.compatibility import bigcode_source, codefuse_source
+from qtk.bench.accuracy.programs.extraction import Extracted, extract
+from qtk.bench.accuracy.suites.suites import Suite
+from qtk.bench.accuracy.suites.tasks import Task
+from qtk.errors import InputError, MachineError, listing
+from qtk.progress import Progress, note
+from qtk.sandbox.job import Job, Level, Outcome
+from qtk.sandbox.pool import Workers, limits_note
+
+_FEW_REFERENCES, _REFERENCE_TRIES = 3, 20  # so many that fail are tried so often, before the machine is blamed
+_KEPT_TEXT = 2000  # characters of what a program printed, kept in the record of a task that did not pass
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The verdict on one sample, how its program came about, and the end of what it printed if it did not pass."""
+
+    answer: Answer
+    verdict: Verdict
+    how: str
+    seconds: float
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    def record(self) -> dict[str, object]:
+        """The line of tasks.jsonl."""
+        line: dict[str, object] = {
+            "suite": self.answer.suite,
+            "language": self.answer.language,
+            "task_id": self.answer.task_id,
+            "sample": self.answer.sample,
+            "verdict": self.verdict,
+            "extracted_as": self.how,
+            "seconds": self.seconds,
+        }
+        if self.verdict != "passed":
+            line |= {"exit_code": self.exit_code, "stdout": self.stdout, "stderr": self.stderr}
+        return line
+
+
+class Scorer:
+    """Scores one language of a suite at one sandbox level.
+
+    with Scorer(suite, "java", level="namespaces", rules="qtk", workers=2) as scorer:
+        scorer.check_references(tasks)
+        for scored in scorer.score(tasks, answers): ...
+    """
+
+    def __init__(self, suite: Suite, language: str, *, level: Level, rules: Rules, workers: int | None) -> None:
+        """LanguageUnavailable when the language's commands or libraries are absent."""
+        self.suite, self.language, self.rules = suite, language, rules
+        if language not in TOOLCHAINS:
+            raise LanguageUnavailable(f"qtk cannot run {language} programs.")
+        self.toolchain = _toolchain(suite, language)
+        self.toolchain.prepare()
+        preload = _imported(suite.python_header) if language == "python" else ()
+        self._workers = Workers(level, count=workers, readable=self.toolchain.readable, preload=preload)
+
+    def limits_note(self, task: Task) -> str:
+        """The limits of this language's programs, in words."""
+        job = self._job("", task)
+        return limits_note(job.limits, self._workers.level, self.toolchain.seconds)
+
+    def __enter__(self) -> Scorer:
+        self._workers.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._workers.__exit__(*details)
+
+    def check_references(self, tasks: Sequence[Task]) -> None:
+        """Runs the known solutions. LanguageUnavailable, with the missing libraries if they show, unless all pass.
+
+        A language whose references fail here would charge the machine's faults to the model. A few that fail are tried
+        again: the solution of HumanEval-X's Go/95 depends on the order in which Go walks a map, which is random, and
+        passes four times in nine. Answers of models get no second try.
+        """
+        label = f"{self.suite.name} {self.language}: reference solutions"
+        failed = self._failing_references(tasks, label)
+        by_chance = dict(failed) if len(failed) <= _FEW_REFERENCES else {}
+        tries = 1
+        while failed and by_chance and tries < _REFERENCE_TRIES:
+            tries += 1
+            failed = self._failing_references([task for task in tasks if task.task_id in failed], label)
+        if not failed:
+            if by_chance:
+                note(
+                    f"{label}: {', '.join(by_chance)} passed only after {tries} tries: what it does depends on chance."
+                )
+            return
+        missing = self.toolchain.missing(failed.values())
+        why = f"Missing: {', '.join(missing)}." if missing else f"The first says: {_complaint(failed)}"
+        raise LanguageUnavailable(
+            f"{len(failed)} of {len(tasks)} reference solutions of {self.suite.name} {self.language} do not pass on this "
+            f"machine, so it cannot be scored. {why}\n{listing(failed)}"
+        )
+
+    def _failing_references(self, tasks: Sequence[Task], label: str) -> dict[str, Outcome]:
+        jobs = ((task.task_id, self._job(reference_source(self.suite, task), task)) for task in tasks)
+        # References are known programs: the strictest published rule would only punish their output.
+        outcomes = self._run(jobs, label, len(tasks))
+        return {name: outcome for name, outcome in outcomes if self.toolchain.verdict(outcome, "qtk") != "passed"}
+
+    def score(self, tasks: Sequence[Task], answers: Sequence[Answer]) -> Iterator[Scored]:
+        """A verdict for every answer, as they come."""
+        by_id = {task.task_id: task for task in tasks}
+        how: dict[Answer, str] = {}
+
+        def jobs() -> Iterator[tuple[Answer, Job]]:
+            for answer in answers:
+                task = by_id[answer.task_id]
+                extracted = self.extracted(task, answer.generation)
+                how[answer] = extracted.how
+                yield answer, self._job(extracted.source, task)
+
+        label = f"{self.suite.name} {self.language}: running answers"
+        passed = 0
+
+        def detail() -> str:
+            return f"{passed} passed"
+
+        for answer, outcome in self._run(jobs(), label, len(answers), detail):
+            verdict = self.toolchain.verdict(outcome, self.rules)
+            passed += verdict == "passed"
+            texts = (outcome.stdout[-_KEPT_TEXT:], outcome.stderr[-_KEPT_TEXT:])
+            yield Scored(answer, verdict, how.pop(answer), outcome.seconds, outcome.exit_code, *texts)
+
+    def extracted(self, task: Task, generation: str) -> Extracted:
+        """The source before the tests, by the rules in force."""
+        if self.rules == "codefuse":
+            return Extracted(codefuse_source(self.suite, task, generation), "continuation")
+        if self.rules == "bigcode":
+            return Extracted(bigcode_source(self.suite, task, generation), "continuation")
+        return extract(self.suite, task, generation)
+
+    def _job(self, source: str, task: Task) -> Job:
+        return self.toolchain.job(source, task, self._workers.environment)
+
+    def _run(
+        self, jobs: Iterable[tuple[Any, Job]], label: str, total: int, detail: Callable[[], str] = lambda: ""
+    ) -> Iterator[tuple[Any, Outcome]]:
+        with Progress(label, total, "programs") as progress:
+            for key, outcome in self._outcomes(jobs, total):
+                if outcome.ending == "sandbox":
+                    raise MachineError(f"The sandbox failed, which is not the model's fault: {outcome.stderr.strip()}")
+                yield key, outcome
+                progress.advance(1, detail())
+
+    def _outcomes(self, jobs: Iterable[tuple[Any, Job]], total: int) -> Iterator[tuple[Any, Outcome]]:
+        """Programs in company where the toolchain has it, and alone all that did not pass there."""
+        size = self.toolchain.company.size(total, self._workers.count)
+        if size == 1:
+            yield from self._workers.run(jobs)
+            return
+        again: list[tuple[Any, Job]] = []
+        source = self._sociable(jobs, again)
+        groups = iter(lambda: list(islice(source, size)), [])
+        for group, outcome in self._workers.run((group, self._together(group)) for group in groups):
+            if outcome.ending == "sandbox":
+                yield group[0][0], outcome
+            ended = set(outcome.stdout.split("\n"))
+            for key, job in group:
+                if job.sentinel in ended:
+                    seconds = round(outcome.seconds / len(group), 4)
+                    yield key, Outcome("run", 0, "exited", "", "", True, seconds)
+                else:
+                    again.append((key, job))
+        yield from self._workers.run(again)
+
+    def _sociable(self, jobs: Iterable[tuple[Any, Job]], others: list[tuple[Any, Job]]) -> Iterator[tuple[Any, Job]]:
+        for key, job in jobs:
+            if self.toolchain.sociable(job):
+                yield key, job
+            else:
+                others.append((key, job))
+
+    def _together(self, group: list[tuple[Any, Job]]) -> Job:
+        return self.toolchain.together([job for _, job in group])
+
+
+def _toolchain(suite: Suite, language: str) -> Toolchain:
+    settings = suite.languages[language].settings
+    if unknown := settings.keys() - {field.name for field in fields(TOOLCHAINS[language])}:
+        raise InputError(f"Suite {suite.name}, {language}: there is no setting {', '.join(sorted(unknown))}.")
+    return TOOLCHAINS[language](**{"seconds": suite.seconds, **settings})  # type: ignore[arg-type]
+
+
+def _imported(source: str) -> tuple[str, ...]:
+    """The modules that a header imports: loaded once a worker, so that no program pays for them."""
+    found: dict[str, None] = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= dict.fromkeys(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found[node.module] = None
+    return ("typing", "math", "random", *found)
+
+
+def _complaint(failed: dict[str, Outcome]) -> str:
+    task_id, outcome = next(iter(failed.items()))
+    text = (outcome.stderr or outcome.stdout).strip()[-400:]
+    return f"{task_id}: {outcome.ending}, exit code {outcome.exit_code}. {text}"

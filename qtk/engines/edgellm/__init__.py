@@ -1,0 +1,1 @@
+"""TensorRT Edge-LLM: its exporter, its build tool and its own generation loop."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: engines for the CPU."""

@@ -1,0 +1,174 @@
+"""The graph in ONNX Runtime on the processor, the cache updated in place.
+
+A cache input and its output are bound to the same memory, so TensorScatter writes without a copy. Buffers stay bound
+between runs of the same shape: a decode step only copies a few small arrays into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from qtk.engines.description import EngineDescription
+from qtk.engines.onnxruntime.rewrite import LAST_POSITION, POSITIONS, rewritten
+from qtk.engines.sessions.executor import Step
+from qtk.errors import InputError
+from qtk.machine import threads_for
+
+# Attention reads the masked tail of the cache too, so the cache grows with the call: finely while it is short, coarsely
+# when growing means copying much.
+CACHE_STEPS = (32, 128)
+PREFILL_CHUNK = 256
+_DTYPES = {"float32": np.float32, "float16": np.float16}
+
+
+class OnnxRuntimeExecutor:
+    """An executor (see executor.py) over one ONNX Runtime session."""
+
+    chunk_tokens = PREFILL_CHUNK
+    chunk_logits = PREFILL_CHUNK
+    compiled_before: bool | None = None
+
+    def __init__(
+        self, directory: Path, description: EngineDescription, threads: int | None, accuracy_level: int | None
+    ) -> None:
+        if description.dtype not in _DTYPES:
+            raise InputError(f"{directory} computes in {description.dtype}, which ONNX Runtime lacks on a processor.")
+        level = description.accuracy_level if accuracy_level is None else accuracy_level
+        self._dtype = _DTYPES[description.dtype]
+        self._description = description
+        self._path = directory / description.stages[0].file
+        self._options = session_options(threads, 0 if level is None else level)
+        # Where a graph that is given as bytes finds its weights.
+        self._options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self._path.parent)
+        )
+        self._open(for_one_row=True)
+        self._cache_names = [
+            (f"past_{kind}.{layer}", f"present_{kind}.{layer}")
+            for layer in range(description.num_layers)
+            for kind in ("key", "value")
+        ]
+        self._cache: list[np.ndarray] = []
+        self._bound: dict[str, np.ndarray] = {}
+        self._batch = 0
+        self._length = 0
+
+    def _open(self, *, for_one_row: bool) -> None:
+        """Loads the graph: rewritten (see onnxruntime_rewrite.py) for calls of one row where it can be, else as it is."""
+        path, options = self._path, self._options
+        try:
+            graph = rewritten(path, self._description) if for_one_row else None
+            self._rewritten = graph is not None
+            self._session = ort.InferenceSession(
+                graph or str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the libraries' errors share no base of their own
+            raise InputError(
+                f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {error}. "
+                "`qtk verify` says whether a file was damaged."
+            ) from None
+        self._binding = self._session.io_binding()
+
+    def memory_bytes(self) -> int | None:
+        return None
+
+    def start(self, batch: int) -> None:
+        if batch > 1 and self._rewritten:
+            # For good: both graphs' weights at once would take twice the memory, and loading is not free.
+            del self._session, self._binding
+            self._batch, self._cache, self._bound = 0, [], {}
+            self._open(for_one_row=False)
+        # Stale slots need no wiping: a slot is written before any mask lets a token look at it.
+        if batch != self._batch:
+            self._batch = batch
+            self._cache = []
+        self._length = 0
+
+    def reserve(self, positions: int) -> int:
+        if positions > self._length:
+            least, most = CACHE_STEPS
+            step = min(most, max(least, self._length // 4 // least * least))
+            self._resize(-(-positions // step) * step)
+        return self._length
+
+    def _resize(self, length: int) -> None:
+        description, kept = self._description, self._length
+        shape = (self._batch, description.num_kv_heads, length, description.head_dim)
+        reuse = bool(self._cache) and self._cache[0].shape == shape
+        self._length = length
+        if reuse:
+            return
+        # Zeros, not garbage: a masked slot's value is multiplied by 0, and 0 x NaN would be NaN.
+        cache = [np.zeros(shape, self._dtype) for _ in self._cache_names]
+        if kept:
+            for old, new in zip(self._cache, cache, strict=True):
+                new[:, :, :kept] = old
+        self._bind_cache(cache)
+
+    def keep_rows(self, rows: Sequence[int]) -> bool:
+        for array in self._cache:
+            for new, old in enumerate(rows):
+                if new != old:
+                    array[new] = array[old]
+        self._batch = len(rows)
+        self._bind_cache([array[: len(rows)] for array in self._cache])
+        return True
+
+    def _bind_cache(self, cache: list[np.ndarray]) -> None:
+        self._cache = cache
+        for (past, present), array in zip(self._cache_names, cache, strict=True):
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            self._binding.bind_ortvalue_input(past, value)
+            self._binding.bind_ortvalue_output(present, value)
+
+    def run(self, step: Step) -> np.ndarray:
+        self._bind_input("input_ids", step.input_ids)
+        self._bind_input("logits_positions", step.logits_positions)
+        if self._rewritten:
+            last = step.position_ids[:, -1].astype(np.int32)
+            self._bind_input(LAST_POSITION, last)
+            self._bind_input(POSITIONS, np.array(last.max() + 1, np.int32))
+        else:
+            self._bind_input("position_ids", step.position_ids)
+            self._bind_input("write_indices", step.write_indices)
+            for name, mask in step.masks.items():
+                self._bind_input(name, mask)
+        batch, wanted, _ = step.logits_positions.shape
+        logits = self._bind_logits((batch, wanted, self._description.vocab_size))
+        self._session.run_with_iobinding(self._binding)
+        return logits if logits.dtype == np.float32 else logits.astype(np.float32)
+
+    def close(self) -> None:
+        for name in ("_session", "_binding"):
+            self.__dict__.pop(name, None)
+        self._cache, self._bound = [], {}
+
+    def _bind_input(self, name: str, array: np.ndarray) -> None:
+        bound = self._bound.get(name)
+        if bound is not None and bound.shape == array.shape:
+            np.copyto(bound, array)
+            return
+        # On the processor an OrtValue uses the array's own memory: later runs of this shape only copy into it.
+        self._bound[name] = bound = np.array(array, order="C")
+        self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(bound))
+
+    def _bind_logits(self, shape: tuple[int, int, int]) -> np.ndarray:
+        bound = self._bound.get("logits")
+        if bound is None or bound.shape != shape:
+            self._bound["logits"] = bound = np.empty(shape, self._dtype)
+            self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(bound))
+        return bound
+
+
+def session_options(threads: int | None, accuracy_level: int) -> ort.SessionOptions:
+    """ONNX Runtime's settings. The accuracy level is always set: unset means 4, rounding activations to 8 bits."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads_for(threads)
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+    return options

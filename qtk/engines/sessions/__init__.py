@@ -1,0 +1,1 @@
+"""Generating with an engine: the loop, sampling, text, and the interface of what runs the graph."""

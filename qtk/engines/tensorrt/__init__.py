@@ -1,0 +1,1 @@
+"""TensorRT-RTX and TensorRT: engines compiled for NVIDIA GPUs."""

@@ -1,0 +1,1 @@
+"""TensorRT-LLM: its checkpoint, its build tool and its own generation loop."""

@@ -1,0 +1,1 @@
+"""One decoder block and its calibration rows: statistics, quantizing, tuning, judging."""

@@ -1,0 +1,207 @@
+"""The calibration rows on their way through the model, block by block, and the statistics taken of them on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from qtk.models import forward
+from qtk.models.spec import ModelSpec
+from qtk.quantization.blocks.activations import ActivationBudget, RowStore
+
+_SAMPLE_TOKENS = 128  # tokens on which the log's errors are measured
+_GRAM_BLOCKS = 3  # rows of blocks in which H is summed: two thirds of the products of the whole
+_OUTLIER_NORM = 3.0  # a token weighs at most as if its norm were this many times the median
+
+
+@dataclass
+class Stream:
+    """The rows on their way through one version of the model.
+
+    hidden: what the next block reads, [rows, seq_len, hidden_size] in the compute dtype. weights: the present block by
+    name below its prefix, in the compute dtype.
+    """
+
+    hidden: RowStore
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What all streams share: keep [rows, seq_len] bool (None when no row is padded), cos and sin [seq_len, head_dim / 2]."""
+
+    keep: torch.Tensor | None
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of what a set of linears reads, per real token: H = X^T X, C = (X_float - X)^T X (None without a float stream), both
+    [in, in] float32; sample: a few tokens of X and X_float (X itself without a
+    float stream), [tokens, in] float32."""
+
+    H: torch.Tensor
+    C: torch.Tensor | None
+    sample: tuple[torch.Tensor, torch.Tensor]
+
+
+class BlockStreams:
+    """Runs streams through one decoder block after another, in the parts that calibration needs.
+
+    Everything goes chunk by chunk of rows, and each part runs once: what a part puts out is kept in a RowStore for each
+    stream, in the order of `streams`.
+    """
+
+    def __init__(self, spec: ModelSpec, rows: Rows, budget: ActivationBudget, device: torch.device) -> None:
+        self.spec, self.rows, self.budget, self.device = spec, rows, budget, device
+
+    def attention_inputs(self, streams: Sequence[Stream]) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        """What q, k and v read, chunk by chunk: (rows, one tensor [rows, seq_len, hidden_size] a stream)."""
+        return self._each(
+            lambda s, x: forward.attention_input(self.spec, s.weights, x), streams, [s.hidden for s in streams]
+        )
+
+    def mlp_inputs(self, streams: Sequence[Stream]) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        """What gate and up read, after attention was added to the hidden states."""
+        return self._each(lambda s, x: forward.mlp_input(self.spec, s.weights, x), streams, [s.hidden for s in streams])
+
+    def stored(
+        self, streams: Sequence[Stream], stores: Sequence[RowStore]
+    ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        """What the stores hold, chunk by chunk."""
+        return self._each(lambda s, x: x, streams, stores)
+
+    def attention(self, layer: int, streams: Sequence[Stream]) -> list[RowStore]:
+        """What o reads: the attention of block `layer`."""
+        stores = self._stores(streams, self.spec.num_heads * self.spec.head_dim)
+        for chunk, xs in self.attention_inputs(streams):
+            mask = forward.attention_mask(xs[0].shape[1], self._keep(chunk), self.spec.windows[layer], self.device)
+            for stream, store, x in zip(streams, stores, xs, strict=True):
+                y = forward.attention_output(self.spec, stream.weights, x, self.rows.cos, self.rows.sin, mask=mask)
+                store.write(chunk, y.cpu())
+        return stores
+
+    def mlp(self, streams: Sequence[Stream]) -> list[RowStore]:
+        """What down reads."""
+        stores = self._stores(streams, self.spec.intermediate_size)
+        for chunk, xs in self.mlp_inputs(streams):
+            for stream, store, x in zip(streams, stores, xs, strict=True):
+                store.write(chunk, forward.mlp_hidden(stream.weights, x).cpu())
+        return stores
+
+    def add(self, name: str, streams: Sequence[Stream], values: Sequence[RowStore]) -> None:
+        """hidden += linear `name` of the values, in every stream; the values are freed."""
+        for stream, store in zip(streams, values, strict=True):
+            for chunk in store.chunks():
+                y = forward.linear(stream.weights, name, self._read(store, chunk))
+                stream.hidden.write(chunk, (self._read(stream.hidden, chunk) + y).cpu())
+            self.budget.release(store)
+
+    def run_block(self, layer: int, stream: Stream) -> None:
+        """The whole block on one stream."""
+        for chunk in stream.hidden.chunks():
+            x = self._read(stream.hidden, chunk)
+            stream.hidden.write(chunk, self.block_output(layer, stream.weights, x, chunk).cpu())
+
+    def block_output(
+        self, layer: int, weights: Mapping[str, torch.Tensor], x: torch.Tensor, rows: slice | torch.Tensor
+    ) -> torch.Tensor:
+        """The block's output for x, the hidden states of the given rows."""
+        mask = forward.attention_mask(x.shape[1], self._keep(rows), self.spec.windows[layer], self.device)
+        return forward.block_forward(self.spec, weights, x, self.rows.cos, self.rows.sin, mask=mask)
+
+    def statistics(self, inputs: Iterator[tuple[slice, list[torch.Tensor]]], size: int) -> Statistics:
+        """One pass over the inputs of one stream, or of the quantized and the float one.
+
+        Products of bfloat16 inputs run at its speed, their sums are float32.
+        """
+        H = torch.zeros(size, size, device=self.device)
+        C: torch.Tensor | None = None
+        tokens = 0
+        samples: list[list[torch.Tensor]] = []
+        for chunk, xs in inputs:
+            keep = self._keep(chunk)
+            flat = [x.reshape(-1, size) if keep is None else x[keep] for x in xs]
+            x = flat[0].float()
+            bound = _outlier_bound(x).to(flat[0].dtype)
+            if bool((bound < 1).any()):
+                flat = [x * bound for x in flat]
+                x = flat[0].float()
+            with _exact_products(flat[0].dtype):
+                _add_gram(H, x)
+                if len(flat) > 1:
+                    C = torch.zeros_like(H) if C is None else C
+                    C.addmm_((flat[1] - flat[0]).float().t(), x)
+            tokens += flat[0].shape[0]
+            stride = max(1, flat[0].shape[0] * self._chunk_count // _SAMPLE_TOKENS)
+            samples.append([x[::stride].float() for x in flat])
+        X, *X_float = (torch.cat(parts) for parts in zip(*samples, strict=True))
+        count = max(tokens, 1)
+        return Statistics(_mirrored(H).div_(count), C if C is None else C / count, (X, X_float[0] if X_float else X))
+
+    def _stores(self, streams: Sequence[Stream], width: int) -> list[RowStore]:
+        return [self.budget.store(*s.hidden.shape[:2], width, s.hidden.dtype) for s in streams]
+
+    def _each(
+        self,
+        function: Callable[[Stream, torch.Tensor], torch.Tensor],
+        streams: Sequence[Stream],
+        stores: Sequence[RowStore],
+    ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        """Chunk by chunk, the function of what each stream's store holds."""
+        self._chunk_count = sum(1 for _ in stores[0].chunks())
+        for chunk in stores[0].chunks():
+            pairs = zip(streams, stores, strict=True)
+            yield chunk, [function(stream, self._read(store, chunk)) for stream, store in pairs]
+
+    def _read(self, store: RowStore, chunk: slice) -> torch.Tensor:
+        return store.read(chunk).to(self.device)
+
+    def _keep(self, chunk: slice | torch.Tensor) -> torch.Tensor | None:
+        return None if self.rows.keep is None else self.rows.keep[chunk].to(self.device)
+
+
+def _outlier_bound(x: torch.Tensor) -> torch.Tensor:
+    """[tokens, 1] factors that bring each token of x [tokens, in] float32 down to _OUTLIER_NORM times the median norm.
+
+    The first tokens of a text can carry activations a hundred times as large as all others (attention sinks, Sun et al.,
+    2024, arXiv:2402.17762). Unbounded, their error is all that H and C speak of, and the correction spoils every other
+    token for their sake.
+    """
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (_OUTLIER_NORM * norms.median() / norms.clamp_min(1e-30)).clamp_max(1.0)
+
+
+@contextmanager
+def _exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """Products of float32 matrices that hold values of `dtype`, at its speed where that is bfloat16: the factors lose
+    nothing by a way through bfloat16 (TF32 on a GPU), and sums stay in float32. A bfloat16 product would round each sum
+    to 8 bits, a noise that makes H indefinite."""
+    before = torch.get_float32_matmul_precision()
+    if dtype == torch.bfloat16:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _add_gram(H: torch.Tensor, x: torch.Tensor) -> None:
+    """H += x^T x, the blocks on and above the diagonal: the rest is their mirror image."""
+    n = H.shape[0]
+    step = -(-n // _GRAM_BLOCKS)
+    for start in range(0, n, step):
+        H[start : start + step, start:].addmm_(x[:, start : start + step].t(), x[:, start:])
+
+
+def _mirrored(H: torch.Tensor) -> torch.Tensor:
+    """H, of which `_add_gram` filled the blocks on and above the diagonal, made symmetric in place."""
+    n = H.shape[0]
+    step = -(-n // _GRAM_BLOCKS)
+    for start in range(0, n, step):
+        H[start + step :, start : start + step] = H[start : start + step, start + step :].t()
+    return H

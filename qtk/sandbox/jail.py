@@ -1,0 +1,226 @@
+"""How a job's processes are shut in at each level: the namespaces, the read-only root, and the rights that are dropped.
+
+Standard library only. A jail is prepared once a worker, then closed round each job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qtk.sandbox import kernel
+from qtk.sandbox.job import Level, Limits
+
+WORK = "/tmp/qtk-job"  # noqa: S108 - inside the jail, a private directory of each job
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+# Of /etc only what language runtimes read; it names no user and holds no secret.
+_CONFIGURATION = ("alternatives", "ld.so.cache", "ssl/openssl.cnf", "localtime", "R", "php", "racket", "julia")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_INSIDE_USER = 1000
+SHARED_BYTES = 16 * 2**20  # of shared memory below /dev/shm
+
+
+@dataclass(frozen=True)
+class JailPlan:
+    """What a worker is told: its level, its own scratch directory, the paths a program may read, and its user id."""
+
+    level: Level
+    scratch: str
+    readable: tuple[str, ...]
+    user: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> JailPlan:
+        return JailPlan(data["level"], data["scratch"], tuple(data["readable"]), data["user"])
+
+
+def readable_paths(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Programs, libraries and this interpreter: what a program needs to run at all, and `extra`."""
+    java = sorted(str(path) for path in Path("/etc").glob("java*"))
+    paths = [*_SYSTEM, *(f"/etc/{name}" for name in _CONFIGURATION), *java, sys.base_prefix, sys.prefix, *extra]
+    kept: list[str] = []
+    for path in paths:
+        below = any(path == other or path.startswith(other.rstrip("/") + "/") for other in kept)
+        if os.path.exists(path) and not below:
+            kept.append(path)
+    return tuple(kept)
+
+
+class NamespaceJail:
+    """Own process space, network, mounts, IPC and host name; a read-only root; another user's rights or none.
+
+    As root the program gets an unused user id. Without root the same is built inside a user namespace, where the
+    program keeps the caller's user id outside (seen as 1000 inside) but no capability.
+    """
+
+    alone = True
+
+    def __init__(self, plan: JailPlan) -> None:
+        self.plan = plan
+        self.root = os.path.join(plan.scratch, "root")
+        if plan.level == "user-namespaces":
+            uid, gid = os.getuid(), os.getgid()
+            kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWNET)
+            kernel.map_user(_INSIDE_USER, uid, gid)
+        else:
+            kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET)
+        self._build_root()
+
+    def _build_root(self) -> None:
+        """The root that all jobs of this worker share, read-only; each job adds its own /tmp, /proc and /dev/shm."""
+        kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+        os.makedirs(self.root, exist_ok=True)
+        kernel.mount("tmpfs", self.root, "tmpfs", kernel.MS_NOSUID, "size=1m,mode=755")
+        for path in self.plan.readable:
+            self._show(path)
+        for name in ("tmp", "proc", "dev/shm", "etc"):
+            os.makedirs(f"{self.root}/{name}", exist_ok=True)
+        for name in _DEVICES:
+            self._touch(f"{self.root}/dev/{name}")
+            kernel.mount(f"/dev/{name}", f"{self.root}/dev/{name}", None, kernel.MS_BIND)
+        for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+            os.symlink(target, f"{self.root}/dev/{name}")
+        for name, text in (
+            ("passwd", f"nobody:x:{self._inside()}:{self._inside()}::/tmp/home:/bin/false\n"),
+            ("group", f"nobody:x:{self._inside()}:\n"),
+            ("hosts", "127.0.0.1 localhost\n"),
+        ):
+            Path(f"{self.root}/etc/{name}").write_text(text, encoding="ascii")
+
+    def _inside(self) -> int:
+        return self.plan.user if self.plan.level == "namespaces" else _INSIDE_USER
+
+    def _show(self, path: str) -> None:
+        target = self.root + path
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if os.path.islink(path):
+            if not os.path.lexists(target):
+                os.symlink(os.readlink(path), target)
+            path = os.path.realpath(path)
+            if any(path.startswith(shown + "/") for shown in self.plan.readable):
+                return
+            target = self.root + path
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+        if os.path.isdir(path):
+            os.makedirs(target, exist_ok=True)
+        else:
+            self._touch(target)
+        kernel.bind_read_only(path, target)
+
+    @staticmethod
+    def _touch(path: str) -> None:
+        with open(path, "a", encoding="ascii"):
+            pass
+
+    def separate(self) -> None:
+        """Before the fork of the supervisor, which becomes process 1 of a process space of its own."""
+        kernel.unshare(kernel.CLONE_NEWPID)
+
+    def close(self, limits: Limits) -> None:
+        """In the supervisor: private temp directory and process list, then the new root."""
+        kernel.die_with_parent()
+        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
+        plain = kernel.MS_NOSUID | kernel.MS_NODEV
+        disk = f"size={limits.disk_bytes},nr_inodes={limits.disk_files},mode=1777"
+        kernel.mount("tmpfs", f"{self.root}/tmp", "tmpfs", plain, disk)  # noqa: S108
+        for path in self.plan.readable:  # an environment below /tmp: what was shown of it is covered by that mount
+            if path.startswith("/tmp/"):  # noqa: S108
+                self._show(path)
+        shared = f"size={SHARED_BYTES},nr_inodes=64,mode=1777"
+        kernel.mount("tmpfs", f"{self.root}/dev/shm", "tmpfs", plain, shared)  # noqa: S108
+        kernel.mount("proc", f"{self.root}/proc", "proc", plain | kernel.MS_NOEXEC)
+        kernel.mount("none", self.root, None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
+        kernel.enter_root(self.root)
+        os.mkdir("/tmp/home", 0o777)  # noqa: S108
+        os.mkdir(WORK)
+        os.chdir(WORK)
+        if self.plan.level == "namespaces":
+            for path in (WORK, "/tmp/home"):  # noqa: S108
+                os.chown(path, self.plan.user, self.plan.user)
+
+    def confine(self) -> None:
+        """In the program's process: no way back to any right."""
+        if self.plan.level == "namespaces":
+            os.setgroups([])
+            os.setresgid(self.plan.user, self.plan.user, self.plan.user)
+            os.setresuid(self.plan.user, self.plan.user, self.plan.user)
+        kernel.drop_capabilities()
+        kernel.forbid_new_privileges()
+        if kernel.landlock_abi():  # a second wall; it also forbids mounts inside a user namespace of the program's own
+            kernel.landlock_restrict(("/",), ("/tmp", "/dev"))  # noqa: S108
+
+    def leave(self) -> None:
+        """Takes the shared root apart when the worker ends."""
+        kernel.unmount(self.root)
+        os.rmdir(self.root)
+
+
+class DirectoryJail:
+    """No namespaces: a fresh directory, the caller's user id; with Landlock nothing else can be read or written.
+
+    The program still sees the process list, and shares the process space: that is the weaker promise of this level.
+    """
+
+    alone = False
+
+    def __init__(self, plan: JailPlan) -> None:
+        self.plan = plan
+        self.work = os.path.join(plan.scratch, "work")
+
+    def separate(self) -> None:
+        """Nothing to separate."""
+
+    def close(self, limits: Limits) -> None:
+        kernel.die_with_parent()
+        kernel.adopt_orphans()
+        kernel.hide_memory()
+        os.mkdir(self.work, 0o700)
+        os.chdir(self.work)
+
+    def confine(self) -> None:
+        kernel.die_with_parent()
+        kernel.forbid_new_privileges()
+        if self.plan.level == "landlock":
+            kernel.drop_capabilities()  # as root: Landlock bounds files, not what else a capability opens
+            devices = tuple(f"/dev/{name}" for name in _DEVICES)
+            kernel.landlock_restrict(self.plan.readable, (self.work, *devices))
+
+    def tidy(self) -> None:
+        """Removes the job's directory, whatever modes and links it left there (links are never followed)."""
+
+        def force(function: Any, path: str, error: object) -> None:
+            with contextlib.suppress(OSError):
+                os.chmod(os.path.dirname(path), 0o700)
+                os.chmod(path, 0o700, follow_symlinks=False) if os.path.islink(path) else os.chmod(path, 0o700)
+                function(path)
+
+        if os.path.lexists(self.work):
+            shutil.rmtree(self.work, onerror=force)
+
+    def leave(self) -> None:
+        self.tidy()
+
+
+class OuterJail:
+    """For a supervisor that bubblewrap has shut in already."""
+
+    alone = True
+
+    def close(self, limits: Limits) -> None:
+        kernel.hide_memory()
+        os.makedirs(WORK, exist_ok=True)
+        os.makedirs("/tmp/home", exist_ok=True)  # noqa: S108
+        os.chdir(WORK)
+
+    def confine(self) -> None:
+        kernel.forbid_new_privileges()
+        if kernel.landlock_abi():
+            kernel.landlock_restrict(("/",), ("/tmp", "/dev"))  # noqa: S108

@@ -1,0 +1,269 @@
+"""Finds the strongest level that works on this machine, and runs jobs in parallel workers at that level."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, get_args
+
+from qtk.errors import InputError, MachineError
+from qtk.machine import usable_cores
+from qtk.sandbox import kernel
+from qtk.sandbox.jail import JailPlan, readable_paths
+from qtk.sandbox.job import Job, Level, Limits, Outcome, Step, broken_sandbox
+
+Key = TypeVar("Key")
+
+_PROMISES: dict[Level, str] = {
+    "namespaces": "own user id, process space, mounts, IPC, no network, read-only root; limits on memory, processes, "
+    "processor time, files and output",
+    "bubblewrap": "bubblewrap: own process, network, mount and IPC namespaces, read-only root; limits on memory, "
+    "processes, processor time, size of files and output; outside, the caller's user id without capabilities",
+    "user-namespaces": "own process, mount and IPC namespaces, no network, read-only root; limits on memory, processes, "
+    "processor time, files and output; outside, the caller's user id without capabilities",
+    "rlimits": "NOT a sandbox: limits, a fresh directory and an empty environment only",
+}
+
+
+def promise(level: Level) -> str:
+    """What a level promises on this machine; Landlock's promise depends on the kernel."""
+    return _landlock_promise(kernel.landlock_abi()) if level == "landlock" else _PROMISES[level]
+
+
+def _landlock_promise(abi: int) -> str:
+    """What Landlock's versions do not hold yet is said as plainly as what they hold."""
+    gaps = [
+        text
+        for since, text in (
+            (3, "files outside that its user may write can be cut short"),
+            (4, "TCP is not blocked"),
+            (6, "signals to other processes are not blocked, nor abstract sockets"),
+        )
+        if abi < since
+    ]
+    kept = "reads and writes only below its own directory and what it needs to run" + (", no TCP" if abi >= 4 else "")
+    always = "NO process isolation: UDP and Unix sockets are not blocked, the process list is visible"
+    root = ["as root only the watch limits processes"] if os.geteuid() == 0 else []
+    return "; ".join([f"{kept} (Landlock {abi})", always, *gaps, *root])
+
+
+_FIRST_USER = 390_000  # user ids that no account uses; each worker takes one, so that process limits do not add up
+_PRELOADED = (
+    *("math", "re", "sys", "copy", "datetime", "itertools", "collections", "heapq", "statistics", "functools"),
+    *("hashlib", "string", "typing", "random", "unittest", "numpy", "ast", "bisect", "cmath", "fractions", "decimal"),
+)
+
+
+def preference() -> tuple[Level, ...]:
+    """Levels from the strongest down. As root our own comes before bubblewrap: it also takes another user id."""
+    if os.geteuid() == 0:
+        return ("namespaces", "bubblewrap", "user-namespaces", "landlock")
+    return ("bubblewrap", "user-namespaces", "landlock")
+
+
+@functools.cache
+def why_not(level: Level) -> str:
+    """Empty when a trial job runs at this level on this machine, else the reason it does not."""
+    if level == "namespaces" and os.geteuid() != 0:
+        return "needs root"
+    if level == "bubblewrap" and shutil.which("bwrap") is None:
+        return "bwrap is not installed"
+    trial = Job({"main.py": "open('x', 'w').write('y')\n"}, (Step("run", script="main.py"),), "trial-ended")
+    try:
+        with Workers(level, count=1, preload=()) as workers:
+            _, outcome = next(iter(workers.run([(0, trial)])))
+    except MachineError as error:
+        return str(error)
+    return "" if outcome.reached_end else f"a trial program did not run: {outcome.stderr.strip()[-300:]}"
+
+
+def choose_level(wanted: str = "auto", allow_unsandboxed: bool = False) -> Level:
+    """The level to use: the one asked for, or the strongest that works here. MachineError when none does."""
+    if wanted == "rlimits" and not allow_unsandboxed:
+        raise InputError("Level rlimits is no sandbox: give --allow-unsandboxed as well if the programs are trusted.")
+    if wanted != "auto" and wanted not in get_args(Level):
+        raise InputError(f"There is no sandbox level {wanted!r}. Levels: auto, {', '.join(get_args(Level))}.")
+    candidates: tuple[Level, ...] = preference() if wanted == "auto" else (wanted,)  # type: ignore[assignment]
+    reasons = []
+    for level in candidates:
+        reason = why_not(level)
+        if not reason:
+            return level
+        reasons.append(f"  {level}: {reason}")
+    if allow_unsandboxed:
+        return "rlimits"
+    raise MachineError(
+        "Generated programs cannot be shut in on this machine:\n" + "\n".join(reasons) + "\n"
+        "Install bubblewrap, or allow user namespaces; --allow-unsandboxed runs them with limits only."
+    )
+
+
+class _Process:
+    """One worker process and the two pipes to it."""
+
+    def __init__(self, plan: JailPlan, preload: tuple[str, ...]) -> None:
+        root = Path(__file__).resolve().parents[2]
+        # Nothing of the caller's environment: a program must not read it, and forked programs inherit the worker's.
+        environment = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "PATH": _PATH, "LC_ALL": "C.UTF-8"}
+        # One thread in numpy's products: more threads than the forked programs' limit would end each of them.
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "qtk.sandbox.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd="/",
+            start_new_session=True,  # an interrupt at the terminal is ours to handle
+        )
+        self._send(json.dumps(plan.as_json()) + "\n" + json.dumps(preload) + "\n")
+        answer = self._receive()
+        if "ready" not in answer:
+            self.stop()
+            raise MachineError(str(answer.get("stderr", answer)))
+
+    def run(self, job: Job) -> Outcome:
+        self._send(json.dumps(job.as_json()) + "\n")
+        return Outcome(**self._receive())
+
+    def _send(self, text: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # a worker that has ended says why in its answer
+            self._process.stdin.write(text.encode())
+            self._process.stdin.flush()
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        complaint = self._process.stderr.read()[-500:].decode("utf-8", "replace")
+        return broken_sandbox(f"the sandbox worker ended: {complaint.strip() or 'no message'}").as_json()
+
+    def hang_up(self) -> None:
+        """Closes the worker's input: it kills the job it runs, tidies up and ends."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+    def stop(self) -> None:
+        """Ends the worker and waits for it."""
+        self.hang_up()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Workers:
+    """`count` worker processes at one level.
+
+    with Workers("namespaces") as workers:
+        for key, outcome in workers.run(jobs): ...
+    """
+
+    def __init__(
+        self,
+        level: Level,
+        *,
+        count: int | None = None,
+        readable: tuple[str, ...] = (),
+        preload: tuple[str, ...] = _PRELOADED,
+    ) -> None:
+        self.level = level
+        self.count = count or usable_cores()
+        self._preload = preload
+        self._readable = readable_paths(readable)
+        self._processes: list[_Process] = []
+        self._free: list[_Process] = []
+        self._lock = threading.Lock()
+        self._scratch: list[str] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """All that a program finds in its environment: paths inside the jail, or its own directory below namespaces."""
+        private = self.level in ("namespaces", "user-namespaces", "bubblewrap")
+        home, temporary = ("/tmp/home", "/tmp") if private else (".", ".")  # noqa: S108
+        threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        return {"PATH": _PATH, "HOME": home, "TMPDIR": temporary, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"} | threads
+
+    def __enter__(self) -> Workers:
+        try:
+            for number in range(self.count):
+                self._scratch.append(tempfile.mkdtemp(prefix="qtk-sandbox-"))
+                user = _FIRST_USER + (os.getpid() % 10_000) * 16 + number % 16
+                plan = JailPlan(self.level, self._scratch[-1], self._readable, user)
+                self._processes.append(_Process(plan, self._preload))
+        except BaseException:
+            self._stop()
+            raise
+        self._free = list(self._processes)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        for process in self._processes:
+            process.stop()
+        for directory in self._scratch:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _run_one(self, key: Key, job: Job) -> tuple[Key, Outcome]:
+        with self._lock:
+            process = self._free.pop()
+        try:
+            return key, process.run(job)
+        finally:
+            with self._lock:
+                self._free.append(process)
+
+    def run(self, jobs: Iterable[tuple[Key, Job]]) -> Iterator[tuple[Key, Outcome]]:
+        """Runs the jobs, at most `count` at a time; yields each outcome as it comes. The first broken one ends the run."""
+        pending: set[Future[tuple[Key, Outcome]]] = set()
+        source = iter(jobs)
+        with ThreadPoolExecutor(self.count) as threads:
+            try:
+                while True:
+                    while len(pending) < 2 * self.count and (item := next(source, None)) is not None:
+                        pending.add(threads.submit(self._run_one, item[0], item[1]))
+                    if not pending:
+                        return
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+            except BaseException:
+                for future in pending:
+                    future.cancel()
+                for process in self._processes:
+                    process.hang_up()  # so that no thread waits for a program's clock to run out
+                raise
+
+
+def limits_note(limits: Limits, level: Level, seconds: float) -> str:
+    """The limits that are in force at a level, in words, for reports."""
+    private = level in ("namespaces", "bubblewrap", "user-namespaces")
+    files = f"{limits.disk_bytes >> 20} MiB of files" if private else f"{limits.file_bytes >> 20} MiB a file"
+    return (
+        f"{seconds:g} s a run, {limits.memory_bytes >> 20} MiB memory, {limits.processes} processes, "
+        f"{limits.output_bytes >> 10} KiB output, {files}"
+    )

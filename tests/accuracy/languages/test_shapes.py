@@ -1,0 +1,117 @@
+"""The real reference solutions, given in every shape that an answer has, run in the sandbox: all must pass."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qtk.bench.accuracy.languages.base import LanguageUnavailable
+from qtk.bench.accuracy.languages.definitions import definitions, found_definitions
+from qtk.bench.accuracy.programs.answers import Answer
+from qtk.bench.accuracy.programs.extraction import certain_end, extract
+from qtk.bench.accuracy.programs.scoring import Scorer
+from qtk.bench.accuracy.suites.suites import load_suite, suite_tasks
+from qtk.bench.accuracy.suites.tasks import Task
+from qtk.sandbox.pool import choose_level
+
+SUITE, MBPP = load_suite("humaneval-x"), load_suite("mbpp")
+HELPERS = (10, 32, 38, 50)  # whose prompts begin with a function that is there already
+
+
+def function_alone(task: Task) -> str:
+    """The function that was asked for without the rest of the prompt; as a method of no class in Java."""
+    [*_, last] = found_definitions(task.prompt, task)
+    text = task.prompt[last.start() :] + task.reference
+    if task.language == "cpp":
+        return re.split(r"\n#undef NDEBUG|\n#include\s*<assert", text)[0]
+    return text.rstrip().removesuffix("}") if task.language == "java" else text
+
+
+def shapes(task: Task) -> list[str]:
+    """The function fenced, the whole program fenced, the same without fences, and the plain continuation."""
+    whole = task.prompt + task.reference
+    return [
+        f"Here:\n```{task.language}\n{function_alone(task)}\n```\nThat is it.",
+        f"```\n{whole}\n```",
+        f"{whole}\n",
+        f"{task.reference}\n",
+    ]
+
+
+def missed(language: str, tasks: list[Task]) -> dict[str, str]:
+    """What did not pass: task and shape -> verdict and complaint."""
+    answers = [
+        Answer(SUITE.name, language, task.task_id, number, text)
+        for task in tasks
+        for number, text in enumerate(shapes(task))
+    ]
+    try:
+        scorer = Scorer(SUITE, language, level=choose_level(), rules="qtk", workers=2)
+    except LanguageUnavailable as error:
+        pytest.skip(str(error))
+    with scorer:
+        return {
+            f"{one.answer.task_id}, shape {one.answer.sample}": f"{one.verdict}: {one.stderr[-300:]}"
+            for one in scorer.score(tasks, answers)
+            if one.verdict != "passed"
+        }
+
+
+@pytest.mark.parametrize("language", SUITE.languages)
+def test_references_pass_in_every_shape(shared_data, language):
+    tasks = suite_tasks(SUITE, language, shared_data)[0]
+    if language not in ("python", "javascript"):  # compiled: the whole of them takes minutes
+        tasks = [task for number, task in enumerate(tasks) if number in HELPERS]
+    assert missed(language, tasks) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["java", "cpp", "go"])
+def test_all_references_of_compiled_languages_pass_in_every_shape(shared_data, language):
+    assert missed(language, suite_tasks(SUITE, language, shared_data)[0]) == {}
+
+
+@pytest.mark.parametrize("language", SUITE.languages)
+def test_every_task_asks_for_the_function_that_its_prompt_leaves_open(shared_data, language):
+    for task in suite_tasks(SUITE, language, shared_data)[0]:
+        assert len(found_definitions(task.prompt, task)) == 1, task.task_id
+        assert task.entry in task.tests, task.task_id
+        fenced = extract(SUITE, task, shapes(task)[0])
+        assert fenced.how == "fenced"
+        if language in ("cpp", "go", "javascript", "java"):
+            depth = 1 if language == "java" else 0
+            names = [one.name for one in definitions(fenced.source, language, depth)]
+            assert names.count(task.entry) == 1
+            assert len(names) == len(set(names)), task.task_id
+
+
+def test_mbpp_asks_for_the_function_that_its_assertions_call(shared_data):
+    tasks = suite_tasks(MBPP, "python", shared_data)[0]
+    for task in tasks:
+        assert re.search(rf"^def\s+{task.entry}\s*\(", task.reference, re.MULTILINE), task.task_id
+        assert re.search(rf"\b{task.entry}\(", task.tests), task.task_id
+    entries = {task.task_id: task.entry for task in tasks}
+    assert entries["Python/18"] == "remove_dirty_chars"  # its solution begins with helpers
+
+
+def test_mbpp_references_pass_whatever_the_model_writes_behind_them(shared_data):
+    tasks = suite_tasks(MBPP, "python", shared_data)[0]
+    behind = (
+        "\nassert 1 == 2\n",
+        '\n"""\nWrite more.\n"""\nraise SystemExit\n',
+        "\nprint(1 / 0)\n",
+        "\nif True:\n    1 / 0\n",
+    )
+    answers = [
+        Answer(
+            "mbpp", "python", task.task_id, 0, task.reference.replace("\r", "").rstrip() + "\n" + behind[n % 4] + "x\n"
+        )
+        for n, task in enumerate(tasks)
+    ]
+    with Scorer(MBPP, "python", level=choose_level(), rules="qtk", workers=2) as scorer:
+        failed = [one.answer.task_id for one in scorer.score(tasks, answers) if one.verdict != "passed"]
+    assert failed == []
+    for task, answer in zip(tasks, answers, strict=True):
+        assert certain_end(MBPP, task, answer.generation, chat=False), task.task_id
+        assert not certain_end(MBPP, task, task.reference.replace("\r", ""), chat=False), task.task_id

@@ -1,0 +1,228 @@
+"""A model's side of the accuracy bench: prompts byte for byte, batches, stop rules, and the likelihood of references."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_byte_tokenizer
+
+from qtk.bench.accuracy.checks import content_digest, require_logits
+from qtk.bench.accuracy.likelihood import prompt_and_solution, reference_likelihoods, token_log_likelihoods
+from qtk.bench.accuracy.options import ModelOptions
+from qtk.bench.accuracy.programs.answers import Answer
+from qtk.bench.accuracy.programs.generation import ModelAnswers
+from qtk.bench.accuracy.programs.prompts import encode, prompt_text
+from qtk.bench.accuracy.suites.suites import chosen_parts, load_suite
+from qtk.bench.accuracy.suites.tasks import Task
+from qtk.engines.build import build_engine
+from qtk.engines.description import ENGINE_NAME
+from qtk.engines.options import BuildOptions
+from qtk.engines.sessions.session import DecoderSession, EngineSession
+from qtk.errors import InputError
+from qtk.models.tokenizer import TextTokenizer
+
+SUITE = load_suite("humaneval")
+
+
+def task(number: int, body: str = "    return x\n", language: str = "python") -> Task:
+    return Task(f"T/{number}", language, f"def f{number}(x):\n", body, "", f"f{number}")
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory) -> Path:
+    """A tiny checkpoint with a byte-level tokenizer."""
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(tiny("llama"), directory)
+    write_byte_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def session(model, tmp_path_factory) -> DecoderSession:
+    out = tmp_path_factory.mktemp("engine") / "engine"
+    build_engine(model, out, BuildOptions(accuracy_level=0, max_input_len=256, max_output_len=128, max_batch_size=4))
+    return DecoderSession.open(out, 2)
+
+
+def test_prompts_are_byte_for_byte_what_the_formats_say(model):
+    tokenizer = TextTokenizer(model)
+    suite = load_suite("humaneval-x")
+    for language, tag in {
+        "python": "# language: Python", "java": "// language: Java", "cpp": "// language: C++",
+        "javascript": "// language: JavaScript", "go": "// language: Go",
+    }.items():  # fmt: skip
+        ids = encode(tokenizer, prompt_text(suite, task(0, language=language), "codefuse"), "codefuse")
+        # <s> is plain text in CodeFuse's format, so nothing is added in front.
+        wanted = f"<s>human\n{tag}\ndef f0(x):\n<s>bot\n"
+        assert ids == tokenizer.encode(wanted, special=False)
+        assert tokenizer.decode(ids, skip_special=False) == wanted
+    mbpp = Task("P/1", "python", "Write f.", "", "", "f", example_tests=("assert f(1)", "assert f(2)"))
+    text = prompt_text(load_suite("mbpp"), mbpp, "codefuse")
+    assert text == "Write f.Your code should satisfy these tests:\nassert f(1)\nassert f(2)"
+    assert prompt_text(load_suite("mbpp"), mbpp, "plain") == '"""\nWrite f.\nassert f(1)\n"""\n'
+    chat = tokenizer.decode(encode(tokenizer, prompt_text(SUITE, task(0), "chat"), "chat"), skip_special=False)
+    assert chat.startswith("<s>user\nComplete this Python code.")
+    assert chat.endswith("```python\ndef f0(x):\n```</s><s>assistant\n")
+
+
+def all_answers(session: DecoderSession, tasks: list[Task], options: ModelOptions, finished=frozenset()) -> dict:
+    found: list[Answer] = []
+    ModelAnswers(session, options, "qtk")(SUITE, "python", tasks, found.append, set(finished))
+    return {answer.key: answer.generation for answer in found}
+
+
+def test_batched_answers_are_those_of_each_task_alone(session):
+    tasks = [Task(f"T/{n}", "python", "x = 1\n" * n + f"def f{n}(x):\n", "", "", f"f{n}") for n in range(6)]
+    batched = all_answers(session, tasks, ModelOptions(max_new_tokens=24))
+    alone = all_answers(session, tasks, ModelOptions(max_new_tokens=24, batch_size=1))
+    assert batched == alone
+    assert len(batched) == 6
+    rest = all_answers(session, tasks, ModelOptions(max_new_tokens=24), finished=list(batched)[:4])
+    assert rest == {key: batched[key] for key in list(batched)[4:]}
+
+
+def test_sampling_is_repeatable_and_greedy_samples_are_refused(session):
+    options = ModelOptions(max_new_tokens=12, samples=3, temperature=1.0, seed=7)
+    first = all_answers(session, [task(0), task(1)], options)
+    assert first == all_answers(session, [task(0), task(1)], options)
+    assert len(set(first.values())) > 1
+    with pytest.raises(InputError, match="temperature"):
+        ModelAnswers(session, ModelOptions(samples=2), "qtk")
+
+
+def test_a_stopped_run_gets_the_draws_that_it_would_have_had(session):
+    tasks = [Task(f"T/{n}", "python", "x = 1\n" * (n % 3) + f"def f{n}(x):\n", "", "", f"f{n}") for n in range(4)]
+    options = ModelOptions(max_new_tokens=12, samples=3, temperature=1.0, seed=7)
+    whole = all_answers(session, tasks, options)
+    finished = list(whole)[:2] + list(whole)[5:6]  # the last of them in the middle of a batch
+    rest = all_answers(session, tasks, options, finished=finished)
+    assert rest == {key: text for key, text in whole.items() if key not in finished}
+    alone = all_answers(session, tasks, options.model_copy(update={"batch_size": 1}))
+    assert alone == whole  # nor does it matter what stands beside a row
+
+
+def test_a_models_content_tells_runs_apart(tmp_path, model):
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    before = content_digest(copy)
+    assert content_digest(copy) == before
+    weights = next(copy.glob("*.safetensors"))
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert content_digest(copy) != before
+
+
+def test_what_cannot_be_asked_of_a_model_is_said_first(tmp_path, model, run_qtk):
+    for words, complaint in (
+        (("--suite", "likelihood:python", "--save-generations", tmp_path / "kept.jsonl"), "--save-generations keeps"),
+        (("--suite", "humaneval", "--k", 10), "--samples 10"),
+        (("--suite", "lm-eval:arc_easy", "--prompt", "codefuse"), "--prompt codefuse is not known"),
+    ):
+        done = run_qtk("bench", "accuracy", model, *words, "-o", tmp_path / "out")
+        assert done.returncode == 2
+        assert complaint in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_engines_that_give_tokens_only_write_programs_but_read_no_likelihoods(tmp_path, session):
+    class TokensOnly(EngineSession):
+        generate = session.generate  # type: ignore[assignment]
+
+    tokens = TokensOnly(session.directory, session.description)
+    options = ModelOptions(max_new_tokens=8)
+    assert all_answers(tokens, [task(0)], options) == all_answers(session, [task(0)], options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="tokens only"):
+        ModelAnswers(tokens, options, "qtk").logits_session  # noqa: B018
+    engine = tmp_path / "engine"
+    shutil.copytree(session.directory, engine)
+    description = json.loads((engine / ENGINE_NAME).read_text())
+    (engine / ENGINE_NAME).write_text(json.dumps({**description, "backend": "tensorrt-llm"}))
+    with pytest.raises(InputError, match="likelihood reads probabilities, and tensorrt-llm"):
+        require_logits(engine, chosen_parts("likelihood:python"), [])
+
+
+def test_prompts_that_do_not_fit_are_named_before_anything_is_generated(session):
+    long = Task("T/long", "python", "x = 1\n" * 100, "", "", "f")
+    with pytest.raises(InputError, match="T/long: 599 tokens"):
+        all_answers(session, [task(0), long], ModelOptions(max_new_tokens=24))
+
+
+def test_likelihoods_are_transformers_cross_entropy_padded_or_not(session, model):
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    rows = [
+        np.random.default_rng(n).integers(2, 258, length).tolist() for n, length in enumerate((5, 370, 17, 2))
+    ]  # several chunks beside one
+    together = token_log_likelihoods(session, rows)
+    for row, values in zip(rows, together, strict=True):
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            loss = float(reference(ids, labels=ids).loss)
+        assert -values.mean() == pytest.approx(loss, abs=1e-4)
+        np.testing.assert_allclose(token_log_likelihoods(session, [row])[0], values, atol=1e-5)
+
+
+def test_the_likelihood_of_a_reference_counts_its_own_tokens_only(session, tmp_path):
+    tasks = [task(number, "    return x + 1\n" * (number + 1)) for number in range(6)]
+    found = reference_likelihoods(session, "s", "python", tasks, tmp_path)
+    assert list(found) == [one.task_id for one in tasks]
+    for one in tasks:
+        ids, start = prompt_and_solution(session.tokenizer, one)
+        values = token_log_likelihoods(session, [ids])[0]
+        assert found[one.task_id].tokens == len(one.reference)  # one token a byte
+        assert found[one.task_id].log_likelihood == pytest.approx(values[start - 1 :].sum(), abs=1e-4)
+    file = tmp_path / "likelihoods.jsonl"
+    lines = file.read_text().splitlines()
+    assert len(lines) == 6
+    # A stopped run's: one task changed, so that it shows that it is not read again, and half a line.
+    changed = {**json.loads(lines[0]), "log_likelihood": -1.0}
+    file.write_text(json.dumps(changed) + "\n" + lines[1][:30])
+    again = reference_likelihoods(session, "s", "python", tasks, tmp_path)
+    assert again.pop(changed["task_id"]).log_likelihood == -1.0
+    for name, one in again.items():
+        assert one.log_likelihood == pytest.approx(found[name].log_likelihood, abs=1e-4)
+
+
+def test_a_checkpoint_is_scored_from_the_command_line_and_compared(tmp_path, model, run_qtk):
+    rows = [
+        {
+            "task_id": f"Own/{n}", "prompt": f"def f{n}(x):\n", "entry_point": f"f{n}",
+            "canonical_solution": "    return x\n", "test": "def check(f):\n    assert f(1) == 1\n",
+        }
+        for n in range(3)
+    ]  # fmt: skip
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    body = "summary: ours\nsource: ours\nlicence: Apache-2.0\nlayout: humaneval\n"
+    body += "languages:\n  python: {file: own.jsonl, tasks: 3}\n"
+    suites = []
+    for name, kind in (("own", "programs"), ("own-likelihood", "likelihood")):
+        suites += ["--suite", tmp_path / f"{name}.yaml"]
+        suites[-1].write_text(f"name: {name}\nkind: {kind}\n{body}")
+    words = ["bench", "accuracy", model, *suites, "--data", tmp_path, "--max-new-tokens", 16]
+    done = run_qtk(*words, "-o", tmp_path / "out", "--json", "--save-generations", tmp_path / "kept.jsonl")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result["scores"][0]["tasks"]) == {"Own/0", "Own/1", "Own/2"}
+    assert result["likelihood"][0]["tasks"]["Own/0"]["tokens"] == len("    return x\n")
+    assert result["prompt_format"] == "plain"
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 3
+    again = run_qtk(
+        "bench", "accuracy", *suites[:2], "--data", tmp_path, "--generations", tmp_path / "kept.jsonl", "--json",
+        "-o", tmp_path / "again",
+    )  # fmt: skip
+    assert json.loads(again.stdout)["scores"][0]["tasks"] == result["scores"][0]["tasks"]
+    compared = run_qtk("bench", "compare", tmp_path / "out", tmp_path / "out", "--json")
+    assert compared.returncode == 0, compared.stderr
+    assert json.loads(compared.stdout)["languages"][0]["difference"] == 0
+    neither = run_qtk("bench", "accuracy", *suites[:2], "-o", tmp_path / "x")
+    assert neither.returncode == 2
+    no_model = run_qtk("bench", "accuracy", *suites, "--generations", tmp_path / "kept.jsonl", "-o", tmp_path / "x")
+    assert no_model.returncode == 2
+    assert "A model or an engine is needed for own-likelihood" in no_model.stderr

@@ -1,0 +1,164 @@
+"""The documentation is true: commands exist, run and are all documented; links lead somewhere; docs/cli.md is current."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from qtk.cli.main import COMMANDS, cli
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate_cli", ROOT / "docs" / "generate_cli.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def all_commands() -> list[tuple[tuple[str, ...], click.Command]]:
+    return list(generator().commands(cli, ("qtk",)))
+
+
+def test_the_command_reference_is_current() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert text == generator().document(), "docs/cli.md is out of date: make docs"
+
+
+def test_every_command_is_in_the_readme_and_has_examples() -> None:
+    for path, command in all_commands():
+        if not isinstance(command, click.Group):
+            assert " ".join(path) in README, f"{' '.join(path)} is not in README.md"
+        assert "\b" in (command.help or ""), f"{' '.join(path)} --help shows no example"
+
+
+def examples(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if re.match(r"\s*qtk [a-z]", line)]
+
+
+def parses(line: str) -> None:
+    """The words of an example are taken by the command line: commands, options and choices exist."""
+    words = shlex.split(line.split("     (")[0], comments=True)[1:]
+    for mark in ("<", "|"):
+        words = words[: words.index(mark)] if mark in words else words
+    group: click.Command = cli
+    context = click.Context(cli, info_name="qtk")
+    while isinstance(group, click.Group):
+        name, found, words = group.resolve_command(context, words)
+        assert found is not None
+        context, group = click.Context(found, info_name=name, parent=context), found
+    group.make_context(context.info_name, list(words), parent=context.parent)
+
+
+def test_the_examples_of_every_help_text_parse() -> None:
+    for path, command in all_commands():
+        for line in examples(command.help or ""):
+            try:
+                parses(line)
+            except click.ClickException as error:
+                pytest.fail(f"{' '.join(path)} --help shows `{line}`: {error.format_message()}")
+
+
+def test_the_examples_of_the_pages_parse() -> None:
+    blocks = [block for page in PAGES if page.name != "cli.md" for block in _blocks(page)]
+    lines = [line for block in blocks for line in examples(block)]
+    assert len(lines) >= 6
+    for line in lines:
+        try:
+            parses(line)
+        except click.ClickException as error:
+            pytest.fail(f"`{line}`: {error.format_message()}")
+
+
+def _blocks(page: Path) -> list[str]:
+    return re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+
+
+def test_the_readme_s_chain_runs(run_qtk, tiny, tmp_path) -> None:
+    """The commands of the README, as they stand there, on a tiny model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    (tmp_path / "BASE").symlink_to(tiny("llama"))
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny("llama")), LoraConfig(target_modules=["q_proj"]))
+    torch.nn.init.normal_(next(p for n, p in peft.named_parameters() if "lora_B" in n), std=0.05)
+    peft.save_pretrained(tmp_path / "ADAPTER")
+    block = next(block for block in _blocks(ROOT / "README.md") if "qtk merge" in block)
+    lines = examples(block)
+    assert len(lines) == 6
+    # The tiny model's context is 512; everything else is said as in the README.
+    smaller = {
+        "quantize": ["--samples", "2", "--seq-len", "64"],
+        "build-engine": ["--max-input-len", "256", "--max-output-len", "64"],
+        "generate": ["--max-new-tokens", "4"],
+        "latency": ["--shapes", "4/2", "--runs", "1", "--seconds", "0"],
+        "divergence": ["--rows", "2", "--seq-len", "64"],
+    }
+    for line in lines:
+        words = shlex.split(line)[1:]
+        more = next((options for name, options in smaller.items() if name in words[:2]), [])
+        result = run_qtk(*words, *more, cwd=tmp_path)
+        assert result.returncode == 0, f"{line}: {result.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for name in re.findall(r"`(?:python )?([a-z_]+/[\w./-]+\.(?:py|yaml|md))`", text):
+        if not name.startswith("runs/"):
+            assert (ROOT / name).exists() or (ROOT / "qtk" / name).exists(), f"{page.name} names {name}"
+
+
+def test_the_makefile_s_targets_that_the_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for page in PAGES:
+        named = set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", page.read_text(encoding="utf-8"), flags=re.M))
+        assert {a or b for a, b in named} <= targets, page.name
+
+
+def test_the_packages_that_were_asked_for_are_explained() -> None:
+    for package in ("tensorrt-llm", "auto-gptq", "optimum", "transformers", "torch", "onnx", "click", "pytest"):
+        assert re.search(rf"^\| {re.escape(package)} \| .{{20,}}\|$", README, flags=re.M), package
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; from qtk.cli.main import main; main(['--help']); assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for name in COMMANDS:
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize(("shell", "mark"), [("bash", "complete "), ("zsh", "compdef"), ("fish", "complete ")])
+def test_tab_completion(shell: str, mark: str) -> None:
+    """What the README tells to put into the shell's start file defines a completion, and that one knows the commands."""
+    qtk = Path(sys.executable).with_name("qtk")
+    source = subprocess.run(
+        [qtk], env={"_QTK_COMPLETE": f"{shell}_source", "PATH": "/bin"}, capture_output=True, text=True
+    )
+    assert mark in source.stdout
+    if shell == "bash":
+        env = {"_QTK_COMPLETE": "bash_complete", "COMP_WORDS": "qtk build-", "COMP_CWORD": "1", "PATH": "/bin"}
+        assert "build-engine" in subprocess.run([qtk], env=env, capture_output=True, text=True).stdout
+
+
+def test_a_mistyped_command_is_met_with_the_nearest(run_qtk) -> None:
+    result = run_qtk("quantise")
+    assert result.returncode == 2
+    assert "Did you mean quantize?" in result.stderr

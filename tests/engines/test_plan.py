@@ -1,0 +1,91 @@
+"""Memory tables and bandwidth bounds: counted against real files, and for the 33B case that qtk is for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from support.quantized_checkpoint import write_quantized
+
+from qtk.engines.memory_plan import model_bytes
+from qtk.engines.plan import PlanOptions, plan_engine
+from qtk.errors import InputError
+from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.model_weights import ModelWeights
+
+DEEPSEEK_CODER_33B = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 7168,
+    "intermediate_size": 19200,
+    "num_hidden_layers": 62,
+    "num_attention_heads": 56,
+    "num_key_value_heads": 8,
+    "vocab_size": 32256,
+    "max_position_embeddings": 16384,
+    "rope_scaling": {"type": "linear", "factor": 4.0},
+    "rope_theta": 100000,
+}
+
+
+@pytest.fixture
+def deepseek(tmp_path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_CODER_33B))
+    return tmp_path
+
+
+def test_deepseek_33b_on_an_a10(deepseek) -> None:
+    plan = plan_engine(deepseek, PlanOptions(gpu="a10", bits="4", group_size=128))
+    assert plan.memory.fits
+    assert plan.parameters == pytest.approx(33.34e9, rel=0.001)
+    # Published for this card: 20.5 to 21.7 tokens/s, so the bound must lie above, and not far.
+    assert 30 < plan.memory.decode_bound_tokens_per_s < 36
+    cache = next(part for part in plan.memory.parts if part.name == "cache")
+    assert cache.bytes == 62 * 2 * 8 * 128 * 2 * 1536
+    assert not plan_engine(deepseek, PlanOptions(gpu="a10")).memory.fits, "in float16"
+    assert not plan_engine(deepseek, PlanOptions(gpu="a10", bits="4", max_batch_size=32)).memory.fits
+
+
+def test_weights_are_counted_as_they_are_stored(tiny, tmp_path) -> None:
+    for variant in ("llama", "llama-tied", "qwen2"):
+        int4 = write_quantized(tiny(variant), tmp_path / variant, "gptq", LinearScheme(4, 32, True))
+        weights = ModelWeights.open(int4)
+        names = [n for n in weights.checkpoint.names if not n.endswith(("qzeros", "g_idx"))]
+        stored = sum(weights.checkpoint.info(name).nbytes for name in names)
+        final_norm = weights.spec.hidden_size * 2
+        assert model_bytes(weights.spec, weights.scheme.modules).total == stored - final_norm
+
+
+def test_plan_command(deepseek, tiny, run_qtk) -> None:
+    done = run_qtk("plan", deepseek, "--gpu", "a10", "--bits", "4")
+    assert done.returncode == 0
+    assert "fits" in done.stdout
+    refused = run_qtk("plan", deepseek, "--gpu", "l4", "--json")
+    assert refused.returncode == 3
+    assert json.loads(refused.stdout)["memory"]["fits"] is False
+    assert "GiB are needed" in refused.stderr
+    assert json.loads(run_qtk("plan", tiny(), "--gpu", "a10", "--json").stdout)["weights"] == "float16"
+
+
+def test_what_a_backend_cannot_take_is_said_before_work(tiny, deepseek) -> None:
+    def reasons(model, backend: str, **more) -> str:
+        return " ".join(plan_engine(model, PlanOptions(gpu="a10", backend=backend, **more)).refusals)
+
+    assert "Qwen3ForCausalLM" in reasons(tiny("qwen3"), "tensorrt-llm")
+    for backend in ("tensorrt-llm", "tensorrt-edgellm"):
+        assert "16 tokens, so prompt and output must stay within it" in reasons(tiny("mistral-window"), backend)
+    assert "--tp 3 does not divide 4 attention heads" in reasons(tiny(), "tensorrt-llm", tp=3)
+    assert "runs on one device" in reasons(tiny(), "tensorrt", tp=2)
+    assert "2 x NVIDIA A10 have" in reasons(deepseek, "tensorrt-llm", tp=2)
+    assert reasons(deepseek, "tensorrt-llm", tp=4) == "", "in float16 four of them hold it"
+
+
+def test_impossible_plans(deepseek) -> None:
+    with pytest.raises(InputError, match="does not divide"):
+        plan_engine(deepseek, PlanOptions(gpu="a10", bits="4", group_size=96))
+    with pytest.raises(InputError, match="context is 16384"):
+        plan_engine(deepseek, PlanOptions(gpu="a10", max_input_len=16384, max_output_len=1))
+    (deepseek / "config.json").write_text(json.dumps({**TINY, "architectures": ["Mamba"]}))
+    with pytest.raises(InputError, match="Mamba"):
+        plan_engine(deepseek, PlanOptions(gpu="a10"))

@@ -1,0 +1,207 @@
+"""Grid search, RTN and GPTQ against naive float64 versions, on random and on degenerate matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qtk.quantization.algorithms import gptq as module
+from qtk.quantization.algorithms.gptq import DAMPING_LADDER, SingularHessian, gptq, inverse_cholesky
+from qtk.quantization.algorithms.grid import round_to_grid, search_asymmetric, search_symmetric
+from qtk.quantization.algorithms.rtn import rtn
+
+
+def problem(
+    out_features: int = 24, in_features: int = 64, tokens: int = 400, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight and the Hessian of correlated inputs of very unequal size."""
+    draw = torch.Generator().manual_seed(seed)
+    mix = torch.randn(in_features, in_features, generator=draw) * 0.3 + torch.eye(in_features)
+    X = torch.randn(tokens, in_features, generator=draw) @ mix * torch.logspace(-1, 1, in_features)
+    return torch.randn(out_features, in_features, generator=draw), X.t() @ X / tokens
+
+
+def naive_gptq(
+    W: torch.Tensor, H: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, group_size: int, damp: float
+) -> torch.Tensor:
+    """GPTQ as the paper states it, one weight row at a time in float64, inverting the remaining Hessian at every column."""
+    W, H = W.double().clone(), H.double()
+    n = H.shape[0]
+    order = torch.argsort(H.diagonal(), descending=True, stable=True).tolist()
+    Hinv = torch.linalg.inv(H + damp * H.diagonal().mean() * torch.eye(n, dtype=torch.float64))
+    codes = torch.zeros_like(W)
+    left = list(order)
+    for j in order:
+        s, z = scales[:, j // group_size].double(), zeros[:, j // group_size].double()
+        codes[:, j] = torch.clamp(torch.round(W[:, j] / s + z), 0, 15)
+        error = (W[:, j] - (codes[:, j] - z) * s) / Hinv[j, j]
+        W -= error[:, None] * Hinv[j, :][None, :]
+        # Take column j out of the problem: the inverse Hessian of what is left.
+        Hinv = Hinv - torch.outer(Hinv[:, j], Hinv[j, :]) / Hinv[j, j]
+        left.remove(j)
+        Hinv[j, :] = Hinv[:, j] = 0
+    return codes.to(torch.uint8)
+
+
+@pytest.mark.parametrize("calls", ["cpu", "cuda"])  # NumPy's on the same memory; torch's, as on a GPU
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("in_features", [64, 320])  # 320: more than one block of columns
+def test_gptq_equals_the_naive_version(monkeypatch, symmetric: bool, in_features: int, calls: str) -> None:
+    elementwise = module._elementwise(torch.device(calls))
+    monkeypatch.setattr(module, "_elementwise", lambda device: elementwise)
+    W, H = problem(in_features=in_features, tokens=2000)
+    linear = gptq(W, H, 32, symmetric=symmetric).linear
+    zeros = torch.full(linear.scales.shape, 8) if linear.zeros is None else linear.zeros
+    expected = naive_gptq(W, H, linear.scales, zeros, 32, DAMPING_LADDER[0])
+    # float32 against float64: a weight on the edge between two codes may fall the other way, and what follows with it.
+    assert (linear.codes != expected).float().mean() < 0.01
+
+
+def error(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> float:
+    E = (W - Q).double()
+    return float((E @ H.double() * E).sum())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gptq_loses_much_less_than_rounding(symmetric: bool) -> None:
+    W, H = problem()
+    ours = gptq(W, H, 32, symmetric=symmetric).linear.dequantize()
+    assert error(W, ours, H) < 0.6 * error(W, rtn(W, 32, symmetric=symmetric).dequantize(), H)
+
+
+def test_correction_takes_back_error_in_the_inputs() -> None:
+    draw = torch.Generator().manual_seed(3)
+    X_float = torch.randn(1000, 64, generator=draw) @ torch.randn(64, 64, generator=draw)
+    X = X_float + X_float @ torch.randn(64, 64, generator=draw) * 0.05  # a systematic error, as earlier rounding makes
+    W = torch.randn(16, 64, generator=draw)
+    H, C = X.t() @ X / 1000, (X_float - X).t() @ X / 1000
+
+    def loss(linear) -> float:
+        return float((X_float @ W.t() - X @ linear.dequantize().t()).square().sum())
+
+    plain, corrected = gptq(W, H, 32, symmetric=True).linear, gptq(W, H, 32, symmetric=True, C=C, alpha=1.0).linear
+    assert loss(corrected) < 0.5 * loss(plain)
+    # With alpha 1 and no damping to speak of the target is the least-squares solution itself.
+    target = torch.linalg.lstsq(X.double(), X_float.double() @ W.double().t()).solution.t()
+    X, X_float, W = X.double(), X_float.double(), W.double()
+    closed_form = W + W @ (X_float - X).t() @ X @ torch.linalg.inv(X.t() @ X)
+    torch.testing.assert_close(closed_form, target, atol=1e-6, rtol=1e-6)
+
+
+def test_inverse_cholesky_and_its_ladder() -> None:
+    _, H = problem()
+    U, damp = inverse_cholesky(H, torch.arange(64))
+    damped = H + damp * H.diagonal().mean() * torch.eye(64)
+    torch.testing.assert_close(U.t() @ U @ damped, torch.eye(64), atol=1e-3, rtol=1e-3)
+    assert torch.equal(U, U.triu())
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    V, _ = inverse_cholesky(H, order)
+    torch.testing.assert_close(V.t() @ V @ damped[order][:, order], torch.eye(64), atol=1e-3, rtol=1e-3)
+    one_bad = H.clone()
+    one_bad[40, 3] = one_bad[3, 40] = float("inf")
+    with pytest.raises(SingularHessian):
+        inverse_cholesky(one_bad, torch.arange(64))
+    indefinite = H - 0.06 * H.diagonal().mean() * torch.eye(64)
+    assert inverse_cholesky(indefinite, torch.arange(64))[1] > DAMPING_LADDER[0]
+    with pytest.raises(SingularHessian):
+        inverse_cholesky(torch.full((8, 8), float("nan")), torch.arange(8))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    "kind", ["dead columns", "rank deficient", "constant rows", "outliers", "one group", "zero rows", "no input"]
+)
+def test_degenerate_problems_stay_sane(kind: str, symmetric: bool) -> None:
+    W, H = problem()
+    group_size = 64 if kind == "one group" else 32
+    if kind == "dead columns":
+        H[:, 5] = H[5, :] = H[:, 40] = H[40, :] = 0
+    elif kind == "rank deficient":
+        x = torch.randn(3, 64)
+        H = x.t() @ x
+    elif kind == "constant rows":
+        W[:] = torch.linspace(-1, 1, 24)[:, None]
+    elif kind == "outliers":
+        W[3, 7], W[5, 60] = 400.0, -300.0
+    elif kind == "zero rows":
+        W[4] = 0
+    elif kind == "no input":
+        H = torch.zeros(64, 64)
+    result = gptq(W, H, group_size, symmetric=symmetric)
+    linear, back = result.linear, result.linear.dequantize()
+    assert torch.isfinite(back).all()
+    assert linear.codes.max() <= 15
+    if kind == "zero rows":
+        assert (back[4] == 0).all()
+    if kind == "no input":  # every column is then rounded to nearest on the grid that was found
+        assert torch.equal(linear.codes, round_to_grid(W, linear.scales, linear.zeros, group_size))
+        return
+    nearest = rtn(W, group_size, symmetric=symmetric).dequantize()
+    assert error(W, back, H) <= 1.001 * error(W, nearest, H) + 1e-9
+    if kind == "dead columns":  # what no calibration text has reached may be reached in use
+        unreached = [5, 40]
+        assert (back - W)[:, unreached].norm() < 0.3 * W[:, unreached].norm()
+    # On the same grid and with the same damping the paper's own loop, in float64, does no better.
+    zeros = torch.full(linear.scales.shape, 8) if linear.zeros is None else linear.zeros
+    codes = naive_gptq(W, H, linear.scales, zeros, group_size, result.damping)
+    middle, scales = (x.float().repeat_interleave(group_size, 1) for x in (zeros, linear.scales))
+    paper = (codes.float() - middle) * scales
+    assert error(W, back, H) <= 1.05 * error(W, paper, H) + 1e-9
+
+
+def brute_force(w: torch.Tensor, H: torch.Tensor) -> float:
+    """The least error of one group's output over a very fine grid of signed scales, float64."""
+    w, H = w.double(), H.double()
+    largest = float(w.abs().max())
+    scales = torch.cat([torch.linspace(0.4, 1.05, 1500) * largest / 7.5 * sign for sign in (1, -1)]).double()
+    D = w - (w[None] / scales[:, None]).round().clamp(-8, 7) * scales[:, None]
+    return float((D @ H * D).sum(-1).min())
+
+
+@pytest.mark.parametrize(
+    ("kind", "thorough", "within"), [("columns", False, 1.06), ("columns", True, 1.03), ("blocks", True, 1.25)]
+)
+def test_symmetric_search_comes_close_to_brute_force(kind: str, thorough: bool, within: float) -> None:
+    draw = torch.Generator().manual_seed(1)
+    W, d = torch.randn(40, 64, generator=draw), torch.rand(64, generator=draw) ** 3
+    X = torch.randn(300, 64, generator=draw) @ torch.randn(64, 64, generator=draw)
+    H = X.t() @ X / 300 if kind == "blocks" else d.diag()
+    scales = search_symmetric(W, H[None] if kind == "blocks" else d, 64, thorough=thorough)
+    D = (W - (round_to_grid(W, scales, None, 64).float() - 8) * scales).double()
+    best = sum(brute_force(row, H) for row in W)
+    assert float((D @ H.double() * D).sum()) / best < within
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_blocks_of_a_diagonal_hessian_give_the_same_scales(symmetric: bool) -> None:
+    W, H = problem()
+    d = H.diagonal()
+    search = search_symmetric if symmetric else search_asymmetric
+    blocks = torch.stack([d[:32].diag(), d[32:].diag()])
+    torch.testing.assert_close(search(W, blocks, 32), search(W, d + 0.01 * d.mean(), 32), rtol=1e-3, atol=1e-3)
+
+
+def test_scales_are_positive_where_a_runtime_takes_no_others() -> None:
+    W, H = problem()
+    for linear in (rtn(W, 32, symmetric=True, signed=False), gptq(W, H, 32, symmetric=True, signed=False).linear):
+        assert (linear.scales > 0).all()
+    signed = gptq(W, H, 32, symmetric=True).linear
+    assert (signed.scales < 0).any()
+
+
+def test_asymmetric_search_beats_min_max_and_keeps_zero_points_storable() -> None:
+    draw = torch.Generator().manual_seed(2)
+    W, d = torch.rand(40, 128, generator=draw) * 2 - 0.3, torch.rand(128, generator=draw) ** 3
+    scales, zeros = search_asymmetric(W, d, 32)
+    assert int(zeros.min()) >= 1
+    assert int(zeros.max()) <= 15
+    groups = W.view(40, 4, 32)
+    step = (groups.amax(-1).clamp_min(0) - groups.amin(-1).clamp_max(0)) / 15
+    zero = (-groups.amin(-1).clamp_max(0) / step).round().clamp(1, 15)
+
+    def loss(s: torch.Tensor, z: torch.Tensor) -> float:
+        codes = round_to_grid(W, s, z.to(torch.uint8), 32).view(40, 4, 32).float()
+        back = (codes - z.float().unsqueeze(-1)) * s.unsqueeze(-1)
+        return float((d.view(4, 32) * (groups - back).square()).sum())
+
+    assert loss(scales, zeros) < loss(step, zero)

@@ -1,0 +1,379 @@
+"""qtk quantize on tiny models: what is written, what it costs, what is refused; through the real command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import VARIANTS
+
+from qtk.calibration.options import CalibrationOptions
+from qtk.checkpoint.manifest import read_manifest
+from qtk.checkpoint.reader import Checkpoint
+from qtk.cli.quantize import command
+from qtk.errors import InputError
+from qtk.models import forward
+from qtk.models.registry import model_spec
+from qtk.models.tokenizer import TextTokenizer
+from qtk.quantization.algorithms.gptq import DAMPING_LADDER, SingularHessian
+from qtk.quantization.algorithms.tune import TunedBlock
+from qtk.quantization.blocks import gptq as gptq_block
+from qtk.quantization.blocks import tuned as tuned_block
+from qtk.quantization.blocks.layer_log import LayerRecord, log_line
+from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.quantize import LOG_NAME, quantize_model
+from qtk.quantization.quantized_linear import QuantizedLinear
+
+SMALL = CalibrationOptions(samples=16, seq_len=64)
+
+
+def logits(model: Path, tokens: torch.Tensor) -> torch.Tensor:
+    weights = ModelWeights.open(model)
+    spec = weights.spec
+    cos, sin = spec.rope.tables(spec.head_dim, tokens.shape[1])
+    hidden = weights.embed(tokens, torch.float32)
+    for layer in range(spec.num_layers):
+        mask = forward.attention_mask(tokens.shape[1], None, spec.windows[layer])
+        hidden = forward.block_forward(spec, weights.block(layer, torch.float32), hidden, cos, sin, mask=mask)
+    return forward.rms_norm(hidden, weights.final_norm(), spec.rms_norm_eps) @ weights.lm_head(torch.float32).T
+
+
+def divergence(reference: Path, model: Path) -> float:
+    text = Path(__file__).read_text()[:512]  # code, as the calibration text is, but none of it
+    tokens = torch.tensor(TextTokenizer(reference).encode(text)[:256]).view(4, 64)
+    p, q = (logits(m, tokens).log_softmax(-1) for m in (reference, model))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_architecture_is_quantized_and_read_back(tiny, tmp_path, variant: str) -> None:
+    report = quantize_model(tiny(variant), tmp_path / "out", QuantizeOptions(), SMALL)
+    source, written = Checkpoint(tiny(variant)), ModelWeights.open(tmp_path / "out")
+    spec = model_spec(source)
+    assert report.linears == 7 * spec.num_layers
+    assert report.group_size == 128
+    assert report.fell_back_to_rtn == []
+    assert report.quantized_bytes < 0.55 * report.float_bytes
+    for name, _ in spec.all_linears():
+        linear = written.linear(name)
+        assert isinstance(linear, QuantizedLinear)
+        assert f"{name}.weight" not in written.checkpoint
+    untouched = [
+        n
+        for n in spec.all_tensors()
+        if n.removesuffix(".weight") not in written.scheme.modules or n == "lm_head.weight"
+    ]
+    assert all(torch.equal(source.tensor(n), written.checkpoint.tensor(n)) for n in untouched)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tiny(variant) / "tokenizer.json").read_bytes()
+    assert divergence(tiny(variant), tmp_path / "out") < 0.2
+
+
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("group", [32, 64])
+def test_gptq_is_closer_than_rtn_and_effort_pays(tiny, tmp_path, sym: bool, group: int) -> None:
+    found = {}
+    for name, options in {
+        "rtn": QuantizeOptions(method="rtn", group_size=group, sym=sym),
+        "fast": QuantizeOptions(effort="fast", group_size=group, sym=sym),
+        "default": QuantizeOptions(group_size=group, sym=sym),
+    }.items():
+        quantize_model(tiny("llama"), tmp_path / name, options, CalibrationOptions(samples=64, seq_len=128))
+        found[name] = divergence(tiny("llama"), tmp_path / name)
+    assert found["fast"] < found["rtn"]
+    assert found["default"] < found["rtn"]
+
+
+def test_best_tunes_each_block_and_its_norms(tiny, tmp_path) -> None:
+    calibration = CalibrationOptions(samples=32, seq_len=64)
+    for name in ("best", "again"):
+        quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(effort="best"), calibration)
+    lines = [json.loads(line) for line in (tmp_path / "best" / LOG_NAME).read_text().splitlines()]
+    assert all(0 < line["block_error_after"] <= line["block_error_before"] for line in lines)
+    tuned = [line["layer"] for line in lines if line["block_error_after"] < line["block_error_before"]]
+    assert tuned, "no block came out better"
+    source, written = Checkpoint(tiny("llama")), ModelWeights.open(tmp_path / "best")
+    norm = tuned[0].rpartition("self_attn")[0] + "post_attention_layernorm.weight"
+    assert not torch.equal(source.tensor(norm), written.checkpoint.tensor(norm))
+    assert divergence(tiny("llama"), tmp_path / "best") < 0.2
+    assert (tmp_path / "best/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
+
+
+def test_a_block_that_tuning_makes_worse_stays_as_gptq_left_it(tiny, tmp_path, monkeypatch) -> None:
+    def spoiled(block, weights, linears, *_) -> TunedBlock:
+        worse = {name: replace(linear, scales=2 * linear.scales) for name, linear in linears.items()}
+        return TunedBlock(worse, {n: w for n, w in weights.items() if n.endswith("norm.weight")})
+
+    def unchanged(block, weights, linears, *_) -> TunedBlock:
+        return TunedBlock(dict(linears), {})
+
+    for name, tune in (("spoiled", spoiled), ("unchanged", unchanged)):
+        monkeypatch.setattr(tuned_block, "tune_block", tune)
+        quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(effort="best"), SMALL)
+    lines = [json.loads(line) for line in (tmp_path / "spoiled" / LOG_NAME).read_text().splitlines()]
+    assert all(line["block_error_after"] == line["block_error_before"] > 0 for line in lines)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("spoiled", "unchanged")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen2"])
+def test_awq_folds_its_scales_into_a_plain_checkpoint(tiny, tmp_path, variant: str) -> None:
+    report = quantize_model(tiny(variant), tmp_path / "out", QuantizeOptions(method="awq", group_size=32), SMALL)
+    assert report.fell_back_to_rtn == []
+    assert divergence(tiny(variant), tmp_path / "out") < 0.1
+    source, written = Checkpoint(tiny(variant)), ModelWeights.open(tmp_path / "out").checkpoint
+    changed = {n for n in source.names if n in written and not torch.equal(source.tensor(n), written.tensor(n))}
+    assert any(name.endswith("input_layernorm.weight") for name in changed)
+    assert all(name.endswith(("layernorm.weight", "v_proj.bias")) for name in changed)
+
+
+def test_auto_takes_the_method_that_is_nearer_on_rows_held_back(tiny, tmp_path) -> None:
+    calibration = CalibrationOptions(samples=24, seq_len=64)
+    report = quantize_model(tiny("llama"), tmp_path / "auto", QuantizeOptions(method="auto"), calibration)
+    assert set(report.held_back_kl) == {"gptq", "awq"}
+    assert report.method == min(report.held_back_kl, key=report.held_back_kl.get)
+    assert report.calibration_rows_offered == 24
+    # What is taken is what the method alone would have written from the same rows.
+    alone = QuantizeOptions(method=report.method)
+    quantize_model(tiny("llama"), tmp_path / "alone", alone, calibration)
+    assert (tmp_path / "auto/model.safetensors").read_bytes() == (tmp_path / "alone/model.safetensors").read_bytes()
+    assert sorted(p.name for p in (tmp_path / "auto").iterdir()) == sorted(
+        p.name for p in (tmp_path / "alone").iterdir()
+    )
+
+
+def test_auto_needs_rows_to_hold_back(tiny, tmp_path, run_qtk) -> None:
+    (tmp_path / "short.txt").write_text("def f(x):\n    return x + 1\n" * 8)
+    words = ["--method", "auto", "--calibration", tmp_path / "short.txt", "--seq-len", 128]
+    answer = run_qtk("quantize", tiny("llama"), "-o", tmp_path / "out", *words)
+    assert answer.returncode == 2
+    assert "--method auto needs 4 at least" in answer.stderr
+
+
+def test_padding_never_enters_the_hessian(tiny, tmp_path) -> None:
+    """The same conversations in rows of 64 and of 100 tokens give the same codes: what is padding differs, nothing else."""
+    lines = [json.dumps({"messages": [{"role": "user", "content": "x = " + "abc" * (i % 5 + 1)}]}) for i in range(40)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    for seq_len in (64, 100):
+        calibration = CalibrationOptions(calibration=str(tmp_path / "chat.jsonl"), samples=40, seq_len=seq_len)
+        quantize_model(tiny("qwen2"), tmp_path / str(seq_len), QuantizeOptions(effort="fast"), calibration)
+    short, long = (ModelWeights.open(tmp_path / str(n)) for n in (64, 100))
+    for name, _ in short.spec.all_linears():
+        same = (short.linear(name).codes == long.linear(name).codes).float().mean()
+        assert same > 0.97, name  # products of other shapes round otherwise; padding in a Hessian would change far more
+
+
+def test_log_has_a_line_for_every_linear(tiny, tmp_path) -> None:
+    quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(), SMALL)
+    lines = [json.loads(line) for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
+    assert [line["layer"] for line in lines][:2] == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.self_attn.k_proj",
+    ]
+    assert len(lines) == 21
+    for line in lines:
+        assert 0 <= line["error_after"] < line["error_before"] < 1
+        assert line["damping"] == DAMPING_LADDER[0]
+        assert line["seconds"] > 0
+        assert line["peak_memory_bytes"] > 10**7
+
+
+def test_spilled_activations_give_the_same_codes(tiny, tmp_path) -> None:
+    for name, memory in (("memory", None), ("disk", 1e-6)):
+        report = quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(memory=memory), SMALL)
+        assert (report.spilled_bytes > 0) == (memory is not None)
+    assert (tmp_path / "memory/model.safetensors").read_bytes() == (tmp_path / "disk/model.safetensors").read_bytes()
+    assert not list((tmp_path / "disk").glob(".calibration*"))
+
+
+def test_overrides_and_an_8_bit_head(tiny, tmp_path) -> None:
+    override = ("*.mlp.down_proj=bits:8,group:32", "model.layers.0.*=bits:16")
+    quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(override=override, lm_head_bits="8"), SMALL)
+    written = ModelWeights.open(tmp_path / "out")
+    assert isinstance(written.linear("model.layers.0.mlp.down_proj"), torch.Tensor)
+    down = written.linear("model.layers.1.mlp.down_proj")
+    assert (down.bits, down.group_size) == (8, 32)
+    head = written.linear("lm_head")
+    assert head.bits == 8
+    source = Checkpoint(tiny("llama")).tensor("lm_head.weight").float()
+    assert (head.dequantize() - source).abs().max() < 0.02 * source.abs().max()
+
+
+def test_group_that_does_not_divide_lists_all_layers(tiny, tmp_path, run_qtk) -> None:
+    from conftest import make_tiny, write_byte_tokenizer
+
+    model = make_tiny(tmp_path / "odd", "llama", hidden_size=192, num_attention_heads=6)
+    write_byte_tokenizer(model)
+    answer = run_qtk("quantize", model, "-o", tmp_path / "out", "--group-size", 128)
+    assert answer.returncode == 2
+    assert answer.stderr.count("192 inputs, group 128") == 6 * 3
+    assert "--group-size 64 divides them all" in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--bits", "3"], "3 bits are not supported"),
+        (["--group-size", "48"], "48 is not supported"),
+        (["--format", "exl9"], "not known"),
+        (["--override", "*.q_proj=bits:8"], "fuse must be stored alike"),
+        (["--override", "*.nothing=bits:8"], "no module matches"),
+        (["--override", "*=bits:5"], "settings are"),
+        (["--seq-len", "4096"], "longer than the model's context of 512"),
+        (["--calibration", "absent.txt"], "absent.txt"),
+    ],
+)
+def test_bad_options_end_before_any_work(tiny, tmp_path, run_qtk, words: list[str], complaint: str) -> None:
+    answer = run_qtk("quantize", tiny("llama"), "-o", tmp_path / "out", *words)
+    assert answer.returncode == 2, answer.stderr
+    assert complaint in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantized_model_is_refused(tiny, tmp_path) -> None:
+    quantize_model(tiny("llama"), tmp_path / "a", QuantizeOptions(method="rtn"), SMALL)
+    with pytest.raises(InputError, match="quantized already"):
+        quantize_model(tmp_path / "a", tmp_path / "b", QuantizeOptions(), SMALL)
+
+
+@pytest.mark.parametrize("where", ["compression_config", "hf_quant_config.json", "quantize_config.json"])
+def test_a_model_quantized_by_another_tool_is_refused(tiny, tmp_path, where: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llama"), model)
+    if where.endswith(".json"):
+        (model / where).write_text('{"bits": 4}')
+    else:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, where: {"format": "pack-quantized"}}))
+    with pytest.raises(InputError, match=f"quantized already, says its .*{where}"):
+        quantize_model(model, tmp_path / "out", QuantizeOptions(), SMALL)
+
+
+def test_a_hessian_that_stays_singular_is_told_everywhere(tiny, tmp_path, monkeypatch) -> None:
+    """A warning, the summary, the log and the manifest name the linears; --verbose shows the method of each."""
+    original = gptq_block.gptq
+
+    def gptq(W: torch.Tensor, *arguments: object, **settings: object):
+        if W.shape == (128, 256):  # down_proj
+            raise SingularHessian
+        return original(W, *arguments, **settings)
+
+    monkeypatch.setattr(gptq_block, "gptq", gptq)
+    words = [tiny("llama"), "-o", tmp_path / "out", "--samples", 8, "--seq-len", 48, "--verbose"]
+    answer = CliRunner().invoke(command, [str(word) for word in words])
+    assert answer.exit_code == 0, answer.output
+    named = [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
+    assert all(f"WARNING: {name}: the Hessian stays singular" in answer.stderr for name in named)
+    assert ", ".join(named) in next(line for line in answer.stdout.splitlines() if "ROUNDED TO NEAREST" in line)
+    rows = {cells[0]: cells for line in answer.stdout.splitlines() if (cells := line.replace("│", " ").split())}
+    assert all(rows[name][1] == "rtn" for name in named)
+    assert rows["model.layers.0.mlp.up_proj"][1] == "gptq"
+    assert read_manifest(tmp_path / "out").notes["report"]["fell_back_to_rtn"] == named
+    lines = [json.loads(line) for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
+    assert [line["layer"] for line in lines if line["method"] == "rtn"] == named
+
+
+def test_a_seed_gives_the_same_bits_and_another_one_others(tiny, tmp_path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        calibration = CalibrationOptions(samples=8, seq_len=48, seed=seed)
+        quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(), calibration)
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
+    assert read_manifest(tmp_path / "c").options["seed"] == 2
+
+
+def test_the_seed_reaches_the_tuning(tiny, tmp_path, monkeypatch) -> None:
+    seeds = []
+
+    def quantize(self, *arguments: object):
+        seeds.append(self.seed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuned_block.TunedBlocks, "quantize", quantize)
+    calibration = CalibrationOptions(samples=8, seq_len=48, seed=7)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(effort="best"), calibration)
+    assert seeds == [7]
+
+
+def test_what_is_no_number_is_null_in_the_log() -> None:
+    record = LayerRecord("a", "gptq", 4, 32, True, float("nan"), float("inf"), 0.01, 1.0)
+    line = log_line(record, 5)
+    assert (line["error_before"], line["error_after"], line["damping"]) == (None, None, 0.01)
+    json.dumps(line, allow_nan=False)
+
+
+def test_too_few_tokens_warn_with_the_figure(tiny, tmp_path, run_qtk) -> None:
+    answer = run_qtk("quantize", tiny("llama"), "-o", tmp_path / "out", "--samples", 2, "--seq-len", 16)
+    assert answer.returncode == 0, answer.stderr
+    assert "32 calibration tokens for linears of up to 256 inputs" in answer.stderr
+
+
+def test_command_line_prints_one_json_result(tiny, tmp_path, run_qtk) -> None:
+    answer = run_qtk("quantize", tiny("llama-tied"), "-o", tmp_path / "out", "--samples", 8, "--seq-len", 64, "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["linears"] == 21
+    assert run_qtk("verify", tmp_path / "out").returncode == 0
+
+
+def start_and_kill_after_a_block(out: Path, words: list[object], number: int) -> None:
+    """Starts qtk quantize and sends a signal as soon as the first block is saved."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qtk", "quantize", *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (out.with_name(out.name + ".partial") / ".calibration/state.json").is_file():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    assert process.wait(60) in (130, -signal.SIGKILL)
+    process.stderr.close()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_resumed_run_gives_the_same_bits(tmp_path, run_qtk, number: int) -> None:
+    from conftest import make_tiny, write_byte_tokenizer
+
+    model = make_tiny(tmp_path / "model", "llama", num_hidden_layers=12)
+    write_byte_tokenizer(model)
+    words = ["--samples", 64, "--seq-len", 128, "--group-size", 32]
+    assert run_qtk("quantize", model, "-o", tmp_path / "whole", *words).returncode == 0
+    start_and_kill_after_a_block(tmp_path / "out", [model, "-o", tmp_path / "out", *words], number)
+    refused = run_qtk("quantize", model, "-o", tmp_path / "out", *words, "--asym", "--resume")
+    assert refused.returncode == 2
+    assert "cannot be resumed" in refused.stderr
+    resumed = run_qtk("quantize", model, "-o", tmp_path / "out", *words, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resumed after block" in resumed.stderr
+    files = ("model.safetensors", "config.json")
+    assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "out" / f).read_bytes() for f in files)
+    layers = [json.loads(line)["layer"] for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
+    assert layers == [json.loads(line)["layer"] for line in (tmp_path / "whole" / LOG_NAME).read_text().splitlines()]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out", "whole"]
+
+
+def test_damaged_weights_are_named_and_leave_nothing(tiny, tmp_path, run_qtk) -> None:
+    import safetensors.torch
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llama"), model)
+    tensors = safetensors.torch.load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = float("nan")
+    safetensors.torch.save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    answer = run_qtk("quantize", model, "-o", tmp_path / "out", "--samples", 8, "--seq-len", 64)
+    assert answer.returncode == 2
+    assert "model.layers.0.mlp.up_proj.weight holds 1 NaN or Inf" in answer.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,173 @@
+"""The report: numbers as a reader wants them, accuracy before and after, and nothing said that was not measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from qtk.bench.accuracy.likelihood import TaskLikelihood, score_likelihood
+from qtk.bench.accuracy.results.choice_scores import ChoiceAnswer, score_choices
+from qtk.bench.accuracy.results.result import AccuracyResult, score_language
+from qtk.bench.divergence import DivergenceOptions, DivergenceResult, Estimate, TextDivergence
+from qtk.bench.latency import LatencyReport, Quantiles, ShapeLatency
+from qtk.bench.results import measure_into, require_writable, write_result
+from qtk.errors import InputError
+from qtk.release.report import figure, latency_ratios, reportable_directories, write_report
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.12345, 3, "0.123"),
+        (12.345, 3, "12.3"),
+        (1234.5, 3, "1234"),
+        (0.99995, 3, "1.000"),
+        (0.000447, 3, "4.47e-04"),
+        (0.0, 3, "0.00"),
+        (8.0, 4, "8.000"),
+        (None, 3, "-"),
+        (float("nan"), 3, "-"),
+        (-33.333, 3, "-33.3"),
+    ],
+)
+def test_figures(value, digits: int, text: str) -> None:
+    assert figure(value, digits) == text
+
+
+def latency(engine: str, rates: dict[tuple[int, int], float]) -> LatencyReport:
+    times = Quantiles(mean=1.0, p50=1.0, p90=1.0, p99=1.0)
+    shapes = [
+        ShapeLatency(
+            input_len=entry,
+            output_len=output,
+            batch_size=1,
+            runs=3,
+            tokens_per_s=rate,
+            standard_error=0.1,
+            decode_tokens_per_s=rate,
+            ttft_ms=times,
+            inter_token_ms=times,
+            call_seconds=[1.0],
+        )
+        for (entry, output), rate in rates.items()
+    ]
+    return LatencyReport(
+        engine=engine,
+        backend="onnxruntime",
+        gpu="cpu",
+        dtype="float32",
+        accuracy_level=4,
+        lm_head_bits=16,
+        threads=None,
+        processor="p",
+        first_call_ms=1.0,
+        shapes=shapes,
+    )
+
+
+def test_ratios_only_where_every_engine_ran_the_shape() -> None:
+    slow = latency("engine-float", {(16, 8): 10.0, (64, 32): 20.0})
+    fast = latency("engine", {(16, 8): 25.0})
+    assert latency_ratios([slow, fast]) == [{"shape": "16/8", "ratios": {"engine-float": 1.0, "engine": 2.5}}]
+    assert latency_ratios([slow]) == []
+
+
+class _Nothing(BaseModel):
+    pass
+
+
+def accuracy(out: Path, passed: int) -> None:
+    tasks = {f"Python/{i}": ["passed" if i < passed else "failed"] for i in range(6)}
+    result = AccuracyResult(
+        qtk_version="0",
+        model=out.name,
+        answers=None,
+        rules="qtk",
+        prompt_format="plain",
+        decoding={},
+        sandbox={"level": "namespaces"},
+        scores=[score_language("humaneval-x", "python", "tasks.jsonl", "0" * 64, tasks, [1])],
+        likelihood=[
+            score_likelihood(
+                "likelihood",
+                "go",
+                "x",
+                "0" * 64,
+                {f"Go/{i}": TaskLikelihood(log_likelihood=passed - 9.0 - i % 2, tokens=4) for i in range(6)},
+            )
+        ],
+        choices=[
+            score_choices(
+                "nlp",
+                "wic",
+                "WiC",
+                "x",
+                "0" * 64,
+                "questions",
+                {f"wic/{i}": ChoiceAnswer(gold=0, generation=int(i >= passed), perplexity=1) for i in range(8)},
+                0,
+            )
+        ],
+        skipped={"humaneval-x go": "go is not installed"},
+        seconds=1.0,
+        machine={},
+    )
+    measure_into(out, "accuracy", _Nothing(), {}, lambda: result)
+
+
+def test_accuracy_before_and_after(tmp_path) -> None:
+    accuracy(tmp_path / "accuracy-float", 5)
+    accuracy(tmp_path / "accuracy", 3)
+    assert len(reportable_directories(tmp_path)) == 2
+    order = [tmp_path / "accuracy-float", tmp_path / "accuracy"]
+    text = write_report(order, tmp_path / "report", title="Ours").read_text()
+    assert text.startswith("# Ours\n")
+    assert "| accuracy-float | humaneval-x | python | 6 | pass@1 | 83.33 |" in text
+    assert "| humaneval-x | python | 83.33 | 50.00 | -33.3 |" in text
+    assert "| accuracy-float | WiC | 8 | 62.50 | 0.000 | generation | 62.50 |" in text
+    assert "| nlp | wic | 62.50 | 37.50 | -25.0 |" in text
+    assert "| likelihood | go | -1.125 | -1.625 | -0.500 |" in text
+    assert "humaneval-x go: go is not installed" in text
+    for absent in ("## Latency", "## Engines", "## Sizes", "## Quantization", "None"):
+        assert absent not in text
+
+
+def test_the_first_call_and_what_the_arithmetic_adds_are_told(tmp_path) -> None:
+    estimate = Estimate(mean=0.0042, standard_error=0.0003)
+    text = TextDivergence(
+        text="all", rows=2, tokens=60, kl=estimate, kl_median=0, kl_p99=0, kl_max=0, top1_agreement=estimate,
+        perplexity_reference=8, perplexity=9, loss_increase=estimate, tokens_sha256="0",
+    )  # fmt: skip
+    result = DivergenceResult(
+        qtk_version="0", model="run/engine", reference="run/merged", options=DivergenceOptions(), texts=(text,), pooled=text,
+        from_checkpoint=text, engine_settings={"accuracy_level": 4}, seconds=1, machine={},
+    )  # fmt: skip
+    measure_into(tmp_path / "divergence-engine", "divergence", _Nothing(), {}, lambda: result)
+    cold = latency("engine", {(16, 8): 10.0}).model_copy(update={"compiled_before": False, "first_call_ms": 4321.0})
+    measure_into(tmp_path / "latency", "latency", _Nothing(), {}, lambda: cold)
+    said = write_report(sorted(tmp_path.iterdir()), tmp_path / "report", title="Ours").read_text()
+    assert "\n| engine | 4 | 60 | 0.00420 | 3.0e-04 | 0.00420 |\n" in said
+    assert "\nFirst call of engine: 4321 ms, with the compiling of its kernels.\n" in said
+
+
+def test_nothing_to_report_is_a_sentence(tmp_path) -> None:
+    with pytest.raises(InputError, match="nothing to report"):
+        reportable_directories(tmp_path)
+    with pytest.raises(InputError, match="is not a directory"):
+        reportable_directories(tmp_path / "nowhere")
+
+
+def test_a_result_file_is_checked_before_the_work_and_written_whole(tmp_path) -> None:
+    path = tmp_path / "r.json"
+    write_result(latency("e", {}), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+    for target, complaint in (
+        (path, "exists already"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "no" / "r.json", "is not a directory"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            require_writable(target)
+    require_writable(path, overwrite=True)
