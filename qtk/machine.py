@@ -8,7 +8,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -210,41 +209,3 @@ def fast_matmul_dtype() -> torch.dtype:
     finally:
         torch.set_num_threads(threads)
     return torch.bfloat16 if best[torch.bfloat16] < 0.7 * best[torch.float32] else torch.float32
-
-
-class PeakMemory:
-    """Peak resident memory of this process while a block runs, in bytes, `above` what it held at the start.
-
-    Sampled from /proc/self/statm by a thread every 5 ms, so that a peak inside one long native call is seen as well.
-    """
-
-    def __init__(self, interval: float = 0.005) -> None:
-        self._interval = interval
-        self._stop = threading.Event()
-        self.start_bytes = self.peak_bytes = _resident_bytes()
-
-    @property
-    def above(self) -> int:
-        return self.peak_bytes - self.start_bytes
-
-    def _sample(self) -> None:
-        while not self._stop.wait(self._interval):
-            self.peak_bytes = max(self.peak_bytes, _resident_bytes())
-
-    def __enter__(self) -> PeakMemory:
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.peak_bytes = max(self.peak_bytes, _resident_bytes())
-
-
-def _resident_bytes() -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return psutil.Process().memory_info().rss

@@ -1,19 +1,24 @@
-"""Finds the YAML that travels with qtk (engines/, recipes/, bench/) in a checkout, an editable install and a wheel."""
+"""Finds and reads the YAML that travels with qtk (gpus/, recipes/, bench/) in a checkout, an editable install and a wheel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
-from qtk.errors import InputError
+from qtk.errors import InputError, listing
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _PACKAGE = Path(__file__).resolve().parent
+_YAML_ENDINGS = (".yaml", ".yml")
 
 
 def shipped_directory(room: str) -> Path:
-    """The directory of shipped data called `room` ("engines", "recipes" or "bench").
+    """The directory of shipped data called `room` ("gpus", "recipes", "bench/suites", ...).
 
     A wheel carries it inside the package; a checkout and an editable install have it beside the package.
     """
@@ -26,6 +31,32 @@ def shipped_names(room: str) -> list[str]:
     return sorted(path.stem for path in shipped_directory(room).glob("*.yaml"))
 
 
+def find_yaml(room: str, text: str, noun: str) -> Path:
+    """The file that `text` means: one that ships in `room`, by its name, or any other, by its path.
+
+    noun: what the file describes ("suite"), for the InputError that lists the names when `text` is neither.
+    """
+    names = shipped_names(room)
+    if text in names:
+        return shipped_directory(room) / f"{text}.yaml"
+    path = Path(text)
+    if path.suffix in _YAML_ENDINGS or path.is_file():
+        return path
+    raise InputError(f"There is no {noun} {text!r}. Give one of {', '.join(names)}, or a YAML file.")
+
+
+def read_yaml(path: Path, model: type[Model], noun: str, **more: str) -> Model:
+    """The content of a YAML file as `model`; more: fields that the file itself does not hold, such as its own name.
+
+    InputError lists every offending field by its path in the file."""
+    content = load_yaml(path)
+    try:
+        return model.model_validate(content | more if isinstance(content, dict) else content)
+    except ValidationError as error:
+        complaints = [_complaint(complaint, model) for complaint in error.errors()]
+        raise InputError(f"{path} is not a valid {noun}:\n{listing(complaints)}") from None
+
+
 def load_yaml(path: Path) -> Any:
     """The parsed content of a YAML file (safe loader). InputError names the file and the line that does not parse."""
     try:
@@ -34,3 +65,29 @@ def load_yaml(path: Path) -> Any:
         raise InputError(f"{path}: no such file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
+
+
+def _complaint(error: Any, model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        today = _renamed_to(error["loc"], model)
+        return f"{where}: {f'is called {today} now' if today else 'no such setting'}"
+    message = f"{where}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    return message if error["type"] == "missing" else f"{message} (given: {error['input']!r})"
+
+
+def _renamed_to(loc: Sequence[str | int], model: type[BaseModel]) -> str | None:
+    """What a setting that is not known any more is called today: the field whose json_schema_extra says what it was."""
+    *parents, former = loc
+    for name in parents:
+        field = model.model_fields.get(str(name))
+        inner = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        found = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if found is None:
+            return None
+        model = found
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("was") == former:
+            return name
+    return None

@@ -21,7 +21,7 @@ def test_the_wheel_works_without_the_checkout(tmp_path) -> None:
     assert (tmp_path / "site" / "qtk" / "release" / "templates" / "report.md.j2").is_file()
     code = (
         "import qtk.shipped as s; assert 'site' in s.__file__; "
-        "print(*s.shipped_names('recipes'), *s.shipped_names('engines'), *s.shipped_names('bench/suites'))"
+        "print(*s.shipped_names('recipes'), *s.shipped_names('gpus'), *s.shipped_names('bench/suites'))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qtk.checkpoint.reader import parse_json
+from qtk.checkpoint.json_file import parse_json
 from qtk.errors import InputError, listing
 
 CONFIG_NAME = "adapter_config.json"

@@ -31,7 +31,8 @@ from qtk.checkpoint.reader import Checkpoint, all_finite, config_bytes
 from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import CheckpointWriter
 from qtk.errors import InputError, listing
-from qtk.machine import PeakMemory, usable_cores
+from qtk.machine import usable_cores
+from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress
 
 _SLICE_ELEMENTS = 1 << 20  # 2 MB of bf16 and 4 MB of float32: what a core's share of the cache holds

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from qtk.checkpoint.atomic import write_atomic
 from qtk.checkpoint.manifest import ManifestRecorder, output_files
 from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError
-from qtk.machine import PeakMemory
+from qtk.peak_memory import PeakMemory
 
 
 def require_writable(path: Path, *, overwrite: bool = False) -> None:
@@ -26,15 +26,7 @@ def require_writable(path: Path, *, overwrite: bool = False) -> None:
 
 def write_result(result: BaseModel, path: Path) -> None:
     """Writes the result as indented JSON; the file appears under its name only when it is complete."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as stream:
-            stream.write(result.model_dump_json(indent=2) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomic(path, result.model_dump_json(indent=2) + "\n")
 
 
 RESULT_NAME = "result.json"

@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from qtk.checkpoint.json_file import parse_json
 from qtk.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
 from qtk.errors import InputError, listing
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -61,7 +63,7 @@ class Checkpoint:
         try:
             return (self.path / "config.json").read_bytes()
         except FileNotFoundError:
-            raise InputError(f"{self.path} has no config.json, so it is no model directory.") from None
+            raise InputError(f"{self.path} is not a model directory: config.json is missing.") from None
         except OSError as error:
             raise InputError(f"{self.path / 'config.json'} cannot be read: {error.strerror}.") from None
 
@@ -181,20 +183,11 @@ def config_bytes(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object from bytes; InputError with file, line and column when it is none."""
-    try:
-        value = json.loads(raw)
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no JSON object.")
-    return value
-
-
 def require_finite(tensor: torch.Tensor, what: str) -> None:
     """InputError "`what` holds NaN or Inf" unless every element is finite."""
     if not all_finite(tensor):
+        import torch
+
         bad = int((~torch.isfinite(tensor.float())).sum())
         raise InputError(f"{what} holds {bad} NaN or Inf values. The file is damaged or the training diverged.")
 
@@ -203,6 +196,8 @@ def all_finite(tensor: torch.Tensor) -> bool:
     """Whether no element is NaN or Inf: one pass, no temporary of the tensor's size, since both show in the extremes."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
+    import torch
+
     low, high = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
     return math.isfinite(low.item()) and math.isfinite(high.item())
 

@@ -13,44 +13,60 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from qtk.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+
+# The format's name of a dtype -> torch's name, and the bytes of an element. Strings, because headers are read by
+# commands that do without torch.
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
 }
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_FORMAT_NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 _HEADER_LIMIT = 100_000_000  # the format's own limit
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: dtype, shape, byte offset in its file and number of bytes."""
+    """Where a tensor lies: its dtype by torch's name ("bfloat16"), shape, byte offset in its file, number of bytes."""
 
-    dtype: torch.dtype
+    dtype_name: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype_name)
+        return dtype
+
+
+def format_dtype(dtype: torch.dtype) -> str:
+    """What the format calls a dtype ("BF16"). KeyError for one that it lacks."""
+    return _FORMAT_NAMES[str(dtype).removeprefix("torch.")]
 
 
 class SafetensorsFile:
     """A safetensors file opened for reading. Thread-safe: every read names its own offset."""
 
     def __init__(self, path: Path) -> None:
-        """Reads and checks the header. Raises InputError for a file that is missing, truncated or no safetensors file."""
+        """Reads and checks the header. Raises InputError for a file that is missing, truncated or of another format."""
         self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))  # a pipe must not hang
@@ -65,12 +81,12 @@ class SafetensorsFile:
     def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{self.path} is no file, so no safetensors file.")
+            raise InputError(f"{self.path}: no such file (expected a .safetensors file).")
         size = status.st_size
         start = os.pread(self._fd, 8, 0)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length < 2 or length > min(_HEADER_LIMIT, size - 8):
-            raise InputError(f"{self.path} is no safetensors file, or is truncated (size {size} bytes).")
+            raise InputError(f"{self.path} is not a safetensors file, or is truncated ({size} bytes).")
         try:
             header = json.loads(os.pread(self._fd, length, 8))
             metadata = header.pop("__metadata__", {})
@@ -78,25 +94,26 @@ class SafetensorsFile:
         except InputError:
             raise
         except (ValueError, AttributeError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise InputError(f"{self.path} is no safetensors file: its header cannot be read ({error}).") from None
+            raise InputError(f"{self.path} is not a safetensors file: its header cannot be read ({error}).") from None
         return tensors, metadata if isinstance(metadata, dict) else {}
 
     def _entry(self, name: str, entry: dict, data_start: int, file_size: int) -> TensorInfo:
         if entry["dtype"] not in DTYPES:
             raise InputError(f"{self.path}: tensor {name} has dtype {entry['dtype']}, which qtk does not read.")
-        dtype, shape = DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
+        dtype_name, item_bytes = DTYPES[entry["dtype"]]
+        shape = tuple(int(size) for size in entry["shape"])
         begin, end = (int(offset) for offset in entry["data_offsets"])
-        nbytes = math.prod(shape) * dtype.itemsize
+        nbytes = math.prod(shape) * item_bytes
         if min(shape, default=1) < 0 or begin < 0 or end - begin != nbytes:
             raise InputError(
-                f"{self.path}: tensor {name} says {nbytes} bytes by its shape and {end - begin} by its offsets."
+                f"{self.path}: tensor {name} has {nbytes} bytes by its shape, but {end - begin} by its offsets."
             )
         if data_start + end > file_size:
             raise InputError(
                 f"{self.path} is truncated: tensor {name} ends at byte {data_start + end}, the file at {file_size}. "
                 "Copy or download it again."
             )
-        return TensorInfo(dtype, shape, data_start + begin, nbytes)
+        return TensorInfo(dtype_name, shape, data_start + begin, nbytes)
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, in its stored dtype and shape, in memory of its own."""
@@ -116,9 +133,13 @@ class SafetensorsFile:
         if out.dtype != info.dtype or tuple(out.shape[1:]) != info.shape[1:] or not out.is_contiguous():
             raise ValueError(f"{name} is {info.dtype} {info.shape}: cannot be read into {out.dtype} {tuple(out.shape)}")
         row_bytes = info.nbytes // info.shape[0] if info.shape[0] else 0
+        import torch
+
         self._fill(out.view(-1).view(torch.uint8), info.offset + start * row_bytes)
 
     def _bytes(self, offset: int, count: int) -> torch.Tensor:
+        import torch
+
         raw = torch.empty(count, dtype=torch.uint8)
         self._fill(raw, offset)
         return raw

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from qtk.checkpoint.reader import INDEX_NAME, Checkpoint
-from qtk.checkpoint.safetensors_file import DTYPE_NAMES
+from qtk.checkpoint.safetensors_file import format_dtype
 from qtk.errors import InputError, MachineError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -185,7 +185,7 @@ def _header(shard: Mapping[str, TensorSpec]) -> tuple[bytes, int]:
     offset = 0
     for name, spec in shard.items():
         entries[name] = {
-            "dtype": DTYPE_NAMES[spec.dtype],
+            "dtype": format_dtype(spec.dtype),
             "shape": list(spec.shape),
             "data_offsets": [offset, offset + spec.nbytes],
         }

@@ -20,7 +20,7 @@ def command(directory: Path, as_json: bool) -> None:
     qtk inspect int4
     qtk inspect runs/smollm2-135m --json
     """
-    from qtk.recipes.recipe_run import is_run, run_summary
+    from qtk.recipes.finished_run import is_run, run_summary
     from qtk.release.inspection import inspect_directory
 
     if is_run(directory):

@@ -22,7 +22,7 @@ def command(directory: Path, out: Path | None, title: str | None, overwrite: boo
     qtk report runs/smollm2-135m --overwrite
     qtk report . -o report
     """
-    from qtk.recipes.recipe_run import is_run, measured_directories
+    from qtk.recipes.finished_run import is_run, measured_directories
     from qtk.release.report import reportable_directories, write_report
 
     sources = measured_directories(directory) if is_run(directory) else reportable_directories(directory)

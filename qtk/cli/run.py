@@ -8,7 +8,7 @@ import click
 
 from qtk.cli.output import emit, json_option, table
 from qtk.errors import InputError
-from qtk.recipes.steps import STAGES
+from qtk.recipes.stages import STAGES
 
 
 @click.command()

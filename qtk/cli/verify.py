@@ -25,7 +25,7 @@ def command(directory: Path, as_json: bool) -> None:
     qtk verify runs/smollm2-135m --json
     """
     from qtk.checkpoint.manifest import verify_chain
-    from qtk.recipes.recipe_run import is_run, verify_run
+    from qtk.recipes.finished_run import is_run, verify_run
 
     findings = verify_run(directory) if is_run(directory) else verify_chain(directory)
     bad = [finding for finding in findings if finding.bad]

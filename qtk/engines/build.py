@@ -16,7 +16,7 @@ from qtk.engines.memory_plan import cache_length, memory_plan
 from qtk.engines.memory_table import MemoryPlan
 from qtk.engines.options import BuildOptions, not_for, resolved_limits
 from qtk.errors import InputError, listing
-from qtk.machine import PeakMemory
+from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress
 from qtk.quantization.model_weights import ModelWeights
 from qtk.targets.gpu import GpuProfile, gpu_profile

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from qtk.checkpoint.reader import parse_json
+from qtk.checkpoint.json_file import read_json
 from qtk.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,8 +131,3 @@ def _template_text(directory: Path) -> tuple[Path, str]:
         if template:
             return directory / name, template
     raise InputError(f"{directory} has no chat template. Use --chat-format codefuse, or plain text.")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file beside a model, empty where there is no file. InputError when it is none."""
-    return parse_json(path.read_bytes(), path) if path.is_file() else {}

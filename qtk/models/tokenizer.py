@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from qtk.checkpoint.json_file import read_json
 from qtk.errors import InputError
-from qtk.models.chat import ChatTemplate, Message, codefuse_chat, read_json
+from qtk.models.chat import ChatTemplate, Message, codefuse_chat
 
 ChatFormat = Literal["model", "codefuse"]
 

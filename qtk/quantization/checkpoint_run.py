@@ -16,8 +16,9 @@ from qtk.calibration.rows import TokenRows
 from qtk.checkpoint.reader import Checkpoint, config_bytes
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.errors import InputError
-from qtk.machine import PeakMemory, total_memory
+from qtk.machine import total_memory
 from qtk.models.spec import LM_HEAD, ModelSpec
+from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress, note
 from qtk.quantization.algorithms.rtn import rtn
 from qtk.quantization.blocks.activations import ActivationBudget, RowStore

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qtk.errors import GateFailed
-from qtk.machine import PeakMemory
+from qtk.peak_memory import PeakMemory
 from qtk.quantization.checkpoint_run import Outcome, QuantizationRun, QuantizationTask
 from qtk.quantization.resume import WORK, read_finished, remove_work, save_finished
 

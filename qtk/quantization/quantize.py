@@ -24,7 +24,6 @@ from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.staging import staged_directory, sync_tree
 from qtk.errors import InputError, MachineError
 from qtk.machine import (
-    PeakMemory,
     available_memory,
     fast_matmul_dtype,
     keep_freed_memory,
@@ -35,6 +34,7 @@ from qtk.machine import (
 from qtk.models.registry import model_spec
 from qtk.models.spec import ModelSpec
 from qtk.models.tokenizer import TextTokenizer
+from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress, note
 from qtk.quantization.checkpoint_run import Outcome, QuantizationTask, kept_tensors
 from qtk.quantization.formats.base import QuantizationScheme

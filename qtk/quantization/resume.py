@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qtk.checkpoint.atomic import write_atomic
 from qtk.checkpoint.manifest import canonical_digest
 from qtk.errors import InputError
 from qtk.progress import note
@@ -86,13 +87,7 @@ def read_finished(work: Path, name: str) -> dict[str, Any] | None:
 def write_json(path: Path, content: Mapping[str, Any], *, flush: bool) -> None:
     """Writes a file that appears only when it is complete; flushed to the disk on demand."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8") as out:
-        out.write(json.dumps(content))  # at once: json.dump goes token by token in Python
-        if flush:
-            out.flush()
-            os.fsync(out.fileno())
-    os.rename(unfinished, path)
+    write_atomic(path, json.dumps(content), flush=flush)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -10,28 +10,30 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 import qtk
-from qtk.checkpoint.manifest import MANIFEST_NAME, Finding, canonical_digest, file_digest, output_files, verify_chain
+from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest
 from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
 from qtk.checkpoint.staging import partial_path, remove_partial
-from qtk.errors import InputError, QtkError, listing
+from qtk.errors import InputError, QtkError
 from qtk.progress import note
 from qtk.recipes.schema import Recipe, read_recipe
 from qtk.recipes.sources import resolve_source
-from qtk.recipes.state import RUN_NAME, RunState, StepRecord
-from qtk.recipes.steps import MODEL, STAGES, Step, adapter_name, recipe_steps
+from qtk.recipes.stages import STAGES
+from qtk.recipes.state import RunState, StepRecord
+from qtk.recipes.steps import MODEL, RecipeStep, adapter_name, recipe_steps
 
 Mode = Literal["new", "resume", "overwrite"]
+Status = Literal["done", "up to date", "taken as it is"]
 RECIPE_COPY = "recipe.yaml"
 
 
 class StepOutcome(BaseModel):
-    """What became of a step; seconds are those of the work, whenever it was done."""
+    """What was done about a step. seconds: of its work, whenever that was done."""
 
     model_config = ConfigDict(frozen=True)
     step: str
     stage: str
     directory: str
-    status: Literal["done", "up to date", "taken as it is"]
+    status: Status
     seconds: float
 
 
@@ -63,31 +65,39 @@ def run_recipe(
     steps = recipe_steps(recipe, path.parent)
     _check_stages(steps, first_stage, last_stage)
     state = _begin(run_dir, path, recipe, mode, first_stage)
-    sources = _Sources(recipe, path.parent, state)
+    run = _Run(run_dir, state, _Sources(recipe, path.parent, state))
+    reached = [step for step in steps if last_stage is None or _order(step.stage) <= _order(last_stage)]
     outcomes: list[StepOutcome] = []
-    wanted = [step for step in steps if last_stage is None or STAGES.index(step.stage) <= STAGES.index(last_stage)]
-    for number, step in enumerate(wanted, start=1):
-        taken = first_stage is not None and STAGES.index(step.stage) < STAGES.index(first_stage)
-        again = mode == "overwrite" or (first_stage is not None and not taken)
+    for number, step in enumerate(reached, start=1):
+        label = f"[{number}/{len(reached)}] {step.name}"
         try:
-            status = _settle(step, run_dir, state, sources, taken=taken, again=again, label=f"[{number}/{len(wanted)}]")
+            if first_stage is not None and _order(step.stage) < _order(first_stage):
+                status = run.take(step)
+            elif first_stage is None and mode != "overwrite" and run.up_to_date(step):
+                note(f"{label}: up to date")
+                status = "up to date"
+            else:
+                note(label)
+                status = run.do(step, may_resume=first_stage is None and mode != "overwrite")
         except QtkError as error:
             raise type(error)(f"Step {step.name} of {recipe.name}: {error}") from error
-        record = state.steps[step.name]
+        seconds = state.steps[step.name].seconds
         outcomes.append(
-            StepOutcome(
-                step=step.name, stage=step.stage, directory=step.directory, status=status, seconds=record.seconds
-            )
+            StepOutcome(step=step.name, stage=step.stage, directory=step.directory, status=status, seconds=seconds)
         )
     return RunOutcome(recipe=recipe.name, directory=str(run_dir), steps=tuple(outcomes))
 
 
-def _check_stages(steps: list[Step], first: str | None, last: str | None) -> None:
+def _order(stage: str) -> int:
+    return STAGES.index(stage)
+
+
+def _check_stages(steps: list[RecipeStep], first: str | None, last: str | None) -> None:
     present = [stage for stage in STAGES if any(step.stage == stage for step in steps)]
     for option, stage in (("--from", first), ("--until", last)):
         if stage is not None and stage not in present:
-            raise InputError(f"{option} {stage}: this recipe has no such stage; it has {', '.join(present)}.")
-    if first is not None and last is not None and STAGES.index(first) > STAGES.index(last):
+            raise InputError(f"{option} {stage}: this recipe does not have that stage; it has {', '.join(present)}.")
+    if first is not None and last is not None and _order(first) > _order(last):
         raise InputError(f"--from {first} comes after --until {last}, so nothing would be run.")
 
 
@@ -95,10 +105,10 @@ def _begin(run_dir: Path, path: Path, recipe: Recipe, mode: Mode, first_stage: s
     """The state to go on from; the run directory exists afterwards and holds a copy of the recipe."""
     state = RunState.load(run_dir)
     if state is None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise InputError(f"{run_dir} exists and is no run of qtk. Give another -o.")
+        raise InputError(f"{run_dir} exists and is not a run of qtk. Give another -o.")
     if state is not None and mode == "new" and first_stage is None:
         raise InputError(
-            f"{run_dir} holds a run already. --resume does what is missing or out of date, --overwrite does it all again."
+            f"{run_dir} already holds a run. --resume does what is missing or out of date, --overwrite does everything again."
         )
     if state is None or mode == "overwrite":
         state = RunState(recipe=recipe.name)
@@ -115,15 +125,15 @@ class _Sources:
     def __init__(self, recipe: Recipe, recipe_dir: Path, state: RunState) -> None:
         self._texts = {MODEL: recipe.model} | {adapter_name(i): text for i, text in enumerate(recipe.adapters)}
         self._recipe_dir, self._state = recipe_dir, state
-        self._found: dict[str, Path] = {}
+        self._directories: dict[str, Path] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._texts
 
     def path(self, name: str) -> Path:
-        if name not in self._found:
-            self._found[name] = resolve_source(self._texts[name], self._recipe_dir)
-        return self._found[name]
+        if name not in self._directories:
+            self._directories[name] = resolve_source(self._texts[name], self._recipe_dir)
+        return self._directories[name]
 
     def digest(self, name: str) -> str:
         """Changes when any file of the source does."""
@@ -136,117 +146,61 @@ class _Sources:
         return canonical_digest(self._state.digest_of(files))
 
 
-def _settle(
-    step: Step, run_dir: Path, state: RunState, sources: _Sources, *, taken: bool, again: bool, label: str
-) -> Literal["done", "up to date", "taken as it is"]:
-    """Sees to it that the step's output stands: takes it, finds it up to date, or makes it."""
-    stands = state.stands(run_dir, step.name)
-    if taken:
-        if not stands:
+class _Run:
+    """A run in its directory: takes a step's output as it is, tells whether it is up to date, or makes it."""
+
+    def __init__(self, run_dir: Path, state: RunState, sources: _Sources) -> None:
+        self.run_dir, self.state, self.sources = run_dir, state, sources
+
+    def take(self, step: RecipeStep) -> Status:
+        """InputError unless the step's output stands as it was written."""
+        if not self.state.stands(self.run_dir, step.name):
             raise InputError(
-                f"{run_dir / step.directory} is missing or was changed, and --from takes it as it is. "
+                f"{self.run_dir / step.directory} is missing or was changed, and --from takes it as it is. "
                 "Copy it here, or run without --from."
             )
         return "taken as it is"
-    digest = canonical_digest(
-        {
-            "qtk": qtk.__version__,
-            "options": step.options,
-            "inputs": {
-                name: sources.digest(name) if name in sources else state.steps[name].manifest_sha256
-                for name in step.inputs
-            },
-            "texts": state.digest_of(step.texts),
+
+    def up_to_date(self, step: RecipeStep) -> bool:
+        """Whether the step's output stands and was made from what would be used now."""
+        stands = self.state.stands(self.run_dir, step.name)
+        return stands and self.state.steps[step.name].digest == self._digest(step)
+
+    def do(self, step: RecipeStep, *, may_resume: bool) -> Status:
+        """Makes the step's output; goes on with an unfinished one where that was begun on the same terms."""
+        digest, out = self._digest(step), self.run_dir / step.directory
+        resume = may_resume and self.state.begun.get(step.name) == digest and partial_path(out).is_dir()
+        if not resume:  # an unfinished directory that was begun on other terms cannot be used
+            remove_partial(out)
+        self.state.begun[step.name] = digest
+        self.state.save(self.run_dir)
+        start = time.monotonic()
+        step.work({name: self._place(name) for name in step.inputs}, out, resume)
+        del self.state.begun[step.name]
+        self.state.steps[step.name] = StepRecord(
+            stage=step.stage,
+            directory=step.directory,
+            digest=digest,
+            manifest_sha256=file_digest(out / MANIFEST_NAME).sha256,
+            seconds=round(time.monotonic() - start, 2),
+        )
+        self.state.save(self.run_dir)
+        return "done"
+
+    def _digest(self, step: RecipeStep) -> str:
+        """Of everything that decides the step's output."""
+        inputs = {
+            name: self.sources.digest(name) if name in self.sources else self.state.steps[name].manifest_sha256
+            for name in step.inputs
         }
-    )
-    if stands and not again and state.steps[step.name].digest == digest:
-        note(f"{label} {step.name}: up to date")
-        return "up to date"
-    note(f"{label} {step.name}")
-    out = run_dir / step.directory
-    places = {
-        name: sources.path(name) if name in sources else run_dir / state.steps[name].directory for name in step.inputs
-    }
-    resume = not again and state.begun.get(step.name) == digest and partial_path(out).is_dir()
-    if not resume:  # what a run on other terms left is of no use
-        remove_partial(out)
-    state.begun[step.name] = digest
-    state.save(run_dir)
-    start = time.monotonic()
-    step.work(places, out, resume)
-    del state.begun[step.name]
-    state.steps[step.name] = StepRecord(
-        stage=step.stage,
-        directory=step.directory,
-        digest=digest,
-        manifest_sha256=file_digest(out / MANIFEST_NAME).sha256,
-        seconds=round(time.monotonic() - start, 2),
-    )
-    state.save(run_dir)
-    return "done"
+        return canonical_digest(
+            {
+                "qtk": qtk.__version__,
+                "options": step.options,
+                "inputs": inputs,
+                "texts": self.state.digest_of(step.texts),
+            }
+        )
 
-
-def is_run(directory: Path) -> bool:
-    """Whether `directory` is a run's."""
-    return (directory / RUN_NAME).is_file()
-
-
-class StepSummary(BaseModel):
-    """A step as its run records it; bytes of all its files, 0 where they are gone."""
-
-    model_config = ConfigDict(frozen=True)
-    step: str
-    stage: str
-    directory: str
-    status: Literal["stands", "changed or missing"]
-    seconds: float
-    bytes: int
-
-
-class RunSummary(BaseModel):
-    """What `qtk inspect` says of a run."""
-
-    model_config = ConfigDict(frozen=True)
-    kind: Literal["run"] = "run"
-    recipe: str
-    steps: tuple[StepSummary, ...]
-
-
-def run_summary(run_dir: Path) -> RunSummary:
-    """The steps that were done, and whether their outputs stand. InputError where no run was begun."""
-    state = _state(run_dir)
-    return RunSummary(
-        recipe=state.recipe,
-        steps=tuple(
-            StepSummary(
-                step=name,
-                stage=record.stage,
-                directory=record.directory,
-                status="stands" if state.stands(run_dir, name) else "changed or missing",
-                seconds=record.seconds,
-                bytes=sum(path.stat().st_size for path in output_files(run_dir / record.directory)),
-            )
-            for name, record in state.steps.items()
-        ),
-    )
-
-
-def _state(run_dir: Path) -> RunState:
-    state = RunState.load(run_dir)
-    if state is None:
-        raise InputError(f"{run_dir} holds no run.")
-    return state
-
-
-def measured_directories(run_dir: Path) -> list[Path]:
-    """The directories of the run's steps but its report, in their order: what a report is written from."""
-    return [run_dir / record.directory for record in _state(run_dir).steps.values() if record.stage != "report"]
-
-
-def verify_run(run_dir: Path) -> list[Finding]:
-    """The findings of every step's chain. InputError where no run was begun, or a step's directory is gone."""
-    state = _state(run_dir)
-    absent = [record.directory for record in state.steps.values() if not (run_dir / record.directory).is_dir()]
-    if absent:
-        raise InputError(f"{run_dir} lacks directories that its steps wrote:\n{listing(absent)}")
-    return verify_chain(*(run_dir / record.directory for record in state.steps.values()))
+    def _place(self, name: str) -> Path:
+        return self.sources.path(name) if name in self.sources else self.run_dir / self.state.steps[name].directory

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qtk.adapters.options import MergeOptions
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
@@ -16,7 +15,7 @@ from qtk.calibration.sources import FILE_ENDINGS
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError, listing
 from qtk.quantization.options import QuantizeOptions
-from qtk.shipped import load_yaml, shipped_directory, shipped_names
+from qtk.shipped import find_yaml, read_yaml
 from qtk.targets.gpu import gpu_profile
 
 
@@ -121,36 +120,16 @@ def text_file(recipe_dir: Path, text: str) -> Path | None:
 
 def recipe_path(text: str) -> Path:
     """The file that `text` names: a path, or the name of a recipe that travels with qtk. InputError when there is none."""
-    path = Path(text)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return path
-    shipped = shipped_directory("recipes") / f"{text}.yaml"
-    if not shipped.is_file():
-        known = ", ".join(shipped_names("recipes"))
-        raise InputError(f"{text!r} is neither a recipe file nor one of qtk's own recipes: {known}.")
-    return shipped
+    return find_yaml("recipes", text, "recipe")
 
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file. InputError with every offending field, by its path in the file."""
-    content = load_yaml(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no recipe: `name:` and `model:` at least are needed.")
-    try:
-        recipe = Recipe.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{path} is not a valid recipe:\n{listing(map(_complaint, error.errors()))}") from None
+    recipe = read_yaml(path, Recipe, "recipe")
     contradictions = _contradictions(recipe)
     if contradictions:
         raise InputError(f"{path} contradicts itself:\n{listing(contradictions)}")
     return recipe
-
-
-def _complaint(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{where}: no such setting"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')} (given: {error['input']!r})"
 
 
 def _contradictions(recipe: Recipe) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from qtk.checkpoint.atomic import write_atomic
 from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest, read_manifest
 from qtk.errors import InputError
 
@@ -53,9 +53,8 @@ class RunState(BaseModel):
             raise InputError(f"{path} cannot be read: {error}") from None
 
     def save(self, run_dir: Path) -> None:
-        partial = run_dir / f"{RUN_NAME}.partial"
-        partial.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, run_dir / RUN_NAME)
+        """Writes qtk-run.json as a whole."""
+        write_atomic(run_dir / RUN_NAME, json.dumps(self.model_dump(), indent=2) + "\n")
 
     def digest_of(self, files: Iterable[Path]) -> dict[str, str]:
         """name -> sha256 of files outside the run; a file that has not changed since is not read again."""

@@ -12,17 +12,20 @@ from pydantic import BaseModel
 from qtk.progress import Progress
 from qtk.recipes.schema import Recipe, beside, text_file
 
-STAGES = ("merge", "quantize", "build", "latency", "divergence", "accuracy", "report")
 MODEL = "model"  # the name under which steps ask for the recipe's own model
 
 Places = Mapping[str, Path]
 
 
 @dataclass(frozen=True)
-class Step:
-    """One directory to be made. `inputs` names the recipe's sources and earlier steps whose directories it reads;
-    `work(places, out, resume)` reads them by these names and writes `out`, replacing what stands there;
-    resume: `out`.partial is of the same work and may be gone on with."""
+class RecipeStep:
+    """One directory to be made.
+
+    `inputs` names what the step reads: sources of the recipe, and earlier steps (their directories).
+    `work(places, out, resume)` finds them in `places` by these names and writes `out`, replacing what stands there.
+    resume: an unfinished `out` of the very same work lies there and may be continued.
+    `texts` are text files that the step reads besides.
+    """
 
     name: str
     stage: str
@@ -38,9 +41,9 @@ def adapter_name(index: int) -> str:
     return f"adapter {index + 1}"
 
 
-def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[Step]:
+def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     """Every step of the recipe in `recipe_dir`, each after those it reads. The last one is the report over all the others."""
-    steps: list[Step] = []
+    steps: list[RecipeStep] = []
     float_model = MODEL
     if recipe.adapters:
         steps.append(_merge(recipe))
@@ -63,7 +66,7 @@ def _dump(options: BaseModel) -> dict[str, Any]:
     return options.model_dump(mode="json")
 
 
-def _merge(recipe: Recipe) -> Step:
+def _merge(recipe: Recipe) -> RecipeStep:
     adapters = tuple(adapter_name(index) for index in range(len(recipe.adapters)))
 
     def work(places: Places, out: Path, resume: bool) -> None:
@@ -71,21 +74,35 @@ def _merge(recipe: Recipe) -> Step:
 
         merge(places[MODEL], [places[name] for name in adapters], out, recipe.merge, overwrite=True)
 
-    return Step("merge", "merge", "merged", _dump(recipe.merge), (MODEL, *adapters), work)
+    return RecipeStep(
+        name="merge",
+        stage="merge",
+        directory="merged",
+        options=_dump(recipe.merge),
+        inputs=(MODEL, *adapters),
+        work=work,
+    )
 
 
-def _quantize(recipe: Recipe, recipe_dir: Path, float_model: str) -> Step:
+def _quantize(recipe: Recipe, recipe_dir: Path, float_model: str) -> RecipeStep:
     stage = recipe.quantize
     assert stage is not None
     calibration = stage.calibration_options(recipe_dir)
-    texts = _files(recipe_dir, (stage.calibration,))
 
     def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.quantization.quantize import quantize_model
 
         quantize_model(places[float_model], out, stage.quantize_options(), calibration, overwrite=True, resume=resume)
 
-    return Step("quantize", "quantize", "quantized", _dump(stage), (float_model,), work, texts)
+    return RecipeStep(
+        name="quantize",
+        stage="quantize",
+        directory="quantized",
+        options=_dump(stage),
+        inputs=(float_model,),
+        work=work,
+        texts=_files(recipe_dir, (stage.calibration,)),
+    )
 
 
 def _files(recipe_dir: Path, sources: tuple[str, ...]) -> tuple[Path, ...]:
@@ -93,18 +110,25 @@ def _files(recipe_dir: Path, sources: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(file for source in sources if (file := text_file(recipe_dir, source)) is not None)
 
 
-def _builds(recipe: Recipe, float_model: str) -> list[Step]:
+def _builds(recipe: Recipe, float_model: str) -> list[RecipeStep]:
     if recipe.build is None:
         return []
     options = recipe.build.build_options()
 
-    def build(name: str, directory: str, model: str) -> Step:
+    def build(name: str, directory: str, model: str) -> RecipeStep:
         def work(places: Places, out: Path, resume: bool) -> None:
             from qtk.engines.build import build_engine
 
             build_engine(places[model], out, options, overwrite=True)
 
-        return Step(name, "build", directory, _dump(options), (model,), work)
+        return RecipeStep(
+            name=name,
+            stage="build",
+            directory=directory,
+            options=_dump(options),
+            inputs=(model,),
+            work=work,
+        )
 
     steps = [build("build-float", "engine-float", float_model)] if recipe.build.float_engine else []
     if recipe.quantize is not None:
@@ -112,10 +136,10 @@ def _builds(recipe: Recipe, float_model: str) -> list[Step]:
     return steps
 
 
-def _latency(recipe: Recipe, engine: str) -> Step:
+def _latency(recipe: Recipe, engine: str) -> RecipeStep:
     options = recipe.bench.latency
     assert options is not None
-    suffix = engine.removeprefix("build")
+    name = f"latency{engine.removeprefix('build')}"
 
     def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.bench.latency import measure
@@ -131,15 +155,22 @@ def _latency(recipe: Recipe, engine: str) -> Step:
 
         measure_into(out, "latency", options, {"engine": places[engine]}, run, overwrite=True)
 
-    return Step(f"latency{suffix}", "latency", f"latency{suffix}", _dump(options), (engine,), work)
+    return RecipeStep(
+        name=name,
+        stage="latency",
+        directory=name,
+        options=_dump(options),
+        inputs=(engine,),
+        work=work,
+    )
 
 
-def _divergence(recipe: Recipe, recipe_dir: Path, model: str, float_model: str) -> Step:
+def _divergence(recipe: Recipe, recipe_dir: Path, model: str, float_model: str) -> RecipeStep:
     stage = recipe.bench.divergence
     assert stage is not None
     options = stage.model_copy(update={"data": tuple(beside(recipe_dir, text) for text in stage.data)})
     name = "divergence" if model == "quantize" else "divergence-engine"
-    # An engine is held against the checkpoint it was built from too: what its arithmetic adds.
+    # An engine is also compared with the checkpoint that it was built from, which shows what its arithmetic adds.
     checkpoint = None if model == "quantize" else "quantize"
     inputs = {"model": model, "reference": float_model} | ({"checkpoint": checkpoint} if checkpoint else {})
 
@@ -158,11 +189,18 @@ def _divergence(recipe: Recipe, recipe_dir: Path, model: str, float_model: str) 
             overwrite=True,
         )
 
-    texts = _files(recipe_dir, stage.data)
-    return Step(name, "divergence", name, _dump(stage), tuple(inputs.values()), work, texts)
+    return RecipeStep(
+        name=name,
+        stage="divergence",
+        directory=name,
+        options=_dump(stage),
+        inputs=tuple(inputs.values()),
+        work=work,
+        texts=_files(recipe_dir, stage.data),
+    )
 
 
-def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> Step:
+def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> RecipeStep:
     stage = recipe.bench.accuracy
     assert stage is not None
     name = f"accuracy{engine.removeprefix('build')}"
@@ -179,13 +217,29 @@ def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> Step:
             overwrite=True,
         )
 
-    return Step(name, "accuracy", name, _dump(stage), (engine,), work)
+    return RecipeStep(
+        name=name,
+        stage="accuracy",
+        directory=name,
+        options=_dump(stage),
+        inputs=(engine,),
+        work=work,
+    )
 
 
-def _report(recipe: Recipe, inputs: tuple[str, ...]) -> Step:
+def _report(recipe: Recipe, inputs: tuple[str, ...]) -> RecipeStep:
+    title = recipe.description or recipe.name
+
     def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.release.report import write_report
 
-        write_report([places[name] for name in inputs], out, title=recipe.description or recipe.name, overwrite=True)
+        write_report([places[name] for name in inputs], out, title=title, overwrite=True)
 
-    return Step("report", "report", "report", {"title": recipe.description or recipe.name}, inputs, work)
+    return RecipeStep(
+        name="report",
+        stage="report",
+        directory="report",
+        options={"title": title},
+        inputs=inputs,
+        work=work,
+    )

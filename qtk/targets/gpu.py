@@ -1,17 +1,17 @@
-"""GPU profiles: what each GPU is, from engines/*.yaml. The machine's processor is the profile "cpu"."""
+"""GPU profiles: what each GPU is, from gpus/*.yaml. The machine's processor is the profile "cpu"."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from qtk.errors import InputError
-from qtk.shipped import load_yaml, shipped_directory, shipped_names
+from qtk.shipped import read_yaml, shipped_directory, shipped_names
 
 CPU = "cpu"
+_ROOM = "gpus"
 
 
 class GpuProfile(BaseModel):
@@ -58,7 +58,7 @@ class GpuProfile(BaseModel):
 
 def gpu_names() -> list[str]:
     """The names that `--gpu` takes, sorted."""
-    return shipped_names("engines")
+    return shipped_names(_ROOM)
 
 
 @functools.cache
@@ -70,15 +70,7 @@ def gpu_profile(name: str) -> GpuProfile:
         close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"GPU {name!r} is not known.{hint} qtk knows {', '.join(known)} (see `qtk gpus`).")
-    return _load(wanted, shipped_directory("engines") / f"{wanted}.yaml")
-
-
-def _load(name: str, path: Path) -> GpuProfile:
-    content = load_yaml(path)
-    try:
-        return GpuProfile(name=name, **content)
-    except (TypeError, ValidationError) as error:
-        raise InputError(f"{path} is no GPU profile: {error}") from None
+    return read_yaml(shipped_directory(_ROOM) / f"{wanted}.yaml", GpuProfile, "GPU profile", name=wanted)
 
 
 def gpu_profiles() -> list[GpuProfile]:

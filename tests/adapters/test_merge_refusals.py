@@ -133,7 +133,7 @@ def test_what_is_no_adapter(base, adapter, tmp_path) -> None:
     (adapter / "adapter_model.bin").unlink()
     assert f"no {WEIGHTS}" in refusal(base, adapter, tmp_path)
     (adapter / WEIGHTS).write_bytes(b"garbage garbage")
-    assert "no safetensors file" in refusal(base, adapter, tmp_path)
+    assert "not a safetensors file" in refusal(base, adapter, tmp_path)
 
 
 def test_a_truncated_adapter(base, adapter, tmp_path) -> None:

@@ -39,7 +39,10 @@ def specs_of(tensors: dict[str, torch.Tensor]) -> dict[str, TensorSpec]:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.lists(
-        st.tuples(st.sampled_from(list(DTYPES.values())), st.lists(st.integers(0, 5), max_size=3)),
+        st.tuples(
+            st.sampled_from([getattr(torch, name) for name, _ in DTYPES.values()]),
+            st.lists(st.integers(0, 5), max_size=3),
+        ),
         min_size=1,
         max_size=6,
     ),
@@ -66,6 +69,11 @@ def test_what_is_written_is_what_the_safetensors_package_reads(tmp_path_factory,
 
 def _bytes(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
+
+
+@pytest.mark.parametrize(("name", "nbytes"), DTYPES.values())
+def test_the_table_of_dtypes_agrees_with_torch(name: str, nbytes: int) -> None:
+    assert getattr(torch, name).itemsize == nbytes
 
 
 def test_shards_and_their_index(tmp_path) -> None:
@@ -171,7 +179,7 @@ def test_every_wrong_shape_is_listed(tiny) -> None:
 )
 def test_a_damaged_header_is_no_crash(tmp_path, damage: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(damage)
-    with pytest.raises(InputError, match="is no safetensors file"):
+    with pytest.raises(InputError, match="is not a safetensors file"):
         SafetensorsFile(tmp_path / "x.safetensors")
 
 
@@ -351,10 +359,10 @@ def test_a_header_that_is_no_header_is_refused(tmp_path) -> None:
     ):
         path = tmp_path / f"{number}.safetensors"
         path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
-        with pytest.raises(InputError, match="is no safetensors file"):
+        with pytest.raises(InputError, match="is not a safetensors file"):
             SafetensorsFile(path)
     (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="no such file"):
         SafetensorsFile(tmp_path / "model.safetensors")
 
 

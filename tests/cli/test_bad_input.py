@@ -65,7 +65,7 @@ def test_a_file_where_a_directory_is_needed(run_qtk, tmp_path) -> None:
 
 def test_no_config(run_qtk, model, tmp_path) -> None:
     (model / "config.json").unlink()
-    refused(run_qtk("quantize", model, "-o", tmp_path / "out", *RTN), 2, tmp_path / "out", "has no config.json")
+    refused(run_qtk("quantize", model, "-o", tmp_path / "out", *RTN), 2, tmp_path / "out", "config.json is missing")
 
 
 def test_broken_config(run_qtk, model, tmp_path) -> None:
@@ -94,7 +94,7 @@ def test_truncated_shard(run_qtk, model, tmp_path) -> None:
 def test_no_safetensors_inside(run_qtk, model, tmp_path) -> None:
     (model / "model.safetensors").write_text("<html>404 Not Found</html>" * 40)
     result = run_qtk("quantize", model, "-o", tmp_path / "out", *RTN)
-    refused(result, 2, tmp_path / "out", "is no safetensors file")
+    refused(result, 2, tmp_path / "out", "is not a safetensors file")
 
 
 class _Burglar:

@@ -12,7 +12,8 @@ from conftest import make_tiny, write_byte_tokenizer
 
 from qtk.checkpoint.manifest import read_manifest
 from qtk.errors import InputError, MachineError, QtkError
-from qtk.recipes.recipe_run import run_recipe, run_summary, verify_run
+from qtk.recipes.finished_run import run_summary, verify_run
+from qtk.recipes.recipe_run import run_recipe
 from qtk.recipes.schema import Recipe, beside, read_recipe, recipe_path
 from qtk.recipes.sources import resolve_source
 from qtk.recipes.steps import recipe_steps
@@ -209,7 +210,7 @@ def test_a_run_is_not_begun_twice_without_being_told_how(copied) -> None:
         run_recipe(copied / "recipe.yaml", copied / "run")
     (copied / "home").mkdir()
     (copied / "home" / "file").write_text("mine")
-    with pytest.raises(InputError, match="is no run of qtk"):
+    with pytest.raises(InputError, match="is not a run of qtk"):
         run_recipe(copied / "recipe.yaml", copied / "home", mode="overwrite")
 
 

@@ -31,7 +31,8 @@ from qtk.bench.results import RESULT_NAME, write_result
 from qtk.checkpoint.manifest import ManifestRecorder, canonical_digest, file_digest, output_files
 from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError, MachineError, listing
-from qtk.machine import PeakMemory, machine
+from qtk.machine import machine
+from qtk.peak_memory import PeakMemory
 from qtk.progress import note
 from qtk.sandbox.job import Level
 from qtk.sandbox.pool import choose_level, promise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from qtk.checkpoint.atomic import atomic_file
 from qtk.progress import note
 
 
@@ -40,10 +40,8 @@ class RuntimeCache:
         """Writes the file, whole or not at all. What cannot be written is said and no error: the engine runs without."""
         if self._cache is None:
             return
-        partial = self.file.with_name(f"{self.file.name}.{os.getpid()}.partial")
         try:
-            partial.write_bytes(self._cache.serialize())
-            os.replace(partial, self.file)
+            with atomic_file(self.file, flush=False) as stream:
+                stream.write(self._cache.serialize())
         except OSError as error:
             note(f"{self.file} cannot be written ({error.strerror}): kernels are compiled again at the next start.")
-            partial.unlink(missing_ok=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from qtk.checkpoint.atomic import atomic_file
+
 _CHUNK_TOKENS = 4096  # tokens that one step works on: large enough for fast products, small enough for the cache
 
 
@@ -64,14 +66,9 @@ class RowStore:
 
     def save(self, path: Path, *, flush: bool) -> None:
         """Copies the activations into a file that appears only when it is complete; flushed to the disk on demand."""
-        unfinished = path.with_suffix(".unfinished")
-        with open(unfinished, "wb") as out:
+        with atomic_file(path, flush=flush) as out:
             for rows in self.chunks():
                 out.write(memoryview(self.read(rows).contiguous().view(torch.uint8).numpy().reshape(-1)))  # type: ignore[arg-type]
-            if flush:
-                out.flush()
-                os.fsync(out.fileno())
-        os.rename(unfinished, path)
 
     def load(self, path: Path) -> None:
         """Fills the store from a file written by `save`. ValueError when its size is another."""

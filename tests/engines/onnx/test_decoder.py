@@ -16,8 +16,8 @@ from support.quantized_checkpoint import transformers_logits, write_dequantized,
 from qtk.engines.onnx.decoder import GraphOptions, write_graph
 from qtk.engines.onnx.ports import mask_name, stage_windows
 from qtk.errors import InputError
-from qtk.machine import PeakMemory
 from qtk.models.spec import ModelSpec
+from qtk.peak_memory import PeakMemory
 from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from qtk.bench.accuracy.likelihood import LikelihoodScore, paired_likelihoods
 from qtk.bench.accuracy.results.choice_comparison import ChoiceComparison, compare_choices
@@ -17,7 +17,7 @@ from qtk.bench.accuracy.results.harness_scores import HarnessComparison, Harness
 from qtk.bench.accuracy.results.result import AccuracyResult, LanguageScore
 from qtk.bench.accuracy.results.statistics import mcnemar_exact, mean_and_error, paired_difference
 from qtk.errors import InputError, listing
-from qtk.shipped import load_yaml, shipped_directory, shipped_names
+from qtk.shipped import find_yaml, read_yaml
 
 _BASELINES = "bench/baselines"
 
@@ -240,16 +240,7 @@ def load_baseline(name: str) -> Baseline | None:
     """A published comparison by name or YAML path; None for "none"."""
     if name == "none":
         return None
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = shipped_directory(_BASELINES) / f"{name}.yaml"
-        if not path.is_file():
-            names = ", ".join(shipped_names(_BASELINES))
-            raise InputError(f"There is no baseline {name!r}. Baselines: {names}, a YAML file, or none.")
-    try:
-        return Baseline.model_validate(load_yaml(path))
-    except ValidationError as error:
-        raise InputError(f"{path} does not describe a baseline: {error}") from None
+    return read_yaml(find_yaml(_BASELINES, name, "baseline"), Baseline, "baseline")
 
 
 def plot(comparison: Comparison, path: Path) -> None:

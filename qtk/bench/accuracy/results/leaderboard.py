@@ -8,15 +8,14 @@ languages. It is no percentage: it lies between 1 and N, and depends on who else
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.suites.suites import load_suite
 from qtk.errors import InputError, listing
-from qtk.shipped import load_yaml, shipped_directory, shipped_names
+from qtk.shipped import find_yaml, read_yaml
 
 _ROOM = "bench/baselines/leaderboards"
 _PYTHON = ("humaneval", "python")
@@ -92,16 +91,8 @@ def win_rates(scores: Sequence[Sequence[float]]) -> list[float]:
 
 def load_reference(name: str) -> ReferenceTable:
     """A table that ships, by name, or one from a YAML file by path. InputError names every model whose row is too short."""
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = shipped_directory(_ROOM) / f"{name}.yaml"
-        if not path.is_file():
-            names = ", ".join(shipped_names(_ROOM))
-            raise InputError(f"There is no reference table {name!r}. Tables: {names}, or a YAML file.")
-    try:
-        table = ReferenceTable.model_validate(load_yaml(path))
-    except ValidationError as error:
-        raise InputError(f"{path} does not hold a reference table: {error}") from None
+    path = find_yaml(_ROOM, name, "reference table")
+    table = read_yaml(path, ReferenceTable, "reference table")
     wanted = len(table.languages)
     wrong = [f"{name}: {len(row.scores)} scores" for name, row in table.models.items() if len(row.scores) != wanted]
     if wrong or not table.models:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
 from qtk.bench.accuracy.suites.tasks import Task, read_tasks
 from qtk.errors import InputError, listing
-from qtk.shipped import load_yaml, shipped_directory, shipped_names
+from qtk.shipped import find_yaml, load_yaml, read_yaml, shipped_directory, shipped_names
 
 _ROOM = "bench/suites"
 
@@ -66,15 +66,7 @@ def suite_names() -> list[str]:
 
 def load_suite(name: str) -> Suite:
     """A shipped suite by name, or one from a YAML file by path."""
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = shipped_directory(_ROOM) / f"{name}.yaml"
-        if not path.is_file():
-            raise InputError(f"There is no suite {name!r}. Suites: {', '.join(suite_names())}, or a YAML file.")
-    try:
-        return Suite.model_validate(load_yaml(path))
-    except ValidationError as error:
-        raise InputError(f"{path} does not describe a suite: {error}") from None
+    return read_yaml(find_yaml(_ROOM, name, "suite"), Suite, "suite")
 
 
 def parse_suite(text: str) -> tuple[Suite, tuple[str, ...]]:

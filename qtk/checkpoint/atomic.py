@@ -1,0 +1,34 @@
+"""A file that appears under its name only when it is complete: written beside it, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
+    """Yields a binary file to write into, and renames it to `path` when the block ends without an error.
+
+    What stood at `path` stands until then. flush: put the data on the disk before the rename, so that a power cut
+    cannot leave an empty file; without, only a killed process is provided for. OSError where it cannot be written.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two processes may write one path
+    try:
+        with open(unfinished, "wb") as stream:
+            yield stream
+            if flush:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: str | bytes, *, flush: bool = True) -> None:
+    """Writes the whole of a file at once, as `atomic_file` does; text becomes UTF-8."""
+    with atomic_file(path, flush=flush) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
