@@ -22,7 +22,7 @@ from qtk.quantization.blocks.activations import ActivationBudget
 from qtk.quantization.blocks.layer_log import layer_records
 from qtk.quantization.blocks.quantized import QuantizedBlock
 from qtk.quantization.blocks.streams import BlockStreams, Rows, Statistics, Stream
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 
 class GptqBlocks(BlockStreams):
@@ -53,7 +53,7 @@ class GptqBlocks(BlockStreams):
         block = QuantizedBlock({})
 
         def quantize_set(reads: str, inputs: Callable[[], Iterator[tuple[slice, list[torch.Tensor]]]]) -> None:
-            members = [x for x in self.spec.linears() if x.reads == reads and schemes[x.name].bits < 16]
+            members = [x for x in self.spec.linears() if x.reads == reads and schemes[x.name].quantized]
             if not members:
                 return
             start = time.monotonic()

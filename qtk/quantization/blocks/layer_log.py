@@ -11,8 +11,8 @@ import torch
 from qtk.models.spec import Linear
 from qtk.quantization.algorithms.grid import round_to_range
 from qtk.quantization.blocks.streams import Statistics
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from qtk.quantization.algorithms.rtn import rtn
 from qtk.quantization.blocks.activations import ActivationBudget
 from qtk.quantization.blocks.awq import _FED_BY, AwqBlocks
 from qtk.quantization.blocks.streams import Rows, Statistics, Stream
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.scheme_model import LinearScheme
 
 
 def problem(kind: str = "") -> tuple[torch.Tensor, torch.Tensor]:
