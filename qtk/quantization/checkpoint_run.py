@@ -169,13 +169,7 @@ class QuantizationRun:
                 writer.write(name, self.checkpoint.tensor(name, finite=True))
         scheme = self.scheme.of(LM_HEAD_MODULE)
         if scheme.quantized:
-            head = rtn(
-                self.checkpoint.tensor(LM_HEAD, finite=True),
-                scheme.group_size,
-                symmetric=scheme.symmetric,
-                bits=scheme.bits,
-                signed=scheme.signed,
-            )
+            head = rtn(self.checkpoint.tensor(LM_HEAD, finite=True), scheme)
             self._write_linear(LM_HEAD_MODULE, head, writer)
 
     def _block_quantizer(self, budget: ActivationBudget) -> GptqBlocks | AwqBlocks | None:
@@ -224,13 +218,7 @@ class QuantizationRun:
             for name, scheme in schemes.items():
                 if scheme.quantized:
                     start = time.monotonic()
-                    block.linears[name] = rtn(
-                        weights[f"{name}.weight"],
-                        scheme.group_size,
-                        symmetric=scheme.symmetric,
-                        bits=scheme.bits,
-                        signed=scheme.signed,
-                    )
+                    block.linears[name] = rtn(weights[f"{name}.weight"], scheme)
                     seconds = round(time.monotonic() - start, 4)
                     facts = (scheme.bits, scheme.group_size, scheme.symmetric, None, None, None, seconds)
                     block.records.append(LayerRecord(prefix + name, "rtn", *facts))

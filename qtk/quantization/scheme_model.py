@@ -14,13 +14,13 @@ FLOAT_BITS = 16
 class LinearScheme:
     """How one linear is stored: bits (16: left in float), group size (-1: a whole row is one group), symmetric or not.
 
-    signed: whether symmetric scales may be negative; it steers the search and is not part of what a container says.
+    signed_scales: whether symmetric scales may be negative. It steers the search and is not part of what a container says.
     """
 
     bits: int
     group_size: int
     symmetric: bool
-    signed: bool = field(default=True, compare=False)
+    signed_scales: bool = field(default=True, compare=False)
 
     @property
     def quantized(self) -> bool:

@@ -29,7 +29,7 @@ def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
         decided["format"] = defaults.container
     if options.group_size == "auto":
         decided["group_size"] = defaults.group_size
-    if not defaults.negative_scales:
+    if not defaults.signed_scales:
         decided["signed_scales"] = False
     return options.model_copy(update=decided)
 
@@ -67,7 +67,7 @@ def target_refusals(options: QuantizeOptions, spec: ModelSpec, scheme: Quantizat
         plans,
         container=options.format,
         # A symmetric weight uses the whole range of its codes by a scale of either sign, unless told not to.
-        negative_scales=any(s.symmetric and s.signed for s in scheme.quantized_modules().values()),
+        negative_scales=any(s.symmetric and s.signed_scales for s in scheme.quantized_modules().values()),
     )
 
 

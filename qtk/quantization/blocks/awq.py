@@ -63,7 +63,7 @@ class AwqBlocks(BlockStreams):
             start = time.monotonic()
             scheme, found, s = schemes[linear.name], statistics[linear.reads], columns[linear.reads]
             W, H = scaled[f"{linear.name}.weight"], found.H / (s[:, None] * s)
-            result = awq(W, H, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits, signed=scheme.signed)
+            result = awq(W, H, scheme)
             block.linears[linear.name] = result
             unscaled = result.dequantize() / s
             if linear.name in rows:
@@ -121,10 +121,7 @@ class AwqBlocks(BlockStreams):
         if not all(scheme.quantized for scheme in concerned):
             return per_channel[channels], per_channel
         W = torch.cat([weights[f"{m.name}.weight"] for m in members])
-        scheme = concerned[0]
-        per_channel[channels] = column_scale(
-            W, statistics.H, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits, shared=channels
-        )
+        per_channel[channels] = column_scale(W, statistics.H, concerned[0], shared=channels)
         feeding = [name for name in (f"{feeder}.weight", f"{feeder}.bias") if name in weights]
         for name in feeding:
             if weights[name].ndim == 1:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 
@@ -88,12 +87,11 @@ class GptqBlocks(BlockStreams):
         W = torch.cat([weights[f"{m.name}.weight"].float() for m in members])
         prefix = self.spec.block_prefix(layer)
         method, damping = "gptq", None
-        grid: dict[str, Any] = {"symmetric": scheme.symmetric, "bits": scheme.bits, "signed": scheme.signed}
         try:
-            result = gptq(W, statistics.H, scheme.group_size, C=statistics.C, **grid)
+            result = gptq(W, statistics.H, scheme, C=statistics.C)
             stacked, damping = result.linear, result.damping
         except SingularHessian:
-            method, stacked = "rtn", rtn(W, scheme.group_size, **grid)
+            method, stacked = "rtn", rtn(W, scheme)
             names = ", ".join(prefix + member.name for member in members)
             note(f"WARNING: {names}: the Hessian stays singular at every damping; rounded to nearest instead.")
         row = 0
