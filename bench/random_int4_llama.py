@@ -15,9 +15,10 @@ import torch
 
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec
 from qtk.models.registry import spec_from_config
-from qtk.quantization.formats.base import LinearScheme, QuantizationScheme
+from qtk.models.spec import LM_HEAD_MODULE
 from qtk.quantization.formats.gptq import GptqFormat
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 COMMON = {
     "architectures": ["LlamaForCausalLM"],
@@ -55,7 +56,7 @@ def write(shape: str, out: Path) -> None:
     container = GptqFormat()
     config = COMMON | SHAPES[shape]
     spec = spec_from_config(config, "config")
-    linears = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
+    linears = {name: shape for name, shape in spec.module_shapes().items() if name != LM_HEAD_MODULE}
     specs: dict[str, TensorSpec] = {}
     for name, size in spec.all_tensors().items():
         module = name.removesuffix(".weight")

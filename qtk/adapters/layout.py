@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 from qtk.models.registry import ARCHITECTURES, architecture, differs_from_embedding, model_spec
-from qtk.models.spec import EMBEDDING, LM_HEAD, whole_number
+from qtk.models.spec import EMBEDDING, LM_HEAD, LM_HEAD_MODULE, whole_number
 
 # GPT-2 cannot be quantized by qtk, but its adapters are merged: its weights are stored [in, out] (fan_in_fan_out).
 _GPT2 = "GPT2LMHeadModel"
@@ -47,7 +47,7 @@ def base_layout(base: Checkpoint) -> BaseLayout:
             tied = False
         layout = BaseLayout(
             embedding="transformer.wte",
-            lm_head="lm_head",
+            lm_head=LM_HEAD_MODULE,
             tied=tied,
             linears=frozenset(f"transformer.h.{i}.{name}" for i in layers for name in _GPT2_LINEARS),
             transposed=True,

@@ -73,9 +73,8 @@ def _memory(job: BuildJob) -> MemoryPlan | None:
     """The table of an engine on one GPU; None for a processor, which has no figures, and for ranks on several GPUs."""
     if job.gpu.is_cpu or job.options.tp * job.options.pp > 1:
         return None
-    scheme = job.weights.scheme
     slots = cache_length(job.limits.max_positions)
-    return memory_plan(job.weights.spec, scheme.modules if scheme else None, job.limits, job.gpu, slots)
+    return memory_plan(job.weights.spec, job.weights.scheme, job.limits, job.gpu, slots)
 
 
 def _finish(prepared: Path, out: Path, options: BuildOptions, *, overwrite: bool) -> EngineDescription:

@@ -99,13 +99,13 @@ def _port(value: onnx.ValueInfoProto, cache_length: int | None) -> Port:
 
 
 def _quantization(weights: ModelWeights) -> Quantization | None:
-    if weights.scheme is None:
+    if not weights.quantized:
         return None
     default = weights.scheme.default
     return Quantization(
         bits=default.bits,
         group_size=default.group_size,
         symmetric=default.symmetric,
-        method=weights.scheme.method,
+        method=weights.method,
         overridden_linears=len(weights.scheme.overrides()),
     )

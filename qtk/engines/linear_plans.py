@@ -5,26 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from qtk.models.spec import ModelSpec
-from qtk.quantization.formats.base import LinearScheme
-from qtk.quantization.model_weights import LM_HEAD_MODULE, ModelWeights
+from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.targets.table import LinearPlan, Target, compressed, refusals
 
 
-def linear_plans(spec: ModelSpec, schemes: Mapping[str, LinearScheme] | None) -> dict[str, LinearPlan]:
+def linear_plans(spec: ModelSpec, scheme: QuantizationScheme) -> dict[str, LinearPlan]:
     """Full module name -> plan, of the linears that are quantized (a head of its own included)."""
-    sizes = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
-    sizes[LM_HEAD_MODULE] = (spec.vocab_size, spec.hidden_size)
+    sizes = spec.module_shapes()
     return {
-        name: LinearPlan(*sizes[name], scheme.bits, scheme.group_size, scheme.symmetric)
-        for name, scheme in (schemes or {}).items()
-        if scheme.bits < 16
+        name: LinearPlan(*sizes[name], linear.bits, linear.group_size, linear.symmetric)
+        for name, linear in scheme.quantized_modules().items()
     }
 
 
 def table_refusals(row: Target, sm: int | None, weights: ModelWeights) -> list[str]:
     """Why the target table refuses a model; scales are looked at only where their sign decides."""
-    plans = linear_plans(weights.spec, weights.scheme.modules if weights.scheme else None)
+    plans = linear_plans(weights.spec, weights.scheme)
     if not plans:
         return []
     negative = not row.negative_scales and any(_has_negative_scale(weights, name) for name in plans)

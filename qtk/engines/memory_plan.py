@@ -6,13 +6,12 @@ faster than the memory. Weights are counted exactly; activations and workspace a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qtk.engines.description import Limits
 from qtk.engines.memory_table import RESERVE_BYTES, MemoryPart, MemoryPlan
-from qtk.models.spec import Linear, ModelSpec
-from qtk.quantization.formats.base import LinearScheme
+from qtk.models.spec import LM_HEAD_MODULE, Linear, ModelSpec
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 from qtk.targets.gpu import GpuProfile
 
 FLOAT_BYTES = 2
@@ -37,25 +36,24 @@ def cache_length(positions: int) -> int:
     return -(-positions // CACHE_STEP) * CACHE_STEP
 
 
-def model_bytes(spec: ModelSpec, schemes: Mapping[str, LinearScheme] | None) -> ModelBytes:
-    """What the weights of a fp16 engine take. `schemes` by full module name; a module without one stays in float."""
-    schemes = schemes or {}
+def model_bytes(spec: ModelSpec, scheme: QuantizationScheme) -> ModelBytes:
+    """What the weights of a fp16 engine take."""
     blocks = []
     for layer in range(spec.num_layers):
         prefix = spec.block_prefix(layer)
-        linears = sum(linear_bytes(linear, schemes.get(prefix + linear.name)) for linear in spec.linears())
+        linears = sum(linear_bytes(linear, scheme.of(prefix + linear.name)) for linear in spec.linears())
         blocks.append(linears + sum(spec.norms().values()) * FLOAT_BYTES)
     table = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
-    head = Linear("lm_head", spec.vocab_size, spec.hidden_size, False, "attention_input", "")
-    own_head = 0 if spec.tie_word_embeddings else linear_bytes(head, schemes.get("lm_head"))
+    head = Linear(LM_HEAD_MODULE, spec.vocab_size, spec.hidden_size, False, "attention_input", "")
+    own_head = 0 if spec.tie_word_embeddings else linear_bytes(head, scheme.of(LM_HEAD_MODULE))
     return ModelBytes(table, tuple(blocks), own_head)
 
 
-def linear_bytes(linear: Linear, scheme: LinearScheme | None) -> int:
+def linear_bytes(linear: Linear, scheme: LinearScheme) -> int:
     """Codes, scales and zero points, or floats; and the bias."""
     elements = linear.out_features * linear.in_features
     bias = linear.out_features * FLOAT_BYTES if linear.bias else 0
-    if scheme is None or scheme.bits == 16:
+    if not scheme.quantized:
         return elements * FLOAT_BYTES + bias
     groups = elements // (scheme.group_size if scheme.group_size > 0 else linear.in_features)
     zeros = 0 if scheme.symmetric else groups * scheme.bits // 8
@@ -63,10 +61,10 @@ def linear_bytes(linear: Linear, scheme: LinearScheme | None) -> int:
 
 
 def memory_plan(
-    spec: ModelSpec, schemes: Mapping[str, LinearScheme] | None, limits: Limits, gpu: GpuProfile, cache_length: int
+    spec: ModelSpec, scheme: QuantizationScheme, limits: Limits, gpu: GpuProfile, cache_length: int
 ) -> MemoryPlan:
     """The table for one engine on one GPU."""
-    weights = model_bytes(spec, schemes)
+    weights = model_bytes(spec, scheme)
     per_position = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * FLOAT_BYTES
     cache = per_position * cache_length * limits.max_batch
     tokens = limits.max_input_len * limits.max_batch

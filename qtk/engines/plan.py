@@ -19,8 +19,8 @@ from qtk.engines.tensorrt_llm.checkpoint import Split
 from qtk.errors import InputError
 from qtk.models.registry import spec_from_config
 from qtk.models.spec import ModelSpec
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme, float_scheme
 from qtk.targets.gpu import GpuProfile, gpu_profile
 from qtk.targets.table import refusals, target
 
@@ -49,16 +49,16 @@ def plan_engine(model_dir: Path | str, options: PlanOptions) -> EnginePlan:
     """Plans the engine of a model directory; config.json is enough. InputError for options that no engine can have."""
     model_dir = Path(model_dir)
     gpu = gpu_profile(options.gpu)
-    spec, schemes = _read(model_dir, options)
+    spec, scheme = _read(model_dir, options)
     limits = resolved_limits(options, spec, gpu)
-    memory = memory_plan(spec, schemes, limits, gpu, cache_length(limits.max_positions))
-    kinds = sorted({(s.bits, s.group_size) for s in schemes.values() if s.bits < 16}) if schemes else []
+    memory = memory_plan(spec, scheme, limits, gpu, cache_length(limits.max_positions))
+    kinds = sorted({(linear.bits, linear.group_size) for linear in scheme.quantized_modules().values()})
     return EnginePlan(
         model=model_dir.name,
         parameters=spec.parameters(),
         weights=", ".join(f"INT{bits} group {group}" for bits, group in kinds) or "float16",
         memory=memory,
-        refusals=memory.refusals(options.tp * options.pp)[:1] + _backend_refusals(options, gpu, spec, schemes, limits),
+        refusals=memory.refusals(options.tp * options.pp)[:1] + _backend_refusals(options, gpu, spec, scheme, limits),
     )
 
 
@@ -66,7 +66,7 @@ def _backend_refusals(
     options: PlanOptions,
     gpu: GpuProfile,
     spec: ModelSpec,
-    schemes: dict[str, LinearScheme] | None,
+    scheme: QuantizationScheme,
     limits: Limits,
 ) -> list[str]:
     """Why the default backend would not take the model as it is stored, scales' signs aside."""
@@ -74,7 +74,7 @@ def _backend_refusals(
     if name not in gpu.backends:
         return [not_for(name, gpu)]
     reasons = _model_refusals(name, options, spec, limits)
-    plans = linear_plans(spec, schemes)
+    plans = linear_plans(spec, scheme)
     return reasons + (refusals(target(name), gpu.sm, plans, tensor_parallel=options.tp) if plans else [])
 
 
@@ -87,24 +87,22 @@ def _model_refusals(name: str, options: PlanOptions, spec: ModelSpec, limits: Li
     return reasons + (tensorrt_edgellm_backend.model_refusals(spec, limits) if name == "tensorrt-edgellm" else [])
 
 
-def _read(model_dir: Path, options: PlanOptions) -> tuple[ModelSpec, dict[str, LinearScheme] | None]:
+def _read(model_dir: Path, options: PlanOptions) -> tuple[ModelSpec, QuantizationScheme]:
     if options.bits == "auto" and any(model_dir.glob("*.safetensors")):
         weights = ModelWeights.open(model_dir)
-        return weights.spec, dict(weights.scheme.modules) if weights.scheme else None
+        return weights.spec, weights.scheme
     path = model_dir / "config.json"
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     spec = spec_from_config(config, str(path))
-    if options.bits != "4":
-        return spec, None
-    return spec, _uniform(spec, options)
+    return spec, _uniform(spec, options) if options.bits == "4" else float_scheme(spec)
 
 
-def _uniform(spec: ModelSpec, options: PlanOptions) -> dict[str, LinearScheme]:
+def _uniform(spec: ModelSpec, options: PlanOptions) -> QuantizationScheme:
     odd = sorted({linear.in_features for linear in spec.linears() if linear.in_features % options.group_size})
     if odd:
         raise InputError(f"--group-size {options.group_size} does not divide the input sizes {odd} of this model.")
     scheme = LinearScheme(4, options.group_size, options.symmetric)
-    return {name: scheme for name, _ in spec.all_linears()}
+    return QuantizationScheme(scheme, {name: scheme for name, _ in spec.all_linears()})

@@ -104,10 +104,17 @@ class ModelSpec:
         return shapes
 
     def all_linears(self) -> Iterator[tuple[str, Linear]]:
-        """(full module name, linear) of every quantizable linear of the model."""
+        """(full module name, linear) of every linear of the blocks."""
         for layer in range(self.num_layers):
             for linear in self.linears():
                 yield self.block_prefix(layer) + linear.name, linear
+
+    def module_shapes(self) -> dict[str, tuple[int, int]]:
+        """Full module name -> [out, in] of every linear that can be quantized, an lm_head of its own included."""
+        shapes = {name: (linear.out_features, linear.in_features) for name, linear in self.all_linears()}
+        if not self.tie_word_embeddings:
+            shapes[LM_HEAD_MODULE] = (self.vocab_size, self.hidden_size)
+        return shapes
 
     @property
     def lm_head_name(self) -> str:
@@ -127,7 +134,8 @@ class ModelSpec:
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
-LM_HEAD = "lm_head.weight"
+LM_HEAD_MODULE = "lm_head"
+LM_HEAD = f"{LM_HEAD_MODULE}.weight"
 # What transformers takes for fields that a Qwen config leaves out.
 QWEN_DEFAULTS = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}

@@ -17,7 +17,7 @@ from qtk.checkpoint.reader import Checkpoint, config_bytes
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.errors import InputError
 from qtk.machine import total_memory
-from qtk.models.spec import LM_HEAD, ModelSpec
+from qtk.models.spec import LM_HEAD, LM_HEAD_MODULE, ModelSpec
 from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress, note
 from qtk.quantization.algorithms.rtn import rtn
@@ -29,12 +29,12 @@ from qtk.quantization.blocks.layer_log import LayerRecord, log_line
 from qtk.quantization.blocks.quantized import QuantizedBlock
 from qtk.quantization.blocks.streams import Rows, Stream
 from qtk.quantization.blocks.tuned import TunedBlocks
-from qtk.quantization.formats.base import Format, QuantizationScheme
+from qtk.quantization.formats.base import Format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.resume import WORK, ResumeState
-from qtk.quantization.scheme import LM_HEAD_MODULE
+from qtk.quantization.scheme_model import QuantizationScheme
 
 _SHARE_OF_MEMORY = 4  # activations take a quarter of it, unless --memory says otherwise
 
@@ -82,7 +82,7 @@ class QuantizationRun:
             task.scheme,
             task.container,
         )
-        self.weights = ModelWeights(task.checkpoint, task.spec)
+        self.weights = ModelWeights.of_floats(task.checkpoint, task.spec)
         self.state = ResumeState(work / WORK)
 
     def quantize(self, memory: PeakMemory) -> Outcome:
@@ -154,33 +154,23 @@ class QuantizationRun:
         specs: dict[str, TensorSpec] = {}
         for name in kept_tensors(self.checkpoint, self.spec):
             module = name.removesuffix(".weight")
-            scheme = self.scheme.modules.get(module)
+            scheme = self.scheme.of(module)
             info = self.checkpoint.info(name)
-            if scheme is None or scheme.bits == 16 or not name.endswith(".weight"):
+            if not scheme.quantized:
                 specs[name] = TensorSpec(info.dtype, info.shape)
             else:
                 specs |= self.container.specs(module, (info.shape[0], info.shape[1]), scheme)
         return specs
 
-    def _quantized(self, module: str) -> bool:
-        scheme = self.scheme.modules.get(module)
-        return scheme is not None and scheme.bits < 16
-
     def _copy_float_tensors(self, writer: CheckpointWriter) -> None:
         """Embedding, last norm, lm_head: what is not in a block comes first."""
         in_blocks = {name for layer in range(self.spec.num_layers) for name in self.spec.block_tensors(layer)}
         for name in kept_tensors(self.checkpoint, self.spec):
-            if name not in in_blocks and not self._quantized(name.removesuffix(".weight")):
+            if name not in in_blocks and not self.scheme.of(name.removesuffix(".weight")).quantized:
                 writer.write(name, self.checkpoint.tensor(name, finite=True))
-        if self._quantized(LM_HEAD_MODULE):
-            scheme = self.scheme.modules[LM_HEAD_MODULE]
-            head = rtn(
-                self.checkpoint.tensor(LM_HEAD, finite=True),
-                scheme.group_size,
-                symmetric=scheme.symmetric,
-                bits=scheme.bits,
-                signed=scheme.signed,
-            )
+        scheme = self.scheme.of(LM_HEAD_MODULE)
+        if scheme.quantized:
+            head = rtn(self.checkpoint.tensor(LM_HEAD, finite=True), scheme)
             self._write_linear(LM_HEAD_MODULE, head, writer)
 
     def _block_quantizer(self, budget: ActivationBudget) -> GptqBlocks | AwqBlocks | None:
@@ -227,15 +217,9 @@ class QuantizationRun:
         if quantizer is None:
             block = QuantizedBlock({})
             for name, scheme in schemes.items():
-                if scheme.bits < 16:
+                if scheme.quantized:
                     start = time.monotonic()
-                    block.linears[name] = rtn(
-                        weights[f"{name}.weight"],
-                        scheme.group_size,
-                        symmetric=scheme.symmetric,
-                        bits=scheme.bits,
-                        signed=scheme.signed,
-                    )
+                    block.linears[name] = rtn(weights[f"{name}.weight"], scheme)
                     seconds = round(time.monotonic() - start, 4)
                     facts = (scheme.bits, scheme.group_size, scheme.symmetric, None, None, None, seconds)
                     block.records.append(LayerRecord(prefix + name, "rtn", *facts))
@@ -246,7 +230,7 @@ class QuantizationRun:
         for name, linear in block.linears.items():
             self._write_linear(prefix + name, linear, writer)
         for name, weight in weights.items():
-            if not self._quantized(prefix + name.removesuffix(".weight")):
+            if not self.scheme.of(prefix + name.removesuffix(".weight")).quantized:
                 writer.write(prefix + name, block.floats.get(name, weight).cpu())
         return block.records
 

@@ -10,24 +10,24 @@ import torch
 from qtk.checkpoint.reader import Checkpoint, require_finite
 from qtk.errors import InputError, listing
 from qtk.models.registry import model_spec
-from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, ModelSpec
-from qtk.quantization.formats.base import Format, QuantizationScheme
+from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, LM_HEAD_MODULE, ModelSpec
+from qtk.quantization.formats.base import Format
 from qtk.quantization.formats.registry import FORMATS, format_of
 from qtk.quantization.quantized_linear import QuantizedLinear
-
-LM_HEAD_MODULE = "lm_head"
+from qtk.quantization.scheme_model import QuantizationScheme, float_scheme
 
 
 @dataclass
 class ModelWeights:
-    """A checkpoint with its spec and, when it is quantized, its scheme.
+    """A checkpoint with its spec and its scheme, which leaves every linear in float where the model is not quantized.
 
-    `linear(module)` gives a QuantizedLinear or a float tensor [out, in]; `bias(module)` the bias or None.
+    `format` is the container of the quantized linears, None for a float model. `linear(module)` gives a QuantizedLinear or
+    a float tensor [out, in]; `bias(module)` the bias or None.
     """
 
     checkpoint: Checkpoint
     spec: ModelSpec
-    scheme: QuantizationScheme | None = None
+    scheme: QuantizationScheme
     format: Format | None = field(default=None, repr=False)
 
     @staticmethod
@@ -38,31 +38,38 @@ class ModelWeights:
         quantization = checkpoint.config.get("quantization_config")
         if not quantization:
             checkpoint.require_shapes(spec.all_tensors())
-            return ModelWeights(checkpoint, spec)
+            return ModelWeights.of_floats(checkpoint, spec)
         method = str(quantization.get("quant_method")) if isinstance(quantization, dict) else str(quantization)
         found = format_of(method)
         if found is None:
             known = ", ".join(dict.fromkeys(f.quant_method for f in FORMATS.values()))
             raise InputError(f"{checkpoint.path}: quantized in container {method!r}; qtk reads {known}.")
-        modules = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
-        if not spec.tie_word_embeddings:
-            modules[LM_HEAD_MODULE] = (spec.vocab_size, spec.hidden_size)
-        scheme = _read_scheme(found, checkpoint, modules)
+        scheme = _read_scheme(found, checkpoint, spec.module_shapes())
         checkpoint.require_shapes(_stored_shapes(found, checkpoint, spec, scheme))
         return ModelWeights(checkpoint, spec, scheme, found)
 
+    @staticmethod
+    def of_floats(checkpoint: Checkpoint, spec: ModelSpec) -> ModelWeights:
+        """A float checkpoint whose spec is known already."""
+        return ModelWeights(checkpoint, spec, float_scheme(spec))
+
     @property
     def quantized(self) -> bool:
-        return self.scheme is not None
+        """Whether any linear is."""
+        return self.scheme.quantized
+
+    @property
+    def method(self) -> str:
+        """The method by which the linears were quantized, as far as the container says."""
+        return self.scheme.method
 
     def linear(self, module: str) -> QuantizedLinear | torch.Tensor:
         """The weight of a module by full name ("model.layers.0.mlp.up_proj", "lm_head")."""
         if module == LM_HEAD_MODULE and self.spec.tie_word_embeddings:
             return self.checkpoint.tensor(EMBEDDING, finite=True)
-        if self.scheme is not None and self.format is not None:
-            scheme = self.scheme.modules[module]
-            if scheme.bits < 16:
-                return self.format.unpack(self.checkpoint, module, scheme)
+        scheme = self.scheme.of(module)
+        if self.format is not None and scheme.quantized:
+            return self.format.unpack(self.checkpoint, module, scheme)
         return self.checkpoint.tensor(f"{module}.weight", finite=True)
 
     def float_linear(self, module: str, dtype: torch.dtype) -> torch.Tensor:
@@ -136,7 +143,7 @@ def _read_scheme(found: Format, checkpoint: Checkpoint, modules: dict[str, tuple
     uneven = [
         f"{name}: {modules[name][1]} inputs in groups of {linear.group_size}"
         for name, linear in scheme.modules.items()
-        if linear.bits < 16 and linear.group_size > 0 and modules[name][1] % linear.group_size
+        if linear.quantized and linear.group_size > 0 and modules[name][1] % linear.group_size
     ]
     if uneven:
         raise InputError(f"{checkpoint.path}: groups that do not divide their linears:\n{listing(uneven)}")
@@ -150,8 +157,8 @@ def _stored_shapes(
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in spec.all_tensors().items():
         module = name.removesuffix(".weight")
-        linear = scheme.modules.get(module)
-        if linear is None or linear.bits == 16:
+        linear = scheme.of(module)
+        if not linear.quantized:
             shapes[name] = shape
             continue
         for stored, tensor in found.specs(module, (shape[0], shape[1]), linear).items():

@@ -37,13 +37,13 @@ from qtk.models.tokenizer import TextTokenizer
 from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress, note
 from qtk.quantization.checkpoint_run import Outcome, QuantizationTask, kept_tensors
-from qtk.quantization.formats.base import QuantizationScheme
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.method_choice import MethodRuns
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.read_back import ReadBack, read_back
 from qtk.quantization.resume import WORK, begin, remove_work, worth_resuming
+from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.quantization.target_settings import for_target, settled_scheme
 
 LOG_NAME = "quantization-log.jsonl"
@@ -136,7 +136,7 @@ def quantize_model(
         check = read_back(
             work,
             scheme,
-            ModelWeights(checkpoint, spec),
+            ModelWeights.of_floats(checkpoint, spec),
             rows,
             limit_bytes=min(total_memory() // 8, available_memory() // 2),
             container=container,
@@ -294,7 +294,7 @@ def _report(
         group_size=scheme.default.group_size,
         symmetric=scheme.default.symmetric,
         linears=len(outcome.log),
-        left_in_float=[name for name, s in scheme.modules.items() if s.bits == 16],
+        left_in_float=[name for name, s in scheme.modules.items() if not s.quantized],
         fell_back_to_rtn=[line["layer"] for line in outcome.log if line["method"] != outcome.method],
         calibration_rows=0 if rows is None else rows.tokens.shape[0],
         calibration_tokens=0 if rows is None else rows.token_count,

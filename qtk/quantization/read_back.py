@@ -15,9 +15,10 @@ from qtk.machine import fast_matmul_dtype
 from qtk.models.forward import KeyValues, attention_mask, block_forward, rms_norm
 from qtk.models.tokenizer import TextTokenizer, has_tokenizer
 from qtk.progress import Progress, note
-from qtk.quantization.formats.base import Format, LinearScheme, QuantizationScheme
+from qtk.quantization.formats.base import Format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 _NEW_TOKENS = 32
 _PROMPTS = 4  # generated from side by side, in the time of one: a single text may end in a loop by chance
@@ -97,17 +98,17 @@ def _prompts(rows: TokenRows) -> list[list[int]]:
 
 def _check_linears(weights: ModelWeights, intended: QuantizationScheme, reference: ModelWeights) -> tuple[int, float]:
     """(linears, mean bits per weight of those quantized)."""
-    if weights.scheme is None:
+    if weights.format is None:
         raise GateFailed("The files just written are those of a float model: their config.json names no quantization.")
     offenders, count, elements, stored = [], 0, 0, 0
     offenders += _unwritten_floats(weights, reference)
     with Progress("read back", len(intended.modules), "linear") as progress:
         for name, scheme in intended.modules.items():
             progress.advance()
-            if reasons := _otherwise_stored(weights.scheme.modules.get(name), scheme):
+            if reasons := _otherwise_stored(weights.scheme.of(name), scheme):
                 offenders.append(f"{name}: {reasons}")
                 continue
-            if scheme.bits == 16:
+            if not scheme.quantized:
                 continue
             try:
                 linear = weights.linear(name)
@@ -132,11 +133,11 @@ def _gate(offenders: list[str]) -> GateFailed:
     return GateFailed(f"The files just written do not hold what they should:\n{listing(offenders, _MOST)}")
 
 
-def _otherwise_stored(found: LinearScheme | None, intended: LinearScheme) -> str:
+def _otherwise_stored(found: LinearScheme, intended: LinearScheme) -> str:
     """How the scheme that the files tell differs from the intended one; empty where it does not."""
-    if found is None or (found.bits == 16) != (intended.bits == 16):
+    if found.quantized != intended.quantized:
         return f"not stored in {intended.bits} bits"
-    if intended.bits < 16 and (found.bits, found.group_size) != (intended.bits, intended.group_size):
+    if intended.quantized and (found.bits, found.group_size) != (intended.bits, intended.group_size):
         return (
             f"{found.bits} bits in groups of {found.group_size}, not {intended.bits} in groups of {intended.group_size}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from qtk.checkpoint.reader import config_bytes
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.errors import InputError, listing
+from qtk.models.spec import LM_HEAD_MODULE
 from qtk.quantization.formats.base import Format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
@@ -21,7 +22,7 @@ def repack(
     InputError for a model that is not quantized, or with every reason why the container cannot hold it.
     """
     scheme, spec, checkpoint = weights.scheme, weights.spec, weights.checkpoint
-    if scheme is None:
+    if not scheme.quantized:
         raise InputError(f"{checkpoint.path} is not quantized: `qtk quantize` writes the {container.name} container.")
     if reasons := repack_refusals(weights, container):
         raise InputError(f"{checkpoint.path} cannot be stored as {container.name}:\n{listing(reasons, 500)}")
@@ -29,8 +30,8 @@ def repack(
     specs: dict[str, TensorSpec] = {}
     for name, shape in spec.all_tensors().items():
         module = name.removesuffix(".weight")
-        linear = scheme.modules.get(module)
-        if linear is None or linear.bits == 16:
+        linear = scheme.of(module)
+        if not linear.quantized:
             floats.append(name)
             specs[name] = TensorSpec(checkpoint.info(name).dtype, checkpoint.info(name).shape)
         else:
@@ -42,8 +43,7 @@ def repack(
             for member in spec.linears():
                 _write_linear(weights, spec.block_prefix(layer) + member.name, container, writer)
             on_block(layer)
-        if "lm_head" in scheme.modules:
-            _write_linear(weights, "lm_head", container, writer)
+        _write_linear(weights, LM_HEAD_MODULE, container, writer)
     config = {**checkpoint.config, "quantization_config": container.quantization_config(scheme)}
     copy_companions(checkpoint, directory, config=config_bytes(config))
     for name, content in container.extra_files(scheme).items():
@@ -53,18 +53,14 @@ def repack(
 
 def repack_refusals(weights: ModelWeights, container: Format) -> list[str]:
     """Why a quantized model cannot be stored in this container; empty when it can."""
-    scheme, spec = weights.scheme, weights.spec
-    if scheme is None:
-        return []
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
-    shapes["lm_head"] = (spec.vocab_size, spec.hidden_size)
-    reasons = [
-        r for name, s in scheme.modules.items() if s.bits < 16 for r in container.refusals(name, shapes[name], s)
-    ]
+    scheme, shapes = weights.scheme, weights.spec.module_shapes()
+    reasons = [r for name, s in scheme.quantized_modules().items() for r in container.refusals(name, shapes[name], s)]
     return reasons + container.scheme_refusals(scheme) + container.checkpoint_refusals(weights.checkpoint)
 
 
 def _write_linear(weights: ModelWeights, module: str, container: Format, writer: CheckpointWriter) -> None:
+    if not weights.scheme.of(module).quantized:
+        return
     weight = weights.linear(module)
     if isinstance(weight, QuantizedLinear):
         for name, tensor in container.pack(module, weight).items():

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from qtk.errors import InputError
-from qtk.models.spec import ModelSpec
+from qtk.models.spec import LM_HEAD_MODULE, ModelSpec
 from qtk.progress import note
-from qtk.quantization.formats.base import Format, LinearScheme, QuantizationScheme
+from qtk.quantization.formats.base import Format
 from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 GROUP_SIZES = (128, 64, 32)
-LM_HEAD_MODULE = "lm_head"
 
 
 def resolve_scheme(spec: ModelSpec, options: QuantizeOptions) -> QuantizationScheme:
@@ -21,7 +21,7 @@ def resolve_scheme(spec: ModelSpec, options: QuantizeOptions) -> QuantizationSch
 
     InputError for an override that says nothing, matches nothing, or for settings that leave nothing to quantize.
     """
-    shapes = module_shapes(spec)
+    shapes = spec.module_shapes()
     default = LinearScheme(options.bits, _group_size(shapes, options), options.sym, options.signed_scales)
     modules = dict.fromkeys(shapes, default)
     if LM_HEAD_MODULE in modules:
@@ -33,9 +33,10 @@ def resolve_scheme(spec: ModelSpec, options: QuantizeOptions) -> QuantizationSch
         )
     for text in options.override:
         modules |= _overridden(text, modules)
-    if all(scheme.bits == 16 for scheme in modules.values()):
+    scheme = QuantizationScheme(default, modules, method=options.method)
+    if not scheme.quantized:
         raise InputError("The overrides leave every linear in float: there is nothing to quantize.")
-    return QuantizationScheme(default, modules, method=options.method)
+    return scheme
 
 
 def scheme_refusals(
@@ -45,22 +46,14 @@ def scheme_refusals(
 
     group_sizes: what the advice may name, those of the target where there is one.
     """
-    shapes = module_shapes(spec)
-    quantized = {name: s for name, s in scheme.modules.items() if s.bits < 16}
+    shapes = spec.module_shapes()
+    quantized = scheme.quantized_modules()
     return [
         *_uneven(shapes, quantized, group_sizes),
         *_fused_apart(spec, scheme.modules),
         *(reason for name, s in quantized.items() for reason in container.refusals(name, shapes[name], s)),
         *container.scheme_refusals(scheme),
     ]
-
-
-def module_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """Full module name -> [out, in] of every linear that can be quantized, an lm_head of its own included."""
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
-    if not spec.tie_word_embeddings:
-        shapes[LM_HEAD_MODULE] = (spec.vocab_size, spec.hidden_size)
-    return shapes
 
 
 def _group_size(shapes: Mapping[str, tuple[int, int]], options: QuantizeOptions) -> int:

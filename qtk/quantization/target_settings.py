@@ -5,9 +5,10 @@ from __future__ import annotations
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError, listing
 from qtk.models.spec import ModelSpec
-from qtk.quantization.formats.base import Format, QuantizationScheme
+from qtk.quantization.formats.base import Format
 from qtk.quantization.options import QuantizeOptions
-from qtk.quantization.scheme import GROUP_SIZES, module_shapes, resolve_scheme, scheme_refusals
+from qtk.quantization.scheme import GROUP_SIZES, resolve_scheme, scheme_refusals
+from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.targets.gpu import GpuProfile, gpu_profile
 from qtk.targets.table import LinearPlan, Target, defaults_for, refusals, target
 
@@ -22,14 +23,13 @@ def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
     row, _ = _target(options)
     if row is None:
         return options.model_copy(update={"format": "gptq"} if options.format == "auto" else {})
-    linears = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
-    defaults = defaults_for(row, linears)
+    defaults = defaults_for(row, spec.module_shapes())
     decided: dict[str, object] = {}
     if options.format == "auto":
         decided["format"] = defaults.container
     if options.group_size == "auto":
         decided["group_size"] = defaults.group_size
-    if not defaults.negative_scales:
+    if not defaults.signed_scales:
         decided["signed_scales"] = False
     return options.model_copy(update=decided)
 
@@ -59,7 +59,7 @@ def target_refusals(options: QuantizeOptions, spec: ModelSpec, scheme: Quantizat
     row, gpu = _target(options)
     if row is None:
         return []
-    shapes = module_shapes(spec)
+    shapes = spec.module_shapes()
     plans = {name: LinearPlan(*shapes[name], s.bits, s.group_size, s.symmetric) for name, s in scheme.modules.items()}
     return refusals(
         row,
@@ -67,7 +67,7 @@ def target_refusals(options: QuantizeOptions, spec: ModelSpec, scheme: Quantizat
         plans,
         container=options.format,
         # A symmetric weight uses the whole range of its codes by a scale of either sign, unless told not to.
-        negative_scales=any(s.symmetric and s.signed for s in scheme.modules.values() if s.bits < 16),
+        negative_scales=any(s.symmetric and s.signed_scales for s in scheme.quantized_modules().values()),
     )
 
 

@@ -84,24 +84,24 @@ def _model(directory: Path) -> dict[str, Any]:
         "files": len(checkpoint.weight_files),
     }
     quantization = checkpoint.config.get("quantization_config")
-    facts["quantization"] = "none" if not quantization else _quantization(checkpoint, dict(spec.all_linears()))
+    facts["quantization"] = "none" if not quantization else _quantization(checkpoint, spec.module_shapes())
     return facts
 
 
-def _quantization(checkpoint: Checkpoint, linears: dict[str, Any]) -> str:
+def _quantization(checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]]) -> str:
     method = str(checkpoint.config["quantization_config"].get("quant_method"))
     found = format_of(method)
     if found is None:
         return f"container {method}, which qtk does not read"
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
     scheme = found.read_scheme(checkpoint, shapes)
     counts = Counter(
         f"{s.bits} bits, group {s.group_size}, {'symmetric' if s.symmetric else 'asymmetric'}"
-        if s.bits < 16
-        else "float"
+        if s.quantized
+        else "in float"
         for s in scheme.modules.values()
     )
-    return f"container {found.name}: " + "; ".join(f"{count} linears {text}" for text, count in counts.most_common())
+    parts = (f"{count} linear{'' if count == 1 else 's'} {text}" for text, count in counts.most_common())
+    return f"container {found.name}: " + "; ".join(parts)
 
 
 def _adapter(directory: Path) -> dict[str, Any]:

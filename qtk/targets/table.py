@@ -165,7 +165,7 @@ class Defaults:
     bits: int
     group_size: int
     symmetric: bool
-    negative_scales: bool
+    signed_scales: bool
 
 
 def target(backend: str) -> Target:

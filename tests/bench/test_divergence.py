@@ -119,7 +119,7 @@ def test_what_an_engine_s_arithmetic_adds_is_told_apart_from_the_quantization(ti
 
     from qtk.engines.build import build_engine
     from qtk.engines.options import BuildOptions
-    from qtk.quantization.formats.base import LinearScheme
+    from qtk.quantization.scheme_model import LinearScheme
 
     int4 = write_quantized(tiny("llama"), tmp_path / "int4", "gptq", LinearScheme(4, 32, True))
     options, own = DivergenceOptions(rows=6, seq_len=64), {}

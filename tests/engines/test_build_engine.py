@@ -14,7 +14,7 @@ from qtk.engines.build import build_engine
 from qtk.engines.description import read_description
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError, MachineError
 from qtk.machine import package_versions
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 
 def compiled(out: Path, **changes: object) -> Path:

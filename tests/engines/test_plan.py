@@ -12,8 +12,8 @@ from support.quantized_checkpoint import write_quantized
 from qtk.engines.memory_plan import model_bytes
 from qtk.engines.plan import PlanOptions, plan_engine
 from qtk.errors import InputError
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.scheme_model import LinearScheme
 
 DEEPSEEK_CODER_33B = {
     "architectures": ["LlamaForCausalLM"],
@@ -54,7 +54,7 @@ def test_weights_are_counted_as_they_are_stored(tiny, tmp_path) -> None:
         names = [n for n in weights.checkpoint.names if not n.endswith(("qzeros", "g_idx"))]
         stored = sum(weights.checkpoint.info(name).nbytes for name in names)
         final_norm = weights.spec.hidden_size * 2
-        assert model_bytes(weights.spec, weights.scheme.modules).total == stored - final_norm
+        assert model_bytes(weights.spec, weights.scheme).total == stored - final_norm
 
 
 def test_plan_command(deepseek, tiny, run_qtk) -> None:

@@ -13,11 +13,11 @@ from qtk.calibration.options import CalibrationOptions
 from qtk.calibration.rows import as_token_rows
 from qtk.errors import GateFailed
 from qtk.quantization import read_back as module
-from qtk.quantization.formats.base import LinearScheme, QuantizationScheme
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantize import quantize_model
 from qtk.quantization.read_back import read_back
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 SMALL = CalibrationOptions(samples=8, seq_len=64)
 

@@ -13,7 +13,7 @@ from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
 from qtk.engines.onnxruntime.executor import OnnxRuntimeExecutor
 from qtk.engines.options import BuildOptions
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 QUICK = AcceptOptions(shapes="16/8,64/65", seconds=0)
 

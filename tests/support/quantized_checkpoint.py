@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ import torch
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.models.registry import model_spec
-from qtk.quantization.formats.base import LinearScheme, QuantizationScheme
+from qtk.models.spec import LM_HEAD_MODULE
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 
 def rounded(weight: torch.Tensor, scheme: LinearScheme) -> QuantizedLinear:
@@ -47,16 +49,16 @@ def write_quantized(
     """The float checkpoint `source`, rounded and written into `out` in a format; lm_head stays float unless overridden."""
     checkpoint, chosen = Checkpoint(source), checkpoint_format(format_name)
     spec = model_spec(checkpoint)
-    modules = {name: default for name, _ in spec.all_linears()}
-    if not spec.tie_word_embeddings:
-        modules["lm_head"] = LinearScheme(16, default.group_size, default.symmetric)
+    modules = dict.fromkeys(spec.module_shapes(), default)
+    if LM_HEAD_MODULE in modules:
+        modules[LM_HEAD_MODULE] = replace(default, bits=16)
     scheme = QuantizationScheme(default, {**modules, **(overrides or {})}, method="rtn")
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in spec.all_tensors().items():
         module = name.removesuffix(".weight")
-        linear = scheme.modules.get(module)
+        linear = scheme.of(module)
         tensor = checkpoint.tensor(name)
-        if linear is None or linear.bits == 16 or name.endswith(".bias"):
+        if not linear.quantized:
             tensors[name] = tensor.to(dtype)
             continue
         assert chosen.refusals(module, (shape[0], shape[1]), linear) == []
@@ -89,7 +91,7 @@ def write_dequantized(directory: Path, out: Path, dtype: torch.dtype = torch.flo
     tensors = {}
     for name in weights.spec.all_tensors():
         module = name.removesuffix(".weight")
-        quantized = weights.scheme is not None and module in weights.scheme.modules and not name.endswith(".bias")
+        quantized = weights.scheme.of(module).quantized
         source = weights.float_linear(module, dtype) if quantized else weights.checkpoint.tensor(name)
         tensors[name] = source.to(dtype)
     config = {k: v for k, v in weights.checkpoint.config.items() if k != "quantization_config"}

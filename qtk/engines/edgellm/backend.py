@@ -22,9 +22,9 @@ from qtk.engines.memory_plan import memory_plan
 from qtk.engines.outside_tool import find_tool, run_tool
 from qtk.engines.target_machine import build_reasons, gpu_environment
 from qtk.errors import MachineError, listing
-from qtk.models.spec import ModelSpec
+from qtk.models.spec import LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.formats.registry import checkpoint_format
-from qtk.quantization.model_weights import LM_HEAD_MODULE, ModelWeights
+from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.repack import repack, repack_refusals
 from qtk.targets.gpu import GpuProfile
 from qtk.targets.table import compressed, target
@@ -42,13 +42,13 @@ class Backend:
 
     def refusals(self, job: BuildJob) -> list[str]:
         scheme, spec = job.weights.scheme, job.weights.spec
-        if scheme is None:
+        if not scheme.quantized:
             return ["the model is not quantized; quantize it first (`qtk quantize --sym`)"]
         reasons = option_refusals(job.options, ("float16",), ("16",), "Edge-LLM's INT4 engines work")
         reasons += table_refusals(target("tensorrt-edgellm"), job.gpu.sm, job.weights)
         reasons += model_refusals(spec, job.limits) + scheme_refusals(job.weights)
         reasons = reasons or repack_refusals(job.weights, checkpoint_format(CONTAINER))
-        return reasons + memory_plan(spec, scheme.modules, job.limits, job.gpu, job.limits.max_positions).refusals()
+        return reasons + memory_plan(spec, scheme, job.limits, job.gpu, job.limits.max_positions).refusals()
 
     def build(self, job: BuildJob) -> EngineDescription:
         prepare = job.options.prepare_only
@@ -109,12 +109,10 @@ def model_refusals(spec: ModelSpec, limits: Limits) -> list[str]:
 def scheme_refusals(weights: ModelWeights) -> list[str]:
     """What the exporter turns down only after minutes."""
     spec, scheme = weights.spec, weights.scheme
-    if scheme is None:
-        return []
     reasons = []
-    if floats := [name for name, _ in spec.all_linears() if scheme.modules[name].bits == 16]:
+    if floats := [name for name, _ in spec.all_linears() if not scheme.of(name).quantized]:
         reasons.append(f"{compressed(floats)} in float: all linears of the blocks must be INT4")
-    if LM_HEAD_MODULE in scheme.modules and scheme.modules[LM_HEAD_MODULE].bits < 16:
+    if scheme.of(LM_HEAD_MODULE).quantized:
         reasons.append("lm_head is quantized, and must stay in float")
     return reasons
 

@@ -24,8 +24,8 @@ from onnx import TensorProto
 from qtk.checkpoint.reader import require_finite
 from qtk.engines.onnx.file import ONNX_TYPES, GraphFile
 from qtk.engines.onnx.ports import mask_name, stage_windows
-from qtk.models.spec import EMBEDDING, FINAL_NORM, Linear
-from qtk.quantization.model_weights import LM_HEAD_MODULE, ModelWeights
+from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD_MODULE, Linear
+from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 
 HEAD_BLOCK = 32
@@ -266,8 +266,7 @@ class _GraphWriter:
 
     def _stored_head(self) -> QuantizedLinear | None:
         """The head where the checkpoint itself holds it quantized."""
-        scheme = self.weights.scheme
-        if scheme is None or LM_HEAD_MODULE not in scheme.modules or scheme.modules[LM_HEAD_MODULE].bits == 16:
+        if not self.weights.scheme.of(LM_HEAD_MODULE).quantized:
             return None
         weight = self.weights.linear(LM_HEAD_MODULE)
         return weight if isinstance(weight, QuantizedLinear) else None

@@ -31,9 +31,8 @@ from qtk.engines.tensorrt.compile import LACKS, CompileRequest
 from qtk.engines.tensorrt.library import RTX, SCORED_POSITIONS, Library
 from qtk.errors import InputError, MachineError, listing
 from qtk.machine import available_memory
-from qtk.models.spec import ModelSpec
+from qtk.models.spec import LM_HEAD_MODULE, ModelSpec
 from qtk.progress import Progress, note
-from qtk.quantization.model_weights import LM_HEAD_MODULE
 from qtk.targets.gpu import GpuProfile
 from qtk.targets.table import target
 
@@ -64,7 +63,7 @@ class Backend:
         reasons += table_refusals(target(self.library.backend), job.gpu.sm, weights)
         plan = memory_plan(
             weights.spec,
-            scheme.modules if scheme else None,
+            scheme,
             job.limits,
             job.gpu,
             cache_length(job.limits.max_positions),
@@ -76,19 +75,18 @@ class Backend:
         if not prepare:
             self._require_library(job.gpu)
         spec, scheme = job.weights.spec, job.weights.scheme
-        sizes = model_bytes(spec, scheme.modules if scheme else None)
+        sizes = model_bytes(spec, scheme)
         cuts = self._cut(sizes, spec.tie_word_embeddings, job)
         versions: dict[str, str] = {}
         stages = tuple(self._stage(job, number, layers, versions) for number, layers in enumerate(cuts))
         if not prepare:
             tables = table_bytes(spec, cache_length(job.limits.max_positions))
             check_plan_sizes([(s, stage_bytes(sizes, spec.tie_word_embeddings, s.layers) + tables) for s in stages])
-        head = 16 if scheme is None or LM_HEAD_MODULE not in scheme.modules else scheme.modules[LM_HEAD_MODULE].bits
         return describe(
             job,
             backend=self.library.backend,
             dtype=_dtype(job),
-            lm_head_bits=head,
+            lm_head_bits=scheme.of(LM_HEAD_MODULE).bits,
             stages=stages,
             packages=("onnx", self.library.distribution),
             versions=versions,

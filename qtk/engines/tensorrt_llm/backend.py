@@ -38,10 +38,9 @@ class Backend:
         spec, scheme, split = job.weights.spec, job.weights.scheme, _split(job)
         reasons = option_refusals(job.options, ("float16",), ("16",), "qtk writes TensorRT-LLM checkpoints")
         reasons += model_refusals(spec, job.limits, split)
-        modules = scheme.modules if scheme else None
-        memory = memory_plan(spec, modules, job.limits, job.gpu, job.limits.max_positions)
+        memory = memory_plan(spec, scheme, job.limits, job.gpu, job.limits.max_positions)
         reasons += memory.refusals(split.ranks)
-        if scheme is None:
+        if not scheme.quantized:
             return reasons
         plans = {
             name: LinearPlan(_outputs(linear, spec, split), linear.in_features, s.bits, s.group_size, s.symmetric)

@@ -19,7 +19,7 @@ import torch
 
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec
 from qtk.models.rope import RopeSettings
-from qtk.models.spec import EMBEDDING, FINAL_NORM, Linear, ModelSpec
+from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD_MODULE, Linear, ModelSpec
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 
@@ -103,14 +103,14 @@ def checkpoint_config(weights: ModelWeights, split: Split) -> dict[str, Any]:
     """The checkpoint's config.json: only keys that every version up to 1.2 knows."""
     spec = weights.spec
     quantization: dict[str, Any] = {"quant_algo": None, "kv_cache_quant_algo": None}
-    if weights.scheme is not None:
+    if weights.quantized:
         quantization = {
             "quant_algo": "W4A16_AWQ",
             "kv_cache_quant_algo": None,
             "group_size": weights.scheme.default.group_size,
             "has_zero_point": False,
             "pre_quant_scale": False,
-            "exclude_modules": ["lm_head"],
+            "exclude_modules": [LM_HEAD_MODULE],
         }
     return {
         "architecture": spec.architecture,
@@ -238,12 +238,12 @@ def _layer_specs(weights: ModelWeights, split: Split, rank: int, layer: int) -> 
     norm = TensorSpec(DTYPE, (spec.hidden_size,))
     specs = {"input_layernorm.weight": norm, "post_layernorm.weight": norm}
     for target, (source, out, inputs) in shapes.items():
-        if weights.scheme is None:
+        scheme = weights.scheme.of(spec.block_prefix(layer) + source)
+        if not scheme.quantized:
             specs[f"{target}.weight"] = TensorSpec(DTYPE, (out, inputs))
         else:
-            group_size = weights.scheme.modules[spec.block_prefix(layer) + source].group_size
             specs[f"{target}.weight"] = TensorSpec(torch.int8, (out // 2, inputs))
-            specs[f"{target}.weights_scaling_factor"] = TensorSpec(DTYPE, (out, inputs // group_size))
+            specs[f"{target}.weights_scaling_factor"] = TensorSpec(DTYPE, (out, inputs // scheme.group_size))
         if by_name[source].bias:
             specs[f"{target}.bias"] = TensorSpec(DTYPE, (out,))
     return specs

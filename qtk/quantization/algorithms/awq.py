@@ -14,19 +14,12 @@ import torch
 from qtk.quantization.algorithms.grid import round_to_range
 from qtk.quantization.algorithms.rtn import rtn
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme
 
 _GRID = 20
 
 
-def column_scale(
-    W: torch.Tensor,
-    H: torch.Tensor,
-    group_size: int,
-    *,
-    symmetric: bool,
-    bits: int = 4,
-    shared: torch.Tensor,
-) -> torch.Tensor:
+def column_scale(W: torch.Tensor, H: torch.Tensor, scheme: LinearScheme, *, shared: torch.Tensor) -> torch.Tensor:
     """[in] float32 > 0: what to multiply the columns of W by, and to divide what feeds them by.
 
     The best s = rms(X)^alpha / mean|W|^(1 - alpha) over alpha = 0, 1/20 .. 19/20, or ones where none of them is better than that.
@@ -34,34 +27,33 @@ def column_scale(
     shared: [in] int64, columns with the same number must get the same scale (inputs that one upstream channel feeds).
     """
     in_features = W.shape[1]
-    groups = W.abs().view(W.shape[0], -1, group_size)
+    groups = W.abs().view(W.shape[0], -1, scheme.group_size)
     mean_weight = (groups / groups.amax(-1, keepdim=True).clamp_min(1e-6)).view(W.shape).mean(0)
     rms_input = H.diagonal().clamp_min(0).sqrt()
     best = W.new_ones(in_features)
-    least = _loss(W, H, best, group_size, symmetric, bits)
+    least = _loss(W, H, best, scheme)
     for step in range(_GRID):
         alpha = step / _GRID
         s = (rms_input.pow(alpha) / (mean_weight.pow(1 - alpha) + 1e-4)).clamp_min(1e-4)
         # Geometric mean over the columns that share a channel.
         s = W.new_zeros(in_features).scatter_reduce(0, shared, s.log(), "mean", include_self=False)[shared].exp()
         s = s / (s.max() * s.min()).sqrt()
-        loss = _loss(W, H, s, group_size, symmetric, bits)
+        loss = _loss(W, H, s, scheme)
         if loss < least:
             best, least = s, loss
     return best
 
 
-def awq(
-    W: torch.Tensor, H: torch.Tensor, group_size: int, *, symmetric: bool, bits: int = 4, signed: bool = True
-) -> QuantizedLinear:
-    """Quantizes W [out, in] (scaled already) to nearest, the range of each group searched for the least error of what the
-    group adds to the output: what AutoAWQ's clip search looks at too."""
-    groups = W.shape[1] // group_size
-    blocks = H.view(groups, group_size, groups, group_size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    return rtn(W, group_size, symmetric=symmetric, bits=bits, signed=signed, importance=blocks)
+def awq(W: torch.Tensor, H: torch.Tensor, scheme: LinearScheme) -> QuantizedLinear:
+    """Quantizes W [out, in] float32, scaled already, to nearest; H [in, in] float32 is that of the scaled inputs. The range
+    of each group is searched for the least error of what the group adds to the output, as in AutoAWQ's clip search."""
+    size = scheme.group_size
+    groups = W.shape[1] // size
+    blocks = H.view(groups, size, groups, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    return rtn(W, scheme, importance=blocks)
 
 
-def _loss(W: torch.Tensor, H: torch.Tensor, s: torch.Tensor, group_size: int, symmetric: bool, bits: int) -> float:
+def _loss(W: torch.Tensor, H: torch.Tensor, s: torch.Tensor, scheme: LinearScheme) -> float:
     scaled = W * s
-    D = (scaled - round_to_range(scaled, group_size, symmetric=symmetric, bits=bits)) / s
+    D = (scaled - round_to_range(scaled, scheme)) / s
     return float(torch.linalg.vecdot(D @ H, D).sum())

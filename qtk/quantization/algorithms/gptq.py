@@ -14,8 +14,9 @@ from typing import Any
 import numpy
 import torch
 
-from qtk.quantization.algorithms.grid import search_asymmetric, search_symmetric
+from qtk.quantization.algorithms.grid import search_grid
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme
 
 # Fractions of mean(diag H) tried in turn until the Cholesky decomposition succeeds. The paper's 0.01 fits a few rows of
 # calibration text too closely: 0.05 lowers the KL divergence by a tenth with the correction below (docs/benchmarks.md).
@@ -30,6 +31,21 @@ class GptqResult:
 
     linear: QuantizedLinear
     damping: float
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """The elementwise calls that a column takes: `rows_of` cuts a matrix into its rows, `nearest` rounds half to even,
+    `calls` is the module of all others."""
+
+    rows_of: Callable[[torch.Tensor], Any]
+    nearest: Callable[..., Any]
+    calls: Any
+
+
+# On the CPU, NumPy's calls on the same memory cost a third of torch's each.
+NUMPY_CALLS = Elementwise(lambda matrix: list(matrix.numpy()), numpy.rint, numpy)
+TORCH_CALLS = Elementwise(torch.unbind, torch.round, torch)
 
 
 class SingularHessian(Exception):
@@ -74,24 +90,24 @@ def _inverse_triangular(L: torch.Tensor) -> torch.Tensor:
 def gptq(
     W: torch.Tensor,
     H: torch.Tensor,
-    group_size: int,
+    scheme: LinearScheme,
     *,
-    symmetric: bool,
-    bits: int = 4,
-    signed: bool = True,
     C: torch.Tensor | None = None,
     alpha: float = 0.5,
     ladder: tuple[float, ...] = DAMPING_LADDER,
+    elementwise: Elementwise | None = None,
 ) -> GptqResult:
     """Quantizes W [out, in] float32 against H [in, in] float32. Rows are independent: linears that share an input may be stacked.
 
-    signed: symmetric scales may be negative.
     C: (X_float - X)^T X [in, in], where X are the inputs that the quantized model has and X_float those that it should
     have. With it the rounding aims at W + alpha W C H^-1, which takes back the share alpha of the error that is already
     in the inputs (GPTAQ, Li et al., 2025, arXiv:2504.02692, in closed form; alpha 1 would be the least-squares answer,
     and fits the calibration text too closely).
+    elementwise: whose calls take a column (None: those that suit the device).
     Raises SingularHessian when no rung of the ladder makes H positive definite.
     """
+    if elementwise is None:
+        elementwise = NUMPY_CALLS if W.device.type == "cpu" else TORCH_CALLS
     if not bool(H.diagonal().any()):  # no input at all: every column matters as much as every other
         H = torch.eye(H.shape[0], device=H.device)
     order = torch.argsort(H.diagonal(), descending=True, stable=True)
@@ -101,14 +117,11 @@ def gptq(
     # What rounding a column costs once the columns after it have made up for it: GPTQ's own weight of its error.
     importance = torch.empty_like(H.diagonal())
     importance[order] = U.diagonal().pow(-2)
-    if symmetric:
-        scales, zeros = search_symmetric(W, importance, group_size, bits, signed=signed), None
-    else:
-        scales, zeros = search_asymmetric(W, importance, group_size, bits)
+    scales, zeros = search_grid(W, importance, scheme)
     Wt = W.t().contiguous().index_select(0, order)
-    codes = _round_columns(Wt, U, order // group_size, scales, zeros, bits)
+    codes = _round_columns(Wt, U, order // scheme.group_size, scales, zeros, scheme.bits, elementwise)
     codes = codes.index_select(0, torch.argsort(order)).t().contiguous()
-    return GptqResult(QuantizedLinear(codes, scales, zeros, bits, group_size), damp)
+    return GptqResult(QuantizedLinear(codes, scales, zeros, scheme.bits, scheme.group_size), damp)
 
 
 def _input_correction(W: torch.Tensor, C: torch.Tensor, U: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -121,15 +134,20 @@ def _input_correction(W: torch.Tensor, C: torch.Tensor, U: torch.Tensor, order: 
 
 
 def _round_columns(
-    Wt: torch.Tensor, U: torch.Tensor, group: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int
+    Wt: torch.Tensor,
+    U: torch.Tensor,
+    group: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    bits: int,
+    elementwise: Elementwise,
 ) -> torch.Tensor:
     """The GPTQ loop on Wt [in, out] (columns of W as contiguous rows, already in order; overwritten). Returns codes [in, out].
 
-    On small models the number of calls is what costs: a column takes one of torch's and six elementwise ones, which on
-    the CPU are NumPy's on the same memory, at a third of torch's price each.
+    On small models the number of calls is what costs: a column takes one product of torch and six elementwise calls.
     """
     n, rows = Wt.shape
-    rows_of, nearest, calls = _elementwise(Wt.device)
+    rows_of, nearest, calls = elementwise.rows_of, elementwise.nearest, elementwise.calls
     multiply, subtract, maximum, minimum = calls.multiply, calls.subtract, calls.maximum, calls.minimum
     low, top = -(2.0 ** (bits - 1)), 2.0**bits - 1  # of codes with the zero point taken off, where it is in the middle
     grid = scales.t().contiguous()
@@ -165,10 +183,3 @@ def _round_columns(
             Wt[block_end:].addmm_(U[block:block_end, block_end:].t(), E, alpha=-1)
     codes += -low if zeros is None else Zt[group]
     return codes.to(torch.uint8)
-
-
-def _elementwise(device: torch.device) -> tuple[Callable[[torch.Tensor], Any], Any, Any]:
-    """(what cuts a matrix into its rows, rounding half to even, the module of all other calls)."""
-    if device.type == "cpu":
-        return lambda matrix: list(matrix.numpy()), numpy.rint, numpy
-    return torch.unbind, torch.round, torch

@@ -1,11 +1,12 @@
-"""The 4-bit grid of a group: choosing scales and zero points that lose least, weighted by how much each column matters.
+"""The grid of a group, of 4 or 8 bits: the scale and zero point that lose least, weighted by how much each column matters.
 
 For codes c of a group (zero point taken off), the best scale is the weighted least-squares fit
 s = sum(d w c) / sum(d c^2), and its error sum(d w^2) - sum(d w c)^2 / sum(d c^2). So every trial range gives codes,
 the codes give the best scale for them, and no fine search over scales is needed. Where the columns' correlations inside a
 group are known, d w becomes w H with the group's block H of the Hessian: the error is then that of the group's output.
 
-Full-range symmetric (code -8 used, the scale's sign says on which side): Cheng et al., AutoRound, 2023; ggml's Q4_0.
+Full-range symmetric (the lowest code is used, -8 at 4 bits, and the scale's sign says on which side): Cheng et al.,
+AutoRound, 2023; ggml's Q4_0.
 Weighting by diag(H): the idea of iMatrix, and of GPTQ's own error.
 """
 
@@ -16,6 +17,8 @@ from itertools import product
 
 import torch
 
+from qtk.quantization.scheme_model import LinearScheme
+
 _SYMMETRIC_SHRINKS = (1.0, 0.92, 0.84, 0.76, 0.68)
 _ASYMMETRIC_SHRINKS = (1.0, 0.9, 0.8, 0.7)
 _BLOCK_DAMPING = 0.01  # share of the mean diagonal that is added to a Hessian's blocks
@@ -24,31 +27,36 @@ _THOROUGH_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _CHUNK_ELEMENTS = 1 << 17
 
 
-def search_symmetric(
-    weight: torch.Tensor,
-    importance: torch.Tensor,
-    group_size: int,
-    bits: int = 4,
-    *,
-    signed: bool = True,
-    thorough: bool = False,
-) -> torch.Tensor:
-    """Scales [out, in / group_size] float32, rounded to float16, for codes -2**(bits-1) .. 2**(bits-1) - 1.
+def search_grid(
+    weight: torch.Tensor, importance: torch.Tensor, scheme: LinearScheme, *, thorough: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(scales, zeros), each [out, in / group_size]. Scales are float32, rounded to what float16 holds.
+
+    Symmetric: zeros is None, for codes -2**(bits-1) .. 2**(bits-1) - 1; with `signed_scales` a scale may be negative, so
+    that the extra code serves whichever side needs it. Asymmetric: scales are > 0, zeros uint8 in 1 .. 2**bits - 1, for
+    codes 0 .. 2**bits - 1. Zero points start at 1, because the gptq v1 container stores zero - 1.
 
     weight: [out, in] float32. importance: [in] float32, >= 0, the weight of each column's squared error; or [in / group_size,
-    group_size, group_size], each group's block on the diagonal of the Hessian. signed: scales may be negative, so that the
-    extra code serves whichever side needs it. thorough: ranges of both signs and finer steps, in three times the time: for
-    rounding to nearest, where no later column makes up for an error.
+    group_size, group_size], each group's block on the diagonal of the Hessian. thorough: ranges of both signs and finer
+    steps, in three times the time: for rounding to nearest, where no later column makes up for an error.
     """
-    low = 2 ** (bits - 1)
-    groups, weighed = _grouped(weight, importance, group_size)
+    if scheme.symmetric:
+        return _search_symmetric(weight, importance, scheme, thorough), None
+    return _search_asymmetric(weight, importance, scheme, thorough)
+
+
+def _search_symmetric(
+    weight: torch.Tensor, importance: torch.Tensor, scheme: LinearScheme, thorough: bool
+) -> torch.Tensor:
+    low = 2 ** (scheme.bits - 1)
+    groups, weighed = _grouped(weight, importance, scheme.group_size)
     result = groups.new_empty(groups.shape[:2])
     for rows in _row_chunks(groups):
         w = groups[rows]
         high_end, low_end = w.amax(-1), w.amin(-1)
         # Range [-low s, (low - 1) s]: the scale's sign puts the extra code on one side, at first the one that reaches further.
         starts = [torch.maximum(high_end / (low - 1), -low_end / low)]
-        if signed:
+        if scheme.signed_scales:
             negative = torch.minimum(low_end / (low - 1), -high_end / low)
             starts = [starts[0], negative] if thorough else [torch.where(high_end > -low_end, negative, starts[0])]
         codes, spare = torch.empty_like(w), torch.empty_like(w)
@@ -65,15 +73,11 @@ def search_symmetric(
     return storable_scales(result)
 
 
-def search_asymmetric(
-    weight: torch.Tensor, importance: torch.Tensor, group_size: int, bits: int = 4, *, thorough: bool = False
+def _search_asymmetric(
+    weight: torch.Tensor, importance: torch.Tensor, scheme: LinearScheme, thorough: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scales float32 > 0, zeros uint8 in 1 .. 2**bits - 1), each [out, in / group_size], for codes 0 .. 2**bits - 1.
-
-    Zero points start at 1: the gptq v1 container stores zero - 1. Arguments as for `search_symmetric`.
-    """
-    top = 2**bits - 1
-    groups, weighed = _grouped(weight, importance, group_size)
+    top = 2**scheme.bits - 1
+    groups, weighed = _grouped(weight, importance, scheme.group_size)
     scales = groups.new_empty(groups.shape[:2])
     zeros = groups.new_empty(groups.shape[:2], dtype=torch.uint8)
     for rows in _row_chunks(groups):
@@ -109,28 +113,29 @@ def _fitted(codes: torch.Tensor, dw: torch.Tensor, dc: torch.Tensor) -> tuple[to
 
 
 def round_to_grid(
-    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, group_size: int, bits: int = 4
+    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, scheme: LinearScheme
 ) -> torch.Tensor:
-    """Nearest codes, uint8 [out, in], of weight [out, in] float32 on a grid (zeros None: symmetric)."""
-    groups = weight.view(weight.shape[0], -1, group_size)
-    zero = torch.tensor(float(2 ** (bits - 1)), device=weight.device) if zeros is None else zeros.float().unsqueeze(-1)
-    codes = (groups * _reciprocal(scales).unsqueeze(-1) + zero).round_().clamp_(0, 2**bits - 1)
+    """Nearest codes, uint8 [out, in], of weight [out, in] float32 on a grid as `search_grid` gives it."""
+    groups = weight.view(weight.shape[0], -1, scheme.group_size)
+    middle = float(2 ** (scheme.bits - 1))
+    zero = torch.tensor(middle, device=weight.device) if zeros is None else zeros.float().unsqueeze(-1)
+    codes = (groups * _reciprocal(scales).unsqueeze(-1) + zero).round_().clamp_(0, 2**scheme.bits - 1)
     return codes.to(torch.uint8).view(weight.shape)
 
 
-def round_to_range(weight: torch.Tensor, group_size: int, *, symmetric: bool, bits: int = 4) -> torch.Tensor:
+def round_to_range(weight: torch.Tensor, scheme: LinearScheme) -> torch.Tensor:
     """weight [out, in] float32 on the grid that its groups' whole range spans, as floats: no search, for quick comparisons.
 
     Symmetric: the largest magnitude gets code -2**(bits-1), with a scale of the opposite sign.
     """
-    groups = weight.view(weight.shape[0], -1, group_size)
+    groups = weight.view(weight.shape[0], -1, scheme.group_size)
     high_end, low_end = groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True)
-    if symmetric:
-        low = 2 ** (bits - 1)
+    if scheme.symmetric:
+        low = 2 ** (scheme.bits - 1)
         scale = torch.where(high_end > -low_end, high_end, low_end) / -low
         codes = (groups * _reciprocal(scale)).round_().clamp_(-low, low - 1)
     else:
-        top = 2**bits - 1
+        top = 2**scheme.bits - 1
         high_end, low_end = high_end.clamp_min(0), low_end.clamp_max(0)
         scale = (high_end - low_end) / top
         inverse = _reciprocal(scale)

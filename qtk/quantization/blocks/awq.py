@@ -17,7 +17,7 @@ from qtk.quantization.blocks.activations import ActivationBudget
 from qtk.quantization.blocks.layer_log import layer_records
 from qtk.quantization.blocks.quantized import QuantizedBlock
 from qtk.quantization.blocks.streams import BlockStreams, Rows, Statistics, Stream
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 # What a set reads -> the module whose output is divided by the set's scales.
 _FED_BY = {
@@ -56,14 +56,14 @@ class AwqBlocks(BlockStreams):
         columns, rows = {}, {}
         for reads, feeder in _FED_BY.items():
             columns[reads], rows[feeder] = self._fold(reads, feeder, scaled, stored_as, schemes, statistics[reads])
-        quantized = [linear for linear in self.spec.linears() if schemes[linear.name].bits < 16]
+        quantized = [linear for linear in self.spec.linears() if schemes[linear.name].quantized]
         shared_seconds = (time.monotonic() - start) / max(len(quantized), 1)
         block = QuantizedBlock({})
         for linear in quantized:
             start = time.monotonic()
             scheme, found, s = schemes[linear.name], statistics[linear.reads], columns[linear.reads]
             W, H = scaled[f"{linear.name}.weight"], found.H / (s[:, None] * s)
-            result = awq(W, H, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits, signed=scheme.signed)
+            result = awq(W, H, scheme)
             block.linears[linear.name] = result
             unscaled = result.dequantize() / s
             if linear.name in rows:
@@ -118,13 +118,10 @@ class AwqBlocks(BlockStreams):
         concerned = [schemes[m.name] for m in members] + ([schemes[feeder]] if feeder in schemes else [])
         channels = self._feeding_channels(reads, members[0].in_features)
         per_channel = torch.ones(int(channels.max()) + 1, device=self.device)
-        if any(scheme.bits == 16 for scheme in concerned):
+        if not all(scheme.quantized for scheme in concerned):
             return per_channel[channels], per_channel
         W = torch.cat([weights[f"{m.name}.weight"] for m in members])
-        scheme = concerned[0]
-        per_channel[channels] = column_scale(
-            W, statistics.H, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits, shared=channels
-        )
+        per_channel[channels] = column_scale(W, statistics.H, concerned[0], shared=channels)
         feeding = [name for name in (f"{feeder}.weight", f"{feeder}.bias") if name in weights]
         for name in feeding:
             if weights[name].ndim == 1:

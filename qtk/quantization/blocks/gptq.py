@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from qtk.quantization.blocks.activations import ActivationBudget
 from qtk.quantization.blocks.layer_log import layer_records
 from qtk.quantization.blocks.quantized import QuantizedBlock
 from qtk.quantization.blocks.streams import BlockStreams, Rows, Statistics, Stream
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 
 class GptqBlocks(BlockStreams):
@@ -53,7 +52,7 @@ class GptqBlocks(BlockStreams):
         block = QuantizedBlock({})
 
         def quantize_set(reads: str, inputs: Callable[[], Iterator[tuple[slice, list[torch.Tensor]]]]) -> None:
-            members = [x for x in self.spec.linears() if x.reads == reads and schemes[x.name].bits < 16]
+            members = [x for x in self.spec.linears() if x.reads == reads and schemes[x.name].quantized]
             if not members:
                 return
             start = time.monotonic()
@@ -88,12 +87,11 @@ class GptqBlocks(BlockStreams):
         W = torch.cat([weights[f"{m.name}.weight"].float() for m in members])
         prefix = self.spec.block_prefix(layer)
         method, damping = "gptq", None
-        grid: dict[str, Any] = {"symmetric": scheme.symmetric, "bits": scheme.bits, "signed": scheme.signed}
         try:
-            result = gptq(W, statistics.H, scheme.group_size, C=statistics.C, **grid)
+            result = gptq(W, statistics.H, scheme, C=statistics.C)
             stacked, damping = result.linear, result.damping
         except SingularHessian:
-            method, stacked = "rtn", rtn(W, scheme.group_size, **grid)
+            method, stacked = "rtn", rtn(W, scheme)
             names = ", ".join(prefix + member.name for member in members)
             note(f"WARNING: {names}: the Hessian stays singular at every damping; rounded to nearest instead.")
         row = 0

@@ -11,8 +11,8 @@ import torch
 from qtk.models.spec import Linear
 from qtk.quantization.algorithms.grid import round_to_range
 from qtk.quantization.blocks.streams import Statistics
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def layer_records(
     """Of each member of a set that was quantized as one matrix W [out, in] with the rows of all, in their order.
 
     unscaled: what the quantized weight stands for beside W, where it was scaled before (None: its own floats)."""
-    nearest = round_to_range(W, scheme.group_size, symmetric=scheme.symmetric, bits=scheme.bits)
+    nearest = round_to_range(W, scheme)
     before, after, energy = _output_errors(
         W, [nearest, stacked.dequantize() if unscaled is None else unscaled], statistics, dtype
     )

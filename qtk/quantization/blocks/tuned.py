@@ -12,7 +12,7 @@ from qtk.quantization.algorithms.tune import Batch, TunedBlock, relative_error, 
 from qtk.quantization.blocks.activations import RowStore
 from qtk.quantization.blocks.gptq import GptqBlocks
 from qtk.quantization.blocks.quantized import QuantizedBlock
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 _STEP_TOKENS = 2048
 _STEPS = 4  # at least; as many as half a pass over the rows takes, where they are more: a whole one gains two percent

@@ -15,15 +15,10 @@ import torch
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
-from qtk.quantization.formats.base import (
-    Format,
-    LinearScheme,
-    QuantizationScheme,
-    float_modules,
-    one_setting_refusals,
-)
+from qtk.quantization.formats.base import Format, float_modules, one_setting_refusals
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 _OUTPUT_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)
 _NIBBLE_OF_OUTPUT = (0, 4, 1, 5, 2, 6, 3, 7)

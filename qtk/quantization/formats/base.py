@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,35 +10,9 @@ import torch
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
+from qtk.models.spec import LM_HEAD_MODULE
 from qtk.quantization.quantized_linear import QuantizedLinear
-
-
-@dataclass(frozen=True)
-class LinearScheme:
-    """How one linear is stored: bits (16: left in float), group size, symmetric or not.
-
-    signed: whether symmetric scales may be negative; it steers the search and is no part of what a container says.
-    """
-
-    bits: int
-    group_size: int
-    symmetric: bool
-    signed: bool = field(default=True, compare=False)
-
-
-@dataclass(frozen=True)
-class QuantizationScheme:
-    """How a whole checkpoint is stored. `modules` holds full module names ("model.layers.0.mlp.up_proj", "lm_head")
-    of every linear; those that differ from `default` are overrides. `method` and `details` are recorded in config.json.
-    """
-
-    default: LinearScheme
-    modules: Mapping[str, LinearScheme]
-    method: str = "gptq"
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def overrides(self) -> dict[str, LinearScheme]:
-        return {name: scheme for name, scheme in self.modules.items() if scheme != self.default}
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 
 class Format(Protocol):
@@ -106,11 +79,11 @@ def one_setting_refusals(name: str, scheme: QuantizationScheme) -> list[str]:
         f"{module}: {other.bits} bits in groups of {other.group_size}; the {name} container holds one setting for all "
         f"linears (here {default.bits} bits in groups of {default.group_size}) or float"
         for module, other in scheme.overrides().items()
-        if other.bits < 16 and (other.bits, other.group_size) != (default.bits, default.group_size)
+        if other.quantized and (other.bits, other.group_size) != (default.bits, default.group_size)
     ]
 
 
 def float_modules(scheme: QuantizationScheme) -> list[str]:
     """Full names of the linears left in float, lm_head among them also where it is tied and so no linear of its own."""
-    names = [module for module, linear in scheme.modules.items() if linear.bits == 16]
-    return names if "lm_head" in scheme.modules else [*names, "lm_head"]
+    names = [module for module, linear in scheme.modules.items() if not linear.quantized]
+    return names if LM_HEAD_MODULE in scheme.modules else [*names, LM_HEAD_MODULE]

@@ -19,9 +19,10 @@ import qtk
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
-from qtk.quantization.formats.base import Format, LinearScheme, QuantizationScheme, float_modules
+from qtk.quantization.formats.base import Format, float_modules
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 
 class CompressedTensorsFormat(Format):
@@ -74,7 +75,7 @@ class CompressedTensorsFormat(Format):
     def quantization_config(self, scheme: QuantizationScheme) -> dict[str, Any]:
         groups: dict[LinearScheme, list[str]] = {}
         for module, linear in scheme.modules.items():
-            if linear.bits < 16 and linear != scheme.default:
+            if linear.quantized and linear != scheme.default:
                 groups.setdefault(linear, []).append(f"re:^{re.escape(module)}$")
         # Targets that name a module win over those that name a class, so the overrides stand beside the default.
         named = [(["Linear"], scheme.default), *((targets, linear) for linear, targets in groups.items())]

@@ -19,11 +19,11 @@ import torch
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError, MachineError, listing
 from qtk.models.registry import model_spec
-from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, ModelSpec
-from qtk.quantization.formats.base import LinearScheme
+from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.formats.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from qtk.quantization.formats.gptq import GptqFormat
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import FLOAT_BITS, LinearScheme
 
 if TYPE_CHECKING:
     from qtk.quantization.model_weights import ModelWeights
@@ -53,6 +53,7 @@ _FILE = "model.gguf"
 _BLOCK = 32
 _BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
 Kind = Literal["F32", "F16", "Q4_0", "Q8_0"]
+_KIND_OF_BITS: dict[int, Kind] = {4: "Q4_0", 8: "Q8_0", FLOAT_BITS: "F16"}
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _tensors(weights: ModelWeights, interleaved: bool, embedding: Kind) -> Itera
         if LM_HEAD in weights.checkpoint:
             yield _table(weights, "output.weight", LM_HEAD, embedding)
         else:
-            yield _linear(weights, "output.weight", "lm_head", (spec.vocab_size, spec.hidden_size), None)
+            yield _linear(weights, "output.weight", LM_HEAD_MODULE, (spec.vocab_size, spec.hidden_size), None)
 
 
 def _block_tensors(weights: ModelWeights, layer: int, interleaved: bool) -> Iterator[_Tensor]:
@@ -266,8 +267,7 @@ def _table(weights: ModelWeights, name: str, source: str, kind: Kind) -> _Tensor
 
 
 def _linear(weights: ModelWeights, name: str, module: str, shape: tuple[int, int], heads: int | None) -> _Tensor:
-    scheme = weights.scheme.modules[module] if weights.scheme is not None else None
-    kind: Kind = "F16" if scheme is None or scheme.bits == 16 else "Q4_0" if scheme.bits == 4 else "Q8_0"
+    kind: Kind = _KIND_OF_BITS[weights.scheme.of(module).bits]
 
     def data() -> torch.Tensor:
         weight = weights.linear(module)
@@ -307,11 +307,9 @@ def _require_fit(weights: ModelWeights, embedding: Kind) -> None:
     spec, reasons = weights.spec, []
     if spec.architecture not in _ARCHITECTURES:
         raise InputError(f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(_ARCHITECTURES)}.")
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
-    shapes["lm_head"] = (spec.vocab_size, spec.hidden_size)
-    for module, scheme in weights.scheme.modules.items() if weights.scheme is not None else ():
-        if scheme.bits < 16:
-            reasons += gguf_refusals(module, shapes[module], scheme)
+    shapes = spec.module_shapes()
+    for module, scheme in weights.scheme.quantized_modules().items():
+        reasons += gguf_refusals(module, shapes[module], scheme)
     if embedding == "Q8_0" and spec.hidden_size % _BLOCK:
         reasons.append(f"embedding: hidden size {spec.hidden_size} is not divisible by Q8_0's block of {_BLOCK}")
     if reasons:
@@ -339,9 +337,8 @@ def _write_metadata(writer: Any, gguf: Any, weights: ModelWeights, tokenizer: Gg
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(spec.rope.factor)
     writer.add_vocab_size(spec.vocab_size)
-    bits = weights.scheme.default.bits if weights.scheme is not None else 16
     kinds = {4: gguf.LlamaFileType.MOSTLY_Q4_0, 8: gguf.LlamaFileType.MOSTLY_Q8_0}
-    writer.add_file_type(kinds.get(bits, gguf.LlamaFileType.MOSTLY_F16))
+    writer.add_file_type(kinds.get(weights.scheme.default.bits, gguf.LlamaFileType.MOSTLY_F16))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(tokenizer.pre)

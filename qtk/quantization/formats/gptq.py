@@ -17,9 +17,11 @@ import qtk
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
-from qtk.quantization.formats.base import Format, LinearScheme, QuantizationScheme
+from qtk.models.spec import LM_HEAD_MODULE
+from qtk.quantization.formats.base import Format
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 
 class GptqFormat(Format):
@@ -76,9 +78,9 @@ class GptqFormat(Format):
             "sym": scheme.default.symmetric,
             "desc_act": False,
             "checkpoint_format": "gptq",
-            "lm_head": "lm_head" in scheme.modules and scheme.modules["lm_head"].bits < 16,
+            "lm_head": scheme.of(LM_HEAD_MODULE).quantized,
             "true_sequential": True,
-            "meta": {"quantizer": [f"qtk:{qtk.__version__}"], "method": scheme.method, **scheme.details},
+            "meta": {"quantizer": [f"qtk:{qtk.__version__}"], "method": scheme.method},
         }
         if overrides := scheme.overrides():
             config["dynamic"] = _dynamic(overrides)
@@ -122,7 +124,7 @@ def _dynamic(overrides: Mapping[str, LinearScheme]) -> dict[str, dict[str, Any]]
     rules: dict[str, dict[str, Any]] = {}
     for name, scheme in overrides.items():
         pattern = f"^{re.escape(name)}$"
-        if scheme.bits == 16:
+        if not scheme.quantized:
             rules[f"-:{pattern}"] = {}
         else:
             rules[f"+:{pattern}"] = {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric}

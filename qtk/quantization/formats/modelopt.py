@@ -20,14 +20,9 @@ import qtk
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
-from qtk.quantization.formats.base import (
-    Format,
-    LinearScheme,
-    QuantizationScheme,
-    float_modules,
-    one_setting_refusals,
-)
+from qtk.quantization.formats.base import Format, float_modules, one_setting_refusals
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 _UNFUSED = (".o_proj", ".down_proj")
 _FUSED = ((".q_proj", ".k_proj", ".v_proj"), (".gate_proj", ".up_proj"))

@@ -18,8 +18,8 @@ from qtk.engines.description import read_description
 from qtk.engines.edgellm.export import check_export
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError, MachineError
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.scheme_model import LinearScheme
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 2}
 

@@ -18,8 +18,8 @@ from qtk.engines.onnx.ports import mask_name, stage_windows
 from qtk.errors import InputError
 from qtk.models.spec import ModelSpec
 from qtk.peak_memory import PeakMemory
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.scheme_model import LinearScheme
 
 TOKENS = 24
 CACHE = 40

@@ -17,7 +17,7 @@ from qtk.engines.onnxruntime import executor as onnxruntime_executor
 from qtk.engines.onnxruntime.rewrite import rewritten
 from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 VERIFY = BuildOptions(accuracy_level=0, max_input_len=384, max_output_len=128)
 

@@ -18,7 +18,7 @@ from qtk.engines.sessions.sampling import Sampler
 from qtk.engines.sessions.session import DecoderSession
 from qtk.engines.sessions.text import GenerateOptions, TextPieces, encode_prompt, generate_text
 from qtk.errors import InputError
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 VERIFY = BuildOptions(accuracy_level=0, max_input_len=384, max_output_len=128)
 

@@ -34,7 +34,7 @@ from qtk.engines.tensorrt import backend as tensorrt_backend
 from qtk.engines.tensorrt import executor as tensorrt_executor
 from qtk.engines.tensorrt.compile import CompileRequest, frozen_model
 from qtk.errors import InputError, MachineError
-from qtk.quantization.formats.base import LinearScheme
+from qtk.quantization.scheme_model import LinearScheme
 
 TYPES = {
     onnx.TensorProto.FLOAT16: np.dtype(np.float16),

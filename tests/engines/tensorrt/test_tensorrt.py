@@ -30,8 +30,8 @@ from qtk.engines.tensorrt.backend import (
 )
 from qtk.engines.tensorrt.compile import CompileRequest
 from qtk.errors import InputError, MachineError
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.scheme_model import LinearScheme
 
 needs_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed (extra tensorrt)"
@@ -302,6 +302,6 @@ def test_smollm2_for_an_a10(smollm2, tmp_path) -> None:
     int4 = write_quantized(smollm2, tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
     description = build_engine(int4, tmp_path / "engine", BuildOptions(gpu="a10"))
     weights = ModelWeights.open(int4)
-    sizes = model_bytes(weights.spec, weights.scheme.modules if weights.scheme else None)
+    sizes = model_bytes(weights.spec, weights.scheme)
     expected = stage_bytes(sizes, True, (0, weights.spec.num_layers)) + table_bytes(weights.spec, 1536)
     assert 0.75 * expected < description.stages[0].bytes < 1.25 * expected

@@ -26,8 +26,8 @@ from qtk.engines.description import Limits, read_description
 from qtk.engines.memory_plan import memory_plan
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError, MachineError
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 from qtk.targets.gpu import gpu_profile
 
 # Sizes whose quarter is a multiple of 64; a vocabulary that neither 64 nor 4 divides; fewer key/value heads than ranks.
@@ -262,8 +262,8 @@ def test_more_gpus_hold_what_one_cannot(int4) -> None:
     weights = ModelWeights.open(int4("llama"))
     spec = replace(weights.spec, num_layers=120, hidden_size=8192, intermediate_size=28672, num_heads=64, head_dim=128)
     limits = Limits(max_batch=1, max_input_len=1024, max_output_len=512, max_positions=1536)
-    schemes = {name: GROUP_64 for name, _ in spec.all_linears()}
-    plan = memory_plan(spec, schemes, limits, gpu_profile("a10"), 1536)
+    scheme = QuantizationScheme(GROUP_64, {name: GROUP_64 for name, _ in spec.all_linears()})
+    plan = memory_plan(spec, scheme, limits, gpu_profile("a10"), 1536)
     assert "GiB are needed, NVIDIA A10 has" in plan.refusals()[0]
     assert "2 x NVIDIA A10 have" in plan.refusals(2)[0]
     assert plan.refusals(4) == []

@@ -11,8 +11,10 @@ from qtk.quantization.algorithms.rtn import rtn
 from qtk.quantization.blocks.activations import ActivationBudget
 from qtk.quantization.blocks.awq import _FED_BY, AwqBlocks
 from qtk.quantization.blocks.streams import Rows, Statistics, Stream
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.scheme_model import LinearScheme
+
+SYMMETRIC = LinearScheme(4, 32, True)
 
 
 def problem(kind: str = "") -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,33 +62,33 @@ def naive_scale(W: torch.Tensor, X: torch.Tensor, group_size: int) -> torch.Tens
 
 def test_the_search_equals_the_naive_version() -> None:
     W, X = problem()
-    found = column_scale(W, X.t() @ X / 300, 32, symmetric=True, shared=torch.arange(64))
+    found = column_scale(W, X.t() @ X / 300, SYMMETRIC, shared=torch.arange(64))
     torch.testing.assert_close(found.double(), naive_scale(W, X, 32), rtol=1e-4, atol=1e-6)
     assert not torch.equal(found, torch.ones(64))
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("scheme", [SYMMETRIC, LinearScheme(4, 32, False)], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("kind", ["", "dead columns", "constant rows", "zero rows", "rank deficient"])
-def test_scaling_never_loses_and_stays_finite(kind: str, symmetric: bool) -> None:
+def test_scaling_never_loses_and_stays_finite(kind: str, scheme: LinearScheme) -> None:
     W, X = problem(kind)
     H = X.t() @ X / 300
-    s = column_scale(W, H, 32, symmetric=symmetric, shared=torch.arange(64))
+    s = column_scale(W, H, scheme, shared=torch.arange(64))
     assert torch.isfinite(s).all()
     assert (s > 0).all()
 
     def error(Q: torch.Tensor) -> float:
         return float((X @ (W - Q).t()).square().sum())
 
-    scaled = awq(W * s, H / (s[:, None] * s), 32, symmetric=symmetric).dequantize() / s
-    assert error(scaled) <= 1.05 * error(rtn(W, 32, symmetric=symmetric).dequantize()) + 1e-6
+    scaled = awq(W * s, H / (s[:, None] * s), scheme).dequantize() / s
+    assert error(scaled) <= 1.05 * error(rtn(W, scheme).dequantize()) + 1e-6
     if kind == "":
-        assert error(scaled) < 0.5 * error(rtn(W, 32, symmetric=symmetric).dequantize())
+        assert error(scaled) < 0.5 * error(rtn(W, scheme).dequantize())
 
 
 def test_columns_fed_by_one_channel_share_their_scale() -> None:
     W, X = problem()
     shared = torch.arange(64) % 16
-    s = column_scale(W, X.t() @ X / 300, 32, symmetric=True, shared=shared)
+    s = column_scale(W, X.t() @ X / 300, SYMMETRIC, shared=shared)
     assert all(s[shared == channel].unique().numel() == 1 for channel in range(16))
     assert s.unique().numel() > 1
 
@@ -103,7 +105,7 @@ def test_folding_leaves_the_float_block_as_it_was(tiny, tmp_path, variant: str) 
     store = budget.store(2, 24, spec.hidden_size, torch.float32)
     store.write(slice(0, 2), hidden)
     blocks = AwqBlocks(spec, Rows(None, cos, sin), budget, torch.device("cpu"), Stream(store))
-    schemes = {linear.name: LinearScheme(4, 32, True) for linear in spec.linears()}
+    schemes = {linear.name: SYMMETRIC for linear in spec.linears()}
     folded = dict(block)
     for reads, feeder in _FED_BY.items():
         width = next(x.in_features for x in spec.linears() if x.reads == reads)
@@ -124,7 +126,7 @@ def test_nothing_is_folded_into_what_stays_in_float(tiny, tmp_path) -> None:
     blocks = AwqBlocks(
         spec, Rows(None, *spec.rope.tables(32, 8)), ActivationBudget(0, tmp_path), torch.device("cpu"), None
     )
-    schemes = {linear.name: LinearScheme(4, 32, True) for linear in spec.linears()}
+    schemes = {linear.name: SYMMETRIC for linear in spec.linears()}
     schemes["mlp.up_proj"] = LinearScheme(16, 32, True)
     block = {name: w.float() for name, w in weights.float_block(0).items()}
     for reads in ("mlp_input", "mlp_hidden"):

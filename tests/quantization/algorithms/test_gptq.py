@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from qtk.quantization.algorithms import gptq as module
-from qtk.quantization.algorithms.gptq import DAMPING_LADDER, SingularHessian, gptq, inverse_cholesky
-from qtk.quantization.algorithms.grid import round_to_grid, search_asymmetric, search_symmetric
+from qtk.quantization.algorithms.gptq import (
+    DAMPING_LADDER,
+    NUMPY_CALLS,
+    TORCH_CALLS,
+    Elementwise,
+    SingularHessian,
+    gptq,
+    inverse_cholesky,
+)
+from qtk.quantization.algorithms.grid import round_to_grid, search_grid
 from qtk.quantization.algorithms.rtn import rtn
+from qtk.quantization.scheme_model import LinearScheme
+
+SYMMETRIC = LinearScheme(4, 32, True)
+POSITIVE = LinearScheme(4, 32, True, signed_scales=False)
+ASYMMETRIC = LinearScheme(4, 32, False)
+both_kinds = pytest.mark.parametrize("scheme", [SYMMETRIC, ASYMMETRIC], ids=["symmetric", "asymmetric"])
 
 
 def problem(
@@ -43,14 +58,12 @@ def naive_gptq(
     return codes.to(torch.uint8)
 
 
-@pytest.mark.parametrize("calls", ["cpu", "cuda"])  # NumPy's on the same memory; torch's, as on a GPU
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("calls", [NUMPY_CALLS, TORCH_CALLS], ids=["NumPy's, as on a CPU", "torch's, as on a GPU"])
+@both_kinds
 @pytest.mark.parametrize("in_features", [64, 320])  # 320: more than one block of columns
-def test_gptq_equals_the_naive_version(monkeypatch, symmetric: bool, in_features: int, calls: str) -> None:
-    elementwise = module._elementwise(torch.device(calls))
-    monkeypatch.setattr(module, "_elementwise", lambda device: elementwise)
+def test_gptq_equals_the_naive_version(scheme: LinearScheme, in_features: int, calls: Elementwise) -> None:
     W, H = problem(in_features=in_features, tokens=2000)
-    linear = gptq(W, H, 32, symmetric=symmetric).linear
+    linear = gptq(W, H, scheme, elementwise=calls).linear
     zeros = torch.full(linear.scales.shape, 8) if linear.zeros is None else linear.zeros
     expected = naive_gptq(W, H, linear.scales, zeros, 32, DAMPING_LADDER[0])
     # float32 against float64: a weight on the edge between two codes may fall the other way, and what follows with it.
@@ -62,11 +75,11 @@ def error(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> float:
     return float((E @ H.double() * E).sum())
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_gptq_loses_much_less_than_rounding(symmetric: bool) -> None:
+@both_kinds
+def test_gptq_loses_much_less_than_rounding(scheme: LinearScheme) -> None:
     W, H = problem()
-    ours = gptq(W, H, 32, symmetric=symmetric).linear.dequantize()
-    assert error(W, ours, H) < 0.6 * error(W, rtn(W, 32, symmetric=symmetric).dequantize(), H)
+    ours = gptq(W, H, scheme).linear.dequantize()
+    assert error(W, ours, H) < 0.6 * error(W, rtn(W, scheme).dequantize(), H)
 
 
 def test_correction_takes_back_error_in_the_inputs() -> None:
@@ -79,7 +92,7 @@ def test_correction_takes_back_error_in_the_inputs() -> None:
     def loss(linear) -> float:
         return float((X_float @ W.t() - X @ linear.dequantize().t()).square().sum())
 
-    plain, corrected = gptq(W, H, 32, symmetric=True).linear, gptq(W, H, 32, symmetric=True, C=C, alpha=1.0).linear
+    plain, corrected = gptq(W, H, SYMMETRIC).linear, gptq(W, H, SYMMETRIC, C=C, alpha=1.0).linear
     assert loss(corrected) < 0.5 * loss(plain)
     # With alpha 1 and no damping to speak of the target is the least-squares solution itself.
     target = torch.linalg.lstsq(X.double(), X_float.double() @ W.double().t()).solution.t()
@@ -107,17 +120,18 @@ def test_inverse_cholesky_and_its_ladder() -> None:
         inverse_cholesky(torch.full((8, 8), float("nan")), torch.arange(8))
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@both_kinds
 @pytest.mark.parametrize(
     "kind", ["dead columns", "rank deficient", "constant rows", "outliers", "one group", "zero rows", "no input"]
 )
-def test_degenerate_problems_stay_sane(kind: str, symmetric: bool) -> None:
+def test_degenerate_problems_stay_sane(kind: str, scheme: LinearScheme) -> None:
     W, H = problem()
-    group_size = 64 if kind == "one group" else 32
+    if kind == "one group":
+        scheme = replace(scheme, group_size=64)
     if kind == "dead columns":
         H[:, 5] = H[5, :] = H[:, 40] = H[40, :] = 0
     elif kind == "rank deficient":
-        x = torch.randn(3, 64)
+        x = torch.randn(3, 64, generator=torch.Generator().manual_seed(4))
         H = x.t() @ x
     elif kind == "constant rows":
         W[:] = torch.linspace(-1, 1, 24)[:, None]
@@ -127,24 +141,24 @@ def test_degenerate_problems_stay_sane(kind: str, symmetric: bool) -> None:
         W[4] = 0
     elif kind == "no input":
         H = torch.zeros(64, 64)
-    result = gptq(W, H, group_size, symmetric=symmetric)
+    result = gptq(W, H, scheme)
     linear, back = result.linear, result.linear.dequantize()
     assert torch.isfinite(back).all()
     assert linear.codes.max() <= 15
     if kind == "zero rows":
         assert (back[4] == 0).all()
     if kind == "no input":  # every column is then rounded to nearest on the grid that was found
-        assert torch.equal(linear.codes, round_to_grid(W, linear.scales, linear.zeros, group_size))
+        assert torch.equal(linear.codes, round_to_grid(W, linear.scales, linear.zeros, scheme))
         return
-    nearest = rtn(W, group_size, symmetric=symmetric).dequantize()
+    nearest = rtn(W, scheme).dequantize()
     assert error(W, back, H) <= 1.001 * error(W, nearest, H) + 1e-9
     if kind == "dead columns":  # what no calibration text has reached may be reached in use
         unreached = [5, 40]
         assert (back - W)[:, unreached].norm() < 0.3 * W[:, unreached].norm()
     # On the same grid and with the same damping the paper's own loop, in float64, does no better.
     zeros = torch.full(linear.scales.shape, 8) if linear.zeros is None else linear.zeros
-    codes = naive_gptq(W, H, linear.scales, zeros, group_size, result.damping)
-    middle, scales = (x.float().repeat_interleave(group_size, 1) for x in (zeros, linear.scales))
+    codes = naive_gptq(W, H, linear.scales, zeros, scheme.group_size, result.damping)
+    middle, scales = (x.float().repeat_interleave(scheme.group_size, 1) for x in (zeros, linear.scales))
     paper = (codes.float() - middle) * scales
     assert error(W, back, H) <= 1.05 * error(W, paper, H) + 1e-9
 
@@ -166,33 +180,34 @@ def test_symmetric_search_comes_close_to_brute_force(kind: str, thorough: bool, 
     W, d = torch.randn(40, 64, generator=draw), torch.rand(64, generator=draw) ** 3
     X = torch.randn(300, 64, generator=draw) @ torch.randn(64, 64, generator=draw)
     H = X.t() @ X / 300 if kind == "blocks" else d.diag()
-    scales = search_symmetric(W, H[None] if kind == "blocks" else d, 64, thorough=thorough)
-    D = (W - (round_to_grid(W, scales, None, 64).float() - 8) * scales).double()
+    scheme = LinearScheme(4, 64, True)
+    scales, _ = search_grid(W, H[None] if kind == "blocks" else d, scheme, thorough=thorough)
+    D = (W - (round_to_grid(W, scales, None, scheme).float() - 8) * scales).double()
     best = sum(brute_force(row, H) for row in W)
     assert float((D @ H.double() * D).sum()) / best < within
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_blocks_of_a_diagonal_hessian_give_the_same_scales(symmetric: bool) -> None:
+@both_kinds
+def test_blocks_of_a_diagonal_hessian_give_the_same_scales(scheme: LinearScheme) -> None:
     W, H = problem()
     d = H.diagonal()
-    search = search_symmetric if symmetric else search_asymmetric
     blocks = torch.stack([d[:32].diag(), d[32:].diag()])
-    torch.testing.assert_close(search(W, blocks, 32), search(W, d + 0.01 * d.mean(), 32), rtol=1e-3, atol=1e-3)
+    by_blocks, by_columns = (search_grid(W, importance, scheme) for importance in (blocks, d + 0.01 * d.mean()))
+    torch.testing.assert_close(by_blocks, by_columns, rtol=1e-3, atol=1e-3)
 
 
 def test_scales_are_positive_where_a_runtime_takes_no_others() -> None:
     W, H = problem()
-    for linear in (rtn(W, 32, symmetric=True, signed=False), gptq(W, H, 32, symmetric=True, signed=False).linear):
+    for linear in (rtn(W, POSITIVE), gptq(W, H, POSITIVE).linear):
         assert (linear.scales > 0).all()
-    signed = gptq(W, H, 32, symmetric=True).linear
+    signed = gptq(W, H, SYMMETRIC).linear
     assert (signed.scales < 0).any()
 
 
 def test_asymmetric_search_beats_min_max_and_keeps_zero_points_storable() -> None:
     draw = torch.Generator().manual_seed(2)
     W, d = torch.rand(40, 128, generator=draw) * 2 - 0.3, torch.rand(128, generator=draw) ** 3
-    scales, zeros = search_asymmetric(W, d, 32)
+    scales, zeros = search_grid(W, d, ASYMMETRIC)
     assert int(zeros.min()) >= 1
     assert int(zeros.max()) <= 15
     groups = W.view(40, 4, 32)
@@ -200,7 +215,7 @@ def test_asymmetric_search_beats_min_max_and_keeps_zero_points_storable() -> Non
     zero = (-groups.amin(-1).clamp_max(0) / step).round().clamp(1, 15)
 
     def loss(s: torch.Tensor, z: torch.Tensor) -> float:
-        codes = round_to_grid(W, s, z.to(torch.uint8), 32).view(40, 4, 32).float()
+        codes = round_to_grid(W, s, z.to(torch.uint8), ASYMMETRIC).view(40, 4, 32).float()
         back = (codes - z.float().unsqueeze(-1)) * s.unsqueeze(-1)
         return float((d.view(4, 32) * (groups - back).square()).sum())
 

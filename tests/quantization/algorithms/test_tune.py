@@ -8,6 +8,7 @@ import torch
 from qtk.quantization.algorithms.rtn import rtn
 from qtk.quantization.algorithms.tune import Batch, _Dequantize, relative_error, tune_block
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme
 
 
 def test_gradients_of_scales_are_those_of_the_dequantized_weight() -> None:
@@ -38,7 +39,7 @@ def two_linears(symmetric: bool) -> tuple[dict[str, torch.Tensor], dict[str, Qua
         "up.bias": torch.randn(64, generator=draw) / 8,
         "down.weight": torch.randn(64, 64, generator=draw) / 8,
     }
-    linears = {name: rtn(weights[f"{name}.weight"], 32, symmetric=symmetric) for name in ("up", "down")}
+    linears = {name: rtn(weights[f"{name}.weight"], LinearScheme(4, 32, symmetric)) for name in ("up", "down")}
     mix = torch.randn(64, 64, generator=draw)
     batches = []
     for index in range(8):

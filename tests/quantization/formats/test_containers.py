@@ -14,11 +14,11 @@ from support.quantized_checkpoint import rounded, write_quantized
 
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
-from qtk.quantization.formats.base import LinearScheme, QuantizationScheme
 from qtk.quantization.formats.registry import FORMATS, checkpoint_format, format_of
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.repack import repack
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 # (format, bits, symmetric) that each container can hold.
 HOLDS = [
@@ -92,7 +92,6 @@ def test_a_written_checkpoint_reads_back(tiny, tmp_path, name: str, bits: int, s
     default = LinearScheme(bits, 32, symmetric)
     out = write_quantized(tiny("qwen2"), tmp_path / "out", name, default)
     read, source = ModelWeights.open(out), ModelWeights.open(tiny("qwen2"))
-    assert read.scheme is not None
     assert read.scheme.default == default
     assert read.scheme.modules["lm_head"].bits == 16
     for module, _ in source.spec.all_linears():
@@ -113,7 +112,6 @@ def test_mixed_settings_survive(tiny, tmp_path, name: str) -> None:
     }
     out = write_quantized(tiny("llama"), tmp_path / "out", name, LinearScheme(4, 64, True), overrides)
     read = ModelWeights.open(out)
-    assert read.scheme is not None
     for module, expected in overrides.items():
         found = read.scheme.modules[module]
         assert found.bits == expected.bits
@@ -265,5 +263,4 @@ def test_whole_rows_as_one_group(tiny, tmp_path) -> None:
     linear = weights.linear("model.layers.0.mlp.down_proj")
     assert isinstance(linear, QuantizedLinear)
     assert linear.group_size == 256
-    assert weights.scheme is not None
     assert weights.scheme.modules["model.layers.0.mlp.up_proj"].group_size == 128

@@ -14,7 +14,6 @@ from support.quantized_checkpoint import transformers_logits, write_dequantized,
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
-from qtk.quantization.formats.base import LinearScheme
 from qtk.quantization.formats.gguf import (
     GgufFormat,
     gguf_faults,
@@ -28,6 +27,7 @@ from qtk.quantization.formats.gguf_tokenizer import gguf_tokenizer
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
+from qtk.quantization.scheme_model import LinearScheme
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install 'qtk[gguf]')")
 VARIANTS = ["llama", "llama-tied", "llama-linear-rope", "llama3-rope", "mistral", "qwen2", "qwen3"]
