@@ -32,10 +32,9 @@ class MachineError(QtkError):
     exit_code = 4
 
 
-class Interrupted(QtkError):
-    """The user stopped the command (exit code 130)."""
-
-    exit_code = 130
+def missing_extra(package: str, purpose: str, extra: str) -> MachineError:
+    """The error for an optional package that is not installed: "`purpose` needs the package `package`", and how to get it."""
+    return MachineError(f"{purpose} needs the package {package}: pip install 'qtk[{extra}]'.")
 
 
 def listing(offenders: Iterable[object], limit: int = 20) -> str:

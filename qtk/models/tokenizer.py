@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from qtk.checkpoint.json_file import read_json
-from qtk.errors import InputError
+from qtk.errors import InputError, missing_extra
 from qtk.models.chat import ChatTemplate, Message, codefuse_chat
 
 ChatFormat = Literal["model", "codefuse"]
@@ -114,8 +114,11 @@ def _load(directory: Path) -> Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"{path} cannot be read as a tokenizer: {error}") from None
     if has_tokenizer(directory):
-        from transformers import AutoTokenizer  # converts the older files; slow to import
-
+        try:
+            from transformers import AutoTokenizer  # converts the older files; slow to import
+        except ImportError:
+            reading = f"{directory} has no tokenizer.json; reading its older tokenizer files"
+            raise missing_extra("transformers", reading, "legacy-tokenizers") from None
         try:
             return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, use_fast=True).backend_tokenizer
         except Exception as error:  # whatever its many readers raise

@@ -29,7 +29,12 @@ _EXTRAS = {
     "gptqmodel": ("loads our checkpoints in transformers: a peer in the comparisons", "pip install 'qtk[interop]'"),
     "optimum": ("loads our checkpoints in transformers", "pip install 'qtk[interop]'"),
     "compressed-tensors": ("loads our checkpoints in vLLM's container", "pip install 'qtk[interop]'"),
-    "gguf": ("reads GGUF files: the demo's weights come in one", "pip install 'qtk[demo]'"),
+    "gguf": ("writes GGUF files for llama.cpp (`--container gguf`); the demo reads one", "pip install 'qtk[gguf]'"),
+    "matplotlib": ("draws the plots of reports and of `bench compare --plot`", "pip install 'qtk[report]'"),
+    "transformers": (
+        "converts tokenizers without a tokenizer.json; trains the demo's adapter",
+        "pip install 'qtk[legacy-tokenizers]'",
+    ),
 }
 
 # program -> (what qtk does with it, how to get it)

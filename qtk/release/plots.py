@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qtk.bench.latency import LatencyReport
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed (extra `report`)."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _figure(width: float, height: float) -> Any:

@@ -23,8 +23,9 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.engines.description import EngineDescription, is_engine, read_description
 from qtk.errors import InputError
 from qtk.peak_memory import PeakMemory
+from qtk.progress import note
 from qtk.quantization.quantize import LOG_NAME
-from qtk.release.plots import plot_errors, plot_latency
+from qtk.release.plots import can_plot, plot_errors, plot_latency
 
 REPORT_NAME = "report.md"
 _WORST_LAYERS = 10
@@ -112,11 +113,7 @@ def _result(directory: Path) -> Any:
 def render(material: Material, work: Path, title: str) -> str:
     """The report as Markdown; plots are written into `work`."""
     logs = {made.name: _read_log(made.path) for made in material.quantized}
-    plots = {}
-    for name, lines in logs.items():
-        if any(line["error_after"] is not None for line in lines):
-            plots[name] = plot_errors(lines, work / f"error-{name}.png").name
-    latency_plot = plot_latency({r.engine: r for _, r in material.latencies}, work / "latency.png")
+    error_plots, latency_plot = _plots(material, logs, work)
     environment = Environment(
         loader=PackageLoader("qtk.release"),
         trim_blocks=True,
@@ -137,8 +134,8 @@ def render(material: Material, work: Path, title: str) -> str:
         machines=_machines(material.made),
         by_linear={name: _by_linear(lines) for name, lines in logs.items()},
         worst={name: _worst(lines) for name, lines in logs.items()},
-        error_plots=plots,
-        latency_plot=latency_plot and latency_plot.name,
+        error_plots=error_plots,
+        latency_plot=latency_plot,
         any_scores=any(result.scores for _, result in material.accuracies),
         any_likelihoods=any(result.likelihood for _, result in material.accuracies),
         any_choices=any(result.choices for _, result in material.accuracies),
@@ -150,6 +147,22 @@ def render(material: Material, work: Path, title: str) -> str:
         own_divergences=[(Path(r.model).name, r) for _, r in material.divergences if r.from_checkpoint is not None],
         names={made.name: Path(result.model).name for made, result in material.divergences},
     )
+
+
+def _plots(
+    material: Material, logs: Mapping[str, list[dict[str, Any]]], work: Path
+) -> tuple[dict[str, str], str | None]:
+    """Draws the plots into `work`: (quantized model -> file of its errors, file of the latencies). Neither without matplotlib."""
+    if not can_plot():
+        note("The report has no plots, because matplotlib is not installed: pip install 'qtk[report]'.")
+        return {}, None
+    errors = {
+        name: plot_errors(lines, work / f"error-{name}.png").name
+        for name, lines in logs.items()
+        if any(line["error_after"] is not None for line in lines)
+    }
+    latency = plot_latency({report.engine: report for _, report in material.latencies}, work / "latency.png")
+    return errors, latency.name if latency else None
 
 
 def figure(value: float | None, digits: int = 3) -> str:

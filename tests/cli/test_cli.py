@@ -23,7 +23,7 @@ from qtk.calibration.options import CalibrationOptions
 from qtk.cli.main import main
 from qtk.cli.options import build, gone_option, options_from, require_valid
 from qtk.engines.options import BuildOptions
-from qtk.errors import GateFailed, InputError, Interrupted, MachineError, listing
+from qtk.errors import GateFailed, InputError, MachineError, listing
 from qtk.quantization.options import QuantizeOptions
 
 MODELS = [MergeOptions, QuantizeOptions, CalibrationOptions, BuildOptions, LatencyOptions, DivergenceOptions]
@@ -136,7 +136,6 @@ def test_several_models_complain_together() -> None:
         (InputError("the sentence"), 2, "qtk: the sentence"),
         (GateFailed("the sentence"), 3, "qtk: the sentence"),
         (MachineError("the sentence"), 4, "qtk: the sentence"),
-        (Interrupted("the sentence"), 130, "qtk: the sentence"),
         (KeyboardInterrupt(), 130, "qtk: Stopped."),
         (MemoryError(), 4, "Not enough memory"),
         (OSError(errno.ENOSPC, "x", "/disk/file"), 4, "The disk is full (/disk/file)"),
