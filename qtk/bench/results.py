@@ -1,8 +1,9 @@
-"""Result files: one JSON object each, checked to be writable before the work and put in place in one step after it."""
+"""Results: a directory with the result as JSON and a manifest, and single files that are put in place in one step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -13,13 +14,18 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError
 from qtk.peak_memory import PeakMemory
 
+RESULT_NAME = "result.json"
+
 
 def require_writable(path: Path, *, overwrite: bool = False) -> None:
-    """InputError when `path` exists and may not be replaced, or lies in no directory: before minutes are spent on it."""
+    """InputError when the file `path` cannot be written, so that no minutes of work are lost.
+
+    That is when it is a directory, exists and `overwrite` is not given, or its own directory does not exist.
+    """
     if path.is_dir():
-        raise InputError(f"{path} is a directory; a file name is needed for the result.")
+        raise InputError(f"{path} is a directory; the name of a file is needed.")
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already. Give another -o, or --overwrite.")
+        raise InputError(f"{path} exists already. Give another name, or --overwrite.")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.parent} is not a directory, so {path.name} cannot be written there.")
 
@@ -29,7 +35,26 @@ def write_result(result: BaseModel, path: Path) -> None:
     write_atomic(path, result.model_dump_json(indent=2) + "\n")
 
 
-RESULT_NAME = "result.json"
+@contextmanager
+def result_directory(
+    out: Path, kind: str, options: BaseModel, inputs: Mapping[str, Path], *, overwrite: bool = False
+) -> Iterator[Path]:
+    """The new directory `out`, to write results into; it gets a manifest at the end, and exists only when it is complete.
+
+    kind: what the manifest calls it. inputs: role -> a directory whose files are digested, or a single file. InputError for
+    a name that ends in .json: such a file was written before results became directories.
+    """
+    if out.suffix == ".json":
+        raise InputError(
+            f"-o names a directory now, into which {RESULT_NAME} is written: give -o {out.with_suffix('')}."
+        )
+    recorder = ManifestRecorder(kind, options.model_dump(mode="json"))
+    staged = staged_directory(out, overwrite=overwrite, inputs=inputs.values())
+    with PeakMemory() as memory, staged as directory:
+        for role, path in inputs.items():
+            recorder.add_input(role, path, output_files(path) if path.is_dir() else [path])
+        yield directory
+        recorder.write(directory, out, memory.peak_bytes)
 
 
 def measure_into(
@@ -41,14 +66,6 @@ def measure_into(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Runs `measure` and writes its result as `out`/result.json with a manifest: a measurement as a link of the chain.
-
-    inputs: role -> directory written by qtk or model directory, whose files are digested.
-    """
-    recorder = ManifestRecorder(kind, options.model_dump(mode="json"))
-    staged = staged_directory(out, overwrite=overwrite, inputs=inputs.values())
-    with PeakMemory() as memory, staged as directory:
-        for role, path in inputs.items():
-            recorder.add_input(role, path, output_files(path))
+    """Runs `measure` and writes its result as `out`/result.json with a manifest: a measurement as a link of the chain."""
+    with result_directory(out, kind, options, inputs, overwrite=overwrite) as directory:
         write_result(measure(), directory / RESULT_NAME)
-        recorder.write(directory, out, memory.peak_bytes)

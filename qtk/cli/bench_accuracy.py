@@ -1,4 +1,4 @@
-"""qtk bench accuracy: pass rates on code suites."""
+"""qtk bench accuracy: pass rates on code suites, and scores of questions and known solutions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from rich.console import Console
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
-
-_LIKELIHOOD = ("suite", "language", "tasks", "mean", "± SE")
-_QUESTIONS = ("set", "questions", "generation %", "± SE", "perplexity %", "± SE", "kept", "%", "commonest %", "note")
-_HARNESS = ("task", "metric", "filter", "documents", "examples", "value", "± SE")
 
 
 @click.command("accuracy")
@@ -43,91 +39,46 @@ def command(
 
     \b
     qtk bench accuracy engine --suite humaneval-x:python,java --data data -o scores
-    qtk bench accuracy engine --suite mbpp --prompt chat --max-new-tokens 256 -o scores
+    qtk bench accuracy engine --suite mbpp --chat-format model --max-new-tokens 256 -o scores
     qtk bench accuracy engine --suite likelihood:python -o likelihood
     qtk bench accuracy engine --suite lm-eval:task.yaml --suite lm-eval:arc_easy --hub -o scores
     qtk bench accuracy engine --suite nlp:wic,copa,rte --data data --limit 100 -o scores
     qtk bench accuracy --suite humaneval --generations answers.jsonl -o scores
     """
-    from qtk.bench.accuracy.accuracy_run import run_accuracy
-    from qtk.bench.results import require_writable
     from qtk.errors import InputError
 
+    options, model_options = build(AccuracyOptions, values), build(ModelOptions, values)
+    if (model is None) == (generations is None):
+        raise InputError("Give either a MODEL or engine, or --generations FILE.")
+    if save_generations is not None and model is None:
+        raise InputError("--save-generations keeps a model's answers; give a MODEL.")
+
+    import shutil
+
+    from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
+    from qtk.bench.accuracy.answer_source import AnswerSource
+    from qtk.bench.accuracy.checks import require_programs
+    from qtk.bench.accuracy.model_source import ANSWERS_NAME, ModelSource
+    from qtk.bench.accuracy.programs.answers import AnswerFile
+    from qtk.bench.accuracy.results.tables import score_tables
+    from qtk.bench.results import require_writable
+
     if save_generations is not None:
-        if model is None:
-            raise InputError("--save-generations keeps a model's answers; give a MODEL.")
         require_writable(save_generations, overwrite=overwrite)
-    result = run_accuracy(
-        build(AccuracyOptions, values),
-        output,
-        answers=generations,
-        model=model,
-        model_options=build(ModelOptions, values),
-        save_answers=save_generations,
-        resume=resume,
-        overwrite=overwrite,
-    )
-    ks = [rate.k for rate in result.scores[0].pass_at] if result.scores else []
-    columns = ("suite", "language", "tasks", *(text for k in ks for text in (f"pass@{k} %", "± SE")), "verdicts")
-    rows = [
-        (
-            score.suite,
-            score.language,
-            len(score.tasks),
-            *(
-                None if value is None else round(100 * value, 2)
-                for rate in score.pass_at
-                for value in (rate.value, rate.standard_error)
-            ),
-            ", ".join(f"{count} {verdict}" for verdict, count in score.verdicts.items()),
-        )
-        for score in result.scores
-    ]
-
-    likelihoods = [
-        (score.suite, score.language, len(score.tasks), score.mean, score.standard_error) for score in result.likelihood
-    ]
-
-    choices = [
-        (
-            score.title,
-            len(score.tasks),
-            *(
-                None if value is None else round(100 * value, 2)
-                for rate in (score.generation, score.perplexity)
-                for value in (rate.value, rate.standard_error)
-            ),
-            score.kept,
-            round(100 * score.rate(score.kept).value, 2),
-            round(100 * score.majority, 2),
-            f"{score.no_letter} without a letter" if score.no_letter else None,
-        )
-        for score in result.choices
-    ]
-
-    harness = [
-        (
-            score.language,
-            metric.name,
-            metric.filter,
-            len(score.tasks),
-            score.examples,
-            metric.value,
-            metric.standard_error,
-        )
-        for score in result.lm_eval
-        for metric in score.metrics
-    ]
+        require_programs(options)
+    source: AnswerSource
+    if model is not None:
+        source = ModelSource(model, model_options, options.rules)
+    elif generations is not None:
+        source = AnswerFile(generations)
+    result = run_accuracy(options, source, Output(output, resume, overwrite))
+    if save_generations is not None and (output / ANSWERS_NAME).exists():  # else no language could be scored
+        shutil.copyfile(output / ANSWERS_NAME, save_generations)
 
     def show(console: Console) -> None:
-        if rows:
-            console.print(table(f"Accuracy, rules: {result.rules}; sandbox: {result.sandbox['level']}", columns, rows))
-        if likelihoods:
-            console.print(table("Log-likelihood of the references, nats per token", _LIKELIHOOD, likelihoods))
-        if choices:
-            console.print(table("Questions, by generation and by perplexity", _QUESTIONS, choices))
-        if harness:
-            console.print(table("Tasks of lm-evaluation-harness", _HARNESS, harness))
+        console.print(f"rules: {result.rules}; sandbox: {result.sandbox.get('level', 'not needed')}")
+        for scores in score_tables(result.scores):
+            console.print(table(scores.title, scores.columns, scores.rows))
         for name, reason in result.skipped.items():
             console.print(f"not scored: {name}: {reason}")
 

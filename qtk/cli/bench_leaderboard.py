@@ -16,8 +16,8 @@ from qtk.cli.output import emit, json_option, table
 @click.command("leaderboard")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options_from(LeaderboardOptions)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the table to this JSON file.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the table to this directory.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing directory.")
 @json_option
 def command(results: tuple[Path, ...], output: Path | None, overwrite: bool, as_json: bool, **values: Any) -> None:
     """Rank RESULTS of `qtk bench accuracy` among published models: average score and Win Rate over the languages.
@@ -25,35 +25,23 @@ def command(results: tuple[Path, ...], output: Path | None, overwrite: bool, as_
     \b
     qtk bench accuracy engine --suite leaderboard --data data -o scores
     qtk bench leaderboard scores
-    qtk bench leaderboard scores-bf16 scores-int4 --reference table.yaml -o leaderboard.json
+    qtk bench leaderboard scores-bf16 scores-int4 --reference table.yaml -o leaderboard
     """
     from qtk.bench.accuracy.results.leaderboard import leaderboard
     from qtk.bench.accuracy.results.result import read_result
-    from qtk.bench.results import require_writable, write_result
+    from qtk.bench.results import measure_into
 
+    options = build(LeaderboardOptions, values)
+    ranked = leaderboard({str(path): read_result(path) for path in results}, options)
     if output is not None:
-        require_writable(output, overwrite=overwrite)
-    named = {str(path): read_result(path) for path in results}
-    ranked = leaderboard(named, build(LeaderboardOptions, values))
-    if output is not None:
-        write_result(ranked, output)
-    rates = ["Win Rate"] if len(named) == 1 else [f"Win Rate beside {name}" for name in named]
-    columns = ("model", "average", *rates, *ranked.languages)
-    rows = [
-        (
-            row.model if row.published else f"> {row.model}",
-            row.average,
-            *(row.win_rate.get(name) for name in named),
-            *(row.scores[language] for language in ranked.languages),
-        )
-        for row in ranked.standings
-    ]
+        inputs = {f"result {number}": path for number, path in enumerate(results, 1)}
+        measure_into(output, "leaderboard", options, inputs, lambda: ranked, overwrite=overwrite)
 
     def show(console: Console) -> None:
-        title = f"pass@1 (%) in {len(ranked.languages)} languages; Win Rate: 1 to {ranked.models}, the number of models"
-        console.print(table(title, columns, rows))
+        standings = ranked.table()
+        console.print(table(standings.title, standings.columns, standings.rows))
         if ranked.absent:
-            console.print(f"not counted, because not every result has it: {', '.join(ranked.absent)}")
+            console.print(f"not counted, because some result lacks them: {', '.join(ranked.absent)}")
         console.print(f"published: {ranked.source} ({ranked.reference})")
 
     emit(ranked, as_json, show)

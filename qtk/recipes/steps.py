@@ -206,16 +206,12 @@ def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> RecipeStep:
     name = f"accuracy{engine.removeprefix('build')}"
 
     def work(places: Places, out: Path, resume: bool) -> None:
-        from qtk.bench.accuracy.accuracy_run import run_accuracy
+        from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
+        from qtk.bench.accuracy.model_source import ModelSource
 
-        run_accuracy(
-            stage.accuracy_options(recipe_dir),
-            out,
-            model=places[engine],
-            model_options=stage.model_options(),
-            resume=resume,
-            overwrite=True,
-        )
+        options = stage.accuracy_options(recipe_dir)
+        source = ModelSource(places[engine], stage.model_options(), options.rules)
+        run_accuracy(options, source, Output(out, resume=resume, overwrite=True))
 
     return RecipeStep(
         name=name,

@@ -13,8 +13,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import qtk
-from qtk.bench.accuracy.results.comparison import CompareOptions, Comparison, compare
+from qtk.bench.accuracy.results.comparison import Comparison, compare, read_comparison
+from qtk.bench.accuracy.results.leaderboard import Leaderboard
 from qtk.bench.accuracy.results.result import AccuracyResult
+from qtk.bench.accuracy.results.score import Cell, CompareOptions
+from qtk.bench.accuracy.results.tables import ResultTable, compared_tables, named_score_tables
 from qtk.bench.divergence import DivergenceResult
 from qtk.bench.latency import LatencyReport
 from qtk.bench.results import RESULT_NAME
@@ -60,6 +63,8 @@ class Material:
     latencies: list[tuple[Made, LatencyReport]] = field(default_factory=list)
     divergences: list[tuple[Made, DivergenceResult]] = field(default_factory=list)
     accuracies: list[tuple[Made, AccuracyResult]] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    leaderboards: list[Leaderboard] = field(default_factory=list)
 
 
 def reportable_directories(directory: Path) -> list[Path]:
@@ -103,6 +108,10 @@ def gather(directories: Sequence[Path]) -> Material:
             material.divergences.append((one, DivergenceResult.model_validate(_result(one.path))))
         elif kind == "accuracy":
             material.accuracies.append((one, AccuracyResult.model_validate(_result(one.path))))
+        elif kind == "accuracy-comparison":
+            material.comparisons.append(read_comparison(one.path))
+        elif kind == "leaderboard":
+            material.leaderboards.append(Leaderboard.model_validate(_result(one.path)))
     return material
 
 
@@ -124,6 +133,8 @@ def render(material: Material, work: Path, title: str) -> str:
     environment.filters |= {
         "megabytes": lambda count: f"{count / 1e6:.1f} MB",
         "figure": figure,
+        "compared_tables": compared_tables,
+        "markdown": markdown,
         "linear": lambda name: name.rsplit(".", 1)[-1],
     }
     return environment.get_template(f"{REPORT_NAME}.j2").render(
@@ -136,10 +147,7 @@ def render(material: Material, work: Path, title: str) -> str:
         worst={name: _worst(lines) for name, lines in logs.items()},
         error_plots=error_plots,
         latency_plot=latency_plot,
-        any_scores=any(result.scores for _, result in material.accuracies),
-        any_likelihoods=any(result.likelihood for _, result in material.accuracies),
-        any_choices=any(result.choices for _, result in material.accuracies),
-        any_harness=any(result.lm_eval for _, result in material.accuracies),
+        scores=named_score_tables((made.name, result.scores) for made, result in material.accuracies),
         comparisons=_comparisons(material),
         ratios=latency_ratios([report for _, report in material.latencies]),
         notes_report=lambda made: made.manifest.notes.get("report", {}),
@@ -173,6 +181,23 @@ def figure(value: float | None, digits: int = 3) -> str:
         magnitude = 0 if value == 0 else math.floor(math.log10(abs(value)))
         return f"{value:.{max(0, digits - 1 - magnitude)}f}"
     return f"{value:.{digits - 1}e}"
+
+
+def markdown(table: ResultTable) -> str:
+    """The table in Markdown: numbers are aligned right, standard errors have two significant digits."""
+    numeric = [
+        all(isinstance(row[index], int | float) or row[index] is None for row in table.rows)
+        for index in range(len(table.columns))
+    ]
+    lines = [table.columns, ["---:" if right else "---" for right in numeric]]
+    lines += [[_cell(*pair) for pair in zip(table.columns, row, strict=True)] for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(column: str, value: Cell) -> str:
+    if value is None or isinstance(value, float):
+        return figure(value, 2 if column.startswith("±") else 4)
+    return str(value)
 
 
 def in_short(material: Material) -> list[str]:
@@ -224,12 +249,13 @@ def latency_ratios(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
 
 
 def _comparisons(material: Material) -> list[Comparison]:
-    """The first accuracy result, the float model's in a run, against each later one that was made on the same terms."""
-    found = []
+    """The comparisons that were made, and the first accuracy result, the float model's in a run, beside each later one that
+    was made on the same terms."""
+    comparisons = list(material.comparisons)
     for _, result in material.accuracies[1:]:
         with contextlib.suppress(InputError):  # other tasks or other rules: nothing to compare
-            found.append(compare(material.accuracies[0][1], result, CompareOptions(baseline="none")))
-    return found
+            comparisons.append(compare(material.accuracies[0][1], result, CompareOptions(baseline="none")))
+    return comparisons
 
 
 def _read_log(directory: Path) -> list[dict[str, Any]]:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from qtk.bench.accuracy.likelihood import TaskLikelihood, score_likelihood
-from qtk.bench.accuracy.results.choice_scores import ChoiceAnswer, score_choices
-from qtk.bench.accuracy.results.result import AccuracyResult, score_language
+from qtk.bench.accuracy.results.choices import ChoiceAnswer, score_choices
+from qtk.bench.accuracy.results.likelihood import TaskLikelihood, score_likelihood
+from qtk.bench.accuracy.results.programs import score_programs
+from qtk.bench.accuracy.results.result import AccuracyResult
+from qtk.bench.accuracy.results.score import TaskSource
 from qtk.bench.divergence import DivergenceOptions, DivergenceResult, Estimate, TextDivergence
 from qtk.bench.latency import LatencyReport, Quantiles, ShapeLatency
 from qtk.bench.results import measure_into, require_writable, write_result
@@ -80,35 +82,20 @@ class _Nothing(BaseModel):
 
 def accuracy(out: Path, passed: int) -> None:
     tasks = {f"Python/{i}": ["passed" if i < passed else "failed"] for i in range(6)}
+    likelihoods = {f"Go/{i}": TaskLikelihood(log_likelihood=passed - 9.0 - i % 2, tokens=4) for i in range(6)}
+    questions = {f"wic/{i}": ChoiceAnswer(gold=0, generation=int(i >= passed), perplexity=1) for i in range(8)}
     result = AccuracyResult(
         qtk_version="0",
         model=out.name,
         answers=None,
         rules="qtk",
-        prompt_format="plain",
+        chat_format="none",
         decoding={},
         sandbox={"level": "namespaces"},
-        scores=[score_language("humaneval-x", "python", "tasks.jsonl", "0" * 64, tasks, [1])],
-        likelihood=[
-            score_likelihood(
-                "likelihood",
-                "go",
-                "x",
-                "0" * 64,
-                {f"Go/{i}": TaskLikelihood(log_likelihood=passed - 9.0 - i % 2, tokens=4) for i in range(6)},
-            )
-        ],
-        choices=[
-            score_choices(
-                "nlp",
-                "wic",
-                "WiC",
-                "x",
-                "0" * 64,
-                "questions",
-                {f"wic/{i}": ChoiceAnswer(gold=0, generation=int(i >= passed), perplexity=1) for i in range(8)},
-                0,
-            )
+        scores=[
+            score_programs(TaskSource("humaneval-x", "python", "tasks.jsonl", "0" * 64), tasks, [1]),
+            score_likelihood(TaskSource("likelihood", "go", "x", "0" * 64), likelihoods),
+            score_choices(TaskSource("nlp", "wic", "x", "0" * 64), "WiC", "questions", questions, 0),
         ],
         skipped={"humaneval-x go": "go is not installed"},
         seconds=1.0,
@@ -125,10 +112,13 @@ def test_accuracy_before_and_after(tmp_path) -> None:
     text = write_report(order, tmp_path / "report", title="Ours").read_text()
     assert text.startswith("# Ours\n")
     assert "| accuracy-float | humaneval-x | python | 6 | pass@1 | 83.33 |" in text
-    assert "| humaneval-x | python | 83.33 | 50.00 | -33.3 |" in text
-    assert "| accuracy-float | WiC | 8 | 62.50 | 0.000 | generation | 62.50 |" in text
-    assert "| nlp | wic | 62.50 | 37.50 | -25.0 |" in text
-    assert "| likelihood | go | -1.125 | -1.625 | -0.500 |" in text
+    assert "| humaneval-x | python | 6 | 83.33 | 17 | 50.00 | 22 | -33.33 | 21 | 2 | 0 | 0.5 | beyond" in text
+    assert "| accuracy-float | WiC | 8 | 62.50 | 18 | 0.000 | 0.0 | generation | 62.50 | 100.0 | - |" in text
+    assert "| nlp | wic | 8 | 62.50 | 18 | 37.50 | 18 | -25.00 | 16 | 2 | 0 | 0.5 | beyond" in text
+    assert "| likelihood | go | 6 | -1.125 | -1.625 | -0.5000 |" in text
+    assert (
+        "\npass@1 before and after; tolerance 2 points; before: accuracy-float, after: accuracy:\n\n| suite |" in text
+    )
     assert "humaneval-x go: go is not installed" in text
     for absent in ("## Latency", "## Engines", "## Sizes", "## Quantization", "None"):
         assert absent not in text
@@ -165,7 +155,7 @@ def test_a_result_file_is_checked_before_the_work_and_written_whole(tmp_path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
     for target, complaint in (
         (path, "exists already"),
-        (tmp_path, "is a directory"),
+        (tmp_path, "the name of a file is needed"),
         (tmp_path / "no" / "r.json", "is not a directory"),
     ):
         with pytest.raises(InputError, match=complaint):

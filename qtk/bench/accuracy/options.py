@@ -1,14 +1,14 @@
-"""Options of `qtk bench accuracy`: what is scored, and how a model is asked. Light to import: the command line reads them."""
+"""Options of `qtk bench accuracy`: what is scored, and how a model is asked. Light to import for the command line."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Rules = Literal["qtk", "codefuse", "bigcode"]
-PromptFormat = Literal["plain", "chat", "codefuse"]
+ChatFormat = Literal["none", "model", "codefuse"]
 
 
 class AccuracyOptions(BaseModel):
@@ -29,10 +29,17 @@ class AccuracyOptions(BaseModel):
     )
     k: tuple[int, ...] = Field((1,), min_length=1, description="pass@k to report; repeatable.")
     sandbox: Literal["auto", "namespaces", "bubblewrap", "user-namespaces", "landlock", "rlimits"] = Field(
-        "auto", description="How programs are shut in; auto takes the strongest that works here."
+        "auto", description="The sandbox that programs run in; auto takes the strongest that works here."
     )
-    allow_unsandboxed: bool = Field(False, description="Run programs with limits only where nothing better works.")
+    allow_unsandboxed: bool = Field(False, description="Run programs with limits alone where nothing better works.")
     workers: int | None = Field(None, ge=1, description="Programs at once. Default: the usable cores.")
+
+    @field_validator("k")
+    @classmethod
+    def _at_least_one(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if min(ks) < 1:
+            raise ValueError(f"pass@k needs a k of 1 or more, not {min(ks)}")
+        return ks
 
     @property
     def rules(self) -> Rules:
@@ -40,11 +47,15 @@ class AccuracyOptions(BaseModel):
 
 
 class ModelOptions(BaseModel):
-    """How a model is asked."""
+    """How a model is asked for its answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: PromptFormat = Field("plain", description="Plain completion, the model's chat template, or CodeFuse's.")
+    chat_format: ChatFormat = Field(
+        "none",
+        description="Ask for a plain completion, or as a user's message in the model's chat template or CodeFuse's.",
+        json_schema_extra={"was": "prompt", "was_values": {"plain": "none", "chat": "model"}},
+    )
     max_new_tokens: int = Field(512, ge=1, description="Most new tokens an answer.")
     samples: int = Field(1, ge=1, description="Answers a task; more than one needs --temperature.")
     temperature: float = Field(0.0, ge=0, description="0 takes the most likely token.")
@@ -52,3 +63,7 @@ class ModelOptions(BaseModel):
     seed: int = Field(0, description="Seed of the draws.")
     batch_size: int | None = Field(None, ge=1, description="Rows at once. Default: what the engine takes.")
     threads: int | None = Field(None, ge=1, description="CPU threads. Default: all usable cores.")
+
+    def decoding(self) -> dict[str, Any]:
+        """What decides the answers: neither the threads nor the rows at once do, because each row has a seed of its own."""
+        return self.model_dump(mode="json", exclude={"threads", "batch_size"})

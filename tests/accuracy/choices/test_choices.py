@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from qtk.bench.accuracy.accuracy_run import run_accuracy
+from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
+from qtk.bench.accuracy.answer_source import AskedModel
 from qtk.bench.accuracy.choices.asking import Asking, option_losses
 from qtk.bench.accuracy.choices.loading import load_set
 from qtk.bench.accuracy.choices.questions import answer_part, certain, picked, question
-from qtk.bench.accuracy.choices.rows import Row, read_set
+from qtk.bench.accuracy.choices.rows import QuestionRow, read_set
+from qtk.bench.accuracy.model_source import ModelSource
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
-from qtk.bench.accuracy.results.choice_comparison import compare_choices
-from qtk.bench.accuracy.results.choice_scores import ChoiceAnswer, score_choices
+from qtk.bench.accuracy.results.choices import ChoiceAnswer, score_choices
+from qtk.bench.accuracy.results.score import CompareOptions, TaskSource
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
-from qtk.bench.accuracy.suites.suites import MissingData, chosen_parts, load_suite
+from qtk.bench.accuracy.suites.suites import MissingData, SuitePart, chosen_parts, load_suite
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession
@@ -43,6 +45,10 @@ def own_set(**changes: object) -> ChoiceSet:
         "ask": "{{ text }} Right?", "cue": "Answer:", "text": "{{ text }} {{ option }}", "pick": "first_option",
     }  # fmt: skip
     return ChoiceSet(**{**settings, **changes})
+
+
+def own_part(**changes: object) -> SuitePart:
+    return SuitePart(NLP.model_copy(update={"name": "s", "sets": {"own": own_set(**changes)}}), "own", True)
 
 
 # What the published files look like, one row of our own each: the reader's name tells the set.
@@ -98,7 +104,7 @@ def test_rows_without_an_answer_are_left_out_and_broken_ones_are_named(tmp_path)
     with pytest.raises(InputError, match=r"(?s)row 1: no field 'label'.*row 3"):
         read_set("own", own_set(), path)
     with pytest.raises(InputError, match=r"own/0.*nothing"):
-        question(own_set(ask="{{ nothing }}"), Row("own/0", {"text": "a"}, (), 0))
+        question(own_set(ask="{{ nothing }}"), QuestionRow("own/0", {"text": "a"}, (), 0))
 
 
 def test_dialogues_have_several_questions_of_up_to_four_options(tmp_path):
@@ -159,8 +165,12 @@ def test_the_hub_is_read_with_the_names_of_classes(tmp_path):
 def test_a_suite_without_any_of_its_sets_is_refused_before_anything_runs(tmp_path, tiny, monkeypatch):
     """HumanEval comes with its package and belongs to the suite: it alone would look like a result."""
     monkeypatch.delenv("QTK_DATA", raising=False)
-    with pytest.raises(MissingData, match=r"(?s)None of the sets of nlp.*CLUE_AFQMC_dev"):
-        run_accuracy(AccuracyOptions(suite=("nlp",)), tmp_path / "out", model=tiny("llama"))
+    with pytest.raises(MissingData, match=r"(?s)None of the sets of nlp was found.*CLUE_AFQMC_dev"):
+        run_accuracy(
+            AccuracyOptions(suite=("nlp",)),
+            ModelSource(tiny("llama"), ModelOptions(), "qtk"),
+            Output(tmp_path / "out"),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,12 +239,12 @@ def test_losses_are_the_texts_cross_entropy_over_all_tokens_shared_or_not(sessio
 
 
 def test_questions_are_answered_in_both_ways_and_a_stopped_run_goes_on(session, tmp_path):
-    rows = [Row(f"own/{n}", {"text": f"text {n} " * (n + 1)}, ("Yes", "No"), n % 2) for n in range(6)]
-    about = own_set(answer_tokens=6)
+    rows = [QuestionRow(f"own/{n}", {"text": f"text {n} " * (n + 1)}, ("Yes", "No"), n % 2) for n in range(6)]
+    part = own_part(answer_tokens=6)
 
     def ask(directory: Path) -> dict[str, ChoiceAnswer]:
         directory.mkdir(exist_ok=True)
-        return Asking(session, ModelOptions(), "s", "own", about, directory).answers(rows)[0]
+        return Asking(AskedModel(session, ModelOptions()), part, directory).answers(rows)[0]
 
     whole = ask(tmp_path / "a")
     lines = (tmp_path / "a" / "choices.jsonl").read_text().splitlines()
@@ -252,23 +262,23 @@ def test_questions_are_answered_in_both_ways_and_a_stopped_run_goes_on(session, 
 
 
 def test_examples_that_do_not_fit_are_left_out_and_too_long_questions_named(session, tmp_path):
-    shots = tuple(Row(f"shot/{n}", {"text": "x" * 100}, ("Yes", "No"), 0) for n in range(5))
-    about = own_set(shots=5, shots_file="dev", answer_tokens=4)
-    rows = [Row("own/0", {"text": "short"}, ("Yes", "No"), 0, "", shots)]
-    asking = Asking(session, ModelOptions(), "s", "own", about, tmp_path)
+    shots = tuple(QuestionRow(f"shot/{n}", {"text": "x" * 100}, ("Yes", "No"), 0) for n in range(5))
+    part = own_part(shots=5, shots_file="dev", answer_tokens=4)
+    rows = [QuestionRow("own/0", {"text": "short"}, ("Yes", "No"), 0, "", shots)]
+    asking = Asking(AskedModel(session, ModelOptions()), part, tmp_path)
     answers, fewer = asking.answers(rows)
     assert (len(answers), fewer) == (1, 1)
     with pytest.raises(InputError, match=r"(?s)464 tokens.*own/1: 5\d\d tokens"):
-        asking.answers([*rows, Row("own/1", {"text": "x" * 500}, ("Yes", "No"), 0)])
+        asking.answers([*rows, QuestionRow("own/1", {"text": "x" * 500}, ("Yes", "No"), 0)])
 
 
-def scored(generation: list[int], perplexity: list[int], **about: object):
+def scored(generation: list[int], perplexity: list[int], mean: str = "questions"):
     """A set of questions whose right option is 0, in two subjects of unlike size."""
     tasks = {
         f"own/{n}": ChoiceAnswer(subject="a" if n < 2 else "b", gold=0, generation=g, perplexity=p)
         for n, (g, p) in enumerate(zip(generation, perplexity, strict=True))
     }
-    return score_choices("nlp", "own", "Own", "own.jsonl", "0", about.get("mean", "questions"), tasks, 0)
+    return score_choices(TaskSource("nlp", "own", "own.jsonl", "0"), "Own", mean, tasks, 0)
 
 
 def test_the_higher_of_the_two_counts_and_subjects_weigh_alike():
@@ -284,7 +294,7 @@ def test_the_higher_of_the_two_counts_and_subjects_weigh_alike():
 def test_both_sides_are_compared_by_the_float_models_choice():
     before = scored([0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 1, 1])  # generation is better
     after = scored([0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0])  # now perplexity would be
-    row = compare_choices(before, after, 2.0)
+    [row] = before.compare(after, CompareOptions())
     assert row.mode == "generation"
     assert (row.before, row.after) == (pytest.approx(500 / 6), pytest.approx(300 / 6))
     assert (row.other_before, row.other_after, row.free_after) == (pytest.approx(50), pytest.approx(100), 100)
@@ -305,7 +315,7 @@ def test_sets_are_scored_and_compared_from_the_command_line(tmp_path, tiny, run_
     done = run_qtk(*words, "--suite", "nlp:rte,eprstmt", "--limit", 3, "-o", tmp_path / "out", "--json", env=clean)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert [(score["set"], len(score["tasks"])) for score in result["choices"]] == [("rte", 3), ("eprstmt", 3)]
+    assert [(score["name"], len(score["tasks"])) for score in result["scores"]] == [("rte", 3), ("eprstmt", 3)]
     assert result["sandbox"] == {}
     compared = run_qtk("bench", "compare", tmp_path / "out", tmp_path / "out", "--plot", tmp_path / "p.svg")
     assert compared.returncode == 0, compared.stderr

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from qtk.bench.accuracy.accuracy_run import run_accuracy
+from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
+from qtk.bench.accuracy.answer_source import AskedModel
 from qtk.bench.accuracy.harness.evaluation import harness_scores
+from qtk.bench.accuracy.model_source import ModelSource
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
-from qtk.bench.accuracy.results.harness_scores import HarnessMetric, HarnessScore, compare_harness
+from qtk.bench.accuracy.results.harness import HarnessMetric, HarnessScore
+from qtk.bench.accuracy.results.score import CompareOptions
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession
@@ -89,12 +92,12 @@ def test_an_engine_answers_as_the_harness_own_transformers_model(engine, tasks, 
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    session = DecoderSession.open(engine, 1)
+    model = AskedModel(DecoderSession.open(engine, 1), ModelOptions())
     theirs = HFLM(pretrained=str(tiny("llama")), dtype="float32", device="cpu", max_length=128, batch_size=2)
     expected = simple_evaluate(
         model=theirs, tasks=[str(tasks[kind])], bootstrap_iters=10, task_manager=TaskManager(include_defaults=False)
     )
-    [score] = harness_scores(session, ModelOptions(), [str(tasks[kind])], None, tmp_path, hub=False)
+    [score] = harness_scores(model, str(tasks[kind]), tmp_path, limit=None, hub=False)
     documents = [json.loads(line) for line in (tmp_path / "lm-eval-documents.jsonl").read_text().splitlines()]
     samples = {sample["doc_id"]: sample for sample in expected["samples"][kind]}
     assert len(documents) == len(samples) == len(ROWS)
@@ -117,24 +120,28 @@ def test_an_engine_answers_as_the_harness_own_transformers_model(engine, tasks, 
 
 
 def test_a_finished_task_is_not_run_again(engine, tasks, tmp_path):
-    session = DecoderSession.open(engine, 1)
+    model = AskedModel(DecoderSession.open(engine, 1), ModelOptions())
     name = str(tasks["own_generate"])
-    [score] = harness_scores(session, ModelOptions(), [name], 3, tmp_path, hub=False)
+    [score] = harness_scores(model, name, tmp_path, limit=3, hub=False)
     assert len(score.tasks) == 3
     size = (tmp_path / "lm-eval-documents.jsonl").stat().st_size
-    assert harness_scores(session, ModelOptions(), [name], 3, tmp_path, hub=False) == [score]
+    assert harness_scores(model, name, tmp_path, limit=3, hub=False) == [score]
     assert (tmp_path / "lm-eval-documents.jsonl").stat().st_size == size
 
 
 def test_what_cannot_be_loaded_is_said(engine, tasks, tmp_path):
-    session = DecoderSession.open(engine, 1)
+    model = AskedModel(DecoderSession.open(engine, 1), ModelOptions())
     with pytest.raises(InputError, match="no such file"):
-        run_accuracy(AccuracyOptions(suite=("lm-eval:absent.yaml",)), tmp_path / "out", model=engine)
+        run_accuracy(
+            AccuracyOptions(suite=("lm-eval:absent.yaml",)),
+            ModelSource(engine, ModelOptions(), "qtk"),
+            Output(tmp_path / "out"),
+        )
     assert list(tmp_path.iterdir()) == []  # nothing was finished, so nothing is kept
     broken = tmp_path / "broken.yaml"
     broken.write_text(CHOICE.format(name="broken", data=tmp_path / "absent.jsonl"))
     with pytest.raises(InputError, match=r"cannot be loaded.*--hub"):
-        harness_scores(session, ModelOptions(), [str(broken)], None, tmp_path, hub=False)
+        harness_scores(model, str(broken), tmp_path, limit=None, hub=False)
 
 
 def test_metrics_are_compared_document_by_document():
@@ -147,12 +154,10 @@ def test_metrics_are_compared_document_by_document():
             for name, values in (("acc", right), ("loss", loss))
         ]  # fmt: skip
         documents = {str(n): "0" for n in range(len(right))}
-        return HarnessScore(
-            language="t", version="1", examples=0, file_sha256="0", cut=0, metrics=metrics, tasks=documents
-        )
+        return HarnessScore(name="t", version="1", examples=0, file_sha256="0", cut=0, metrics=metrics, tasks=documents)
 
     before, after = score([1, 1, 1, 0], [2.0, 3.0, 4.0, 5.0]), score([0, 0, 1, 1], [2.5, 3.5, 4.4, 5.6])
-    accuracy, loss = compare_harness(before, after, 2.0)
+    accuracy, loss = before.compare(after, CompareOptions())
     assert (accuracy.lost, accuracy.gained, accuracy.p_value) == (["0", "1"], ["3"], 1.0)
     assert accuracy.difference == pytest.approx(-0.25)
     assert accuracy.verdict == "beyond tolerance, uncertain"
@@ -162,10 +167,10 @@ def test_metrics_are_compared_document_by_document():
 
 
 def test_a_task_is_scored_and_compared_from_the_command_line(engine, tasks, tmp_path, run_qtk):
-    words = ("bench", "accuracy", engine, "--suite", f"lm-eval:{tasks['own_choice']}", "--prompt", "chat")
+    words = ("bench", "accuracy", engine, "--suite", f"lm-eval:{tasks['own_choice']}", "--chat-format", "model")
     done = run_qtk(*words, "--limit", 4, "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
-    [score] = json.loads(done.stdout)["lm_eval"]
+    [score] = json.loads(done.stdout)["scores"]
     assert [metric["name"] for metric in score["metrics"]] == ["acc", "acc_norm"]
     assert len(score["metrics"][0]["documents"]) == 4
     compared = run_qtk("bench", "compare", tmp_path / "out", tmp_path / "out")

@@ -171,7 +171,7 @@ def test_an_absent_toolchain_is_named_and_skipped(shared_data, tmp_path, run_qtk
     )
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
-    assert [score["language"] for score in printed["scores"]] == ["lua"]
+    assert [score["name"] for score in printed["scores"]] == ["lua"]
     assert "needs php (apt install php-cli)" in printed["skipped"]["multipl-e php"]
     file.write_text("".join(json.dumps({"task_id": i, "completion": "x"}) + "\n" for i in ids))
     unclear = run_qtk(*words, "--generations", file, "-o", tmp_path / "out2")

@@ -93,7 +93,7 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path, run_qtk):
     assert "Own/0: 1" in few.stderr
     none = run_qtk(*words, "--generations", tmp_path / "answers.jsonl", "--k", 0)
     assert none.returncode == 2
-    assert "--k 0" in none.stderr
+    assert "--k: pass@k needs a k of 1 or more, not 0" in none.stderr
     unsafe = run_qtk(*words, "--generations", tmp_path / "answers.jsonl", "--sandbox", "rlimits")
     assert unsafe.returncode == 2
     assert "allow-unsandboxed" in unsafe.stderr
@@ -265,7 +265,7 @@ def test_without_a_toolchain_a_language_is_named_and_never_scored_0(shared_data,
     done = run_qtk(*words, "--suite", "humaneval-x", "-o", tmp_path / "out", env=nowhere, timeout=120)
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
-    assert [score["language"] for score in printed["scores"]] == ["python"]
+    assert [score["name"] for score in printed["scores"]] == ["python"]
     for language, command in (("javascript", "node"), ("cpp", "g++"), ("java", "javac"), ("go", "go")):
         assert f"needs {command}" in printed["skipped"][f"humaneval-x {language}"]
     alone = run_qtk(*words, "--suite", "humaneval-x:js", "-o", tmp_path / "alone", env=nowhere, timeout=120)

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from qtk.bench.accuracy.options import ModelOptions
-from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.generation import ModelAnswers
-from qtk.bench.accuracy.suites.suites import load_suite
+from qtk.bench.accuracy.suites.suites import SuitePart, load_suite
 from qtk.bench.accuracy.suites.tasks import Task
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
@@ -73,7 +72,9 @@ def session(tmp_path_factory) -> DecoderSession:
     return DecoderSession.open(engine, 1)
 
 
-def written(session: DecoderSession, letters: str, rules: str, monkeypatch, prompt: str = "plain") -> list[list[str]]:
+def written(
+    session: DecoderSession, letters: str, rules: str, monkeypatch, chat_format: str = "none"
+) -> list[list[str]]:
     """The tokens, as text, that were generated for a task whose prompt ends in each letter; in one batch."""
     made: list[Generation] = []
     real = session.generate
@@ -84,16 +85,16 @@ def written(session: DecoderSession, letters: str, rules: str, monkeypatch, prom
 
     monkeypatch.setattr(session, "generate", generate)
     tasks = [Task(f"T/{letter}", "python", f'def f(x):\n    """{letter}', "", "", "f") for letter in letters]
-    found: list[Answer] = []
-    options = ModelOptions(max_new_tokens=MOST, prompt=prompt)  # type: ignore[arg-type]
-    if prompt == "chat":
+    options = ModelOptions(max_new_tokens=MOST, chat_format=chat_format)  # type: ignore[arg-type]
+    if chat_format == "model":
         monkeypatch.setattr("qtk.bench.accuracy.programs.generation.prompt_text", lambda suite, task, form: task.prompt)
-    ModelAnswers(session, options, rules)(load_suite("humaneval"), "python", tasks, found.append, set())  # type: ignore[arg-type]
+    part = SuitePart(load_suite("humaneval"), "python", True)
+    answers = list(ModelAnswers(session, options, rules).answers(part, tasks))  # type: ignore[arg-type]
     [call] = made
     # The batch ran no further than its longest row.
     assert len(call.token_seconds) + 1 == max(len(row) for row in call.tokens)
     rows = [[session.tokenizer.decode([token]) for token in row] for row in call.tokens]
-    assert ["".join(row) for row in rows] == [answer.generation for answer in found]
+    assert ["".join(row) for row in rows] == [answer.generation for answer in answers]
     return rows
 
 
@@ -107,7 +108,7 @@ def test_a_row_ends_with_the_token_that_makes_its_answer_certain(session, monkey
 
 
 def test_a_chat_answer_ends_with_its_fence(session, monkeypatch):
-    assert written(session, "d", "qtk", monkeypatch, "chat") == [WRITES["d"][:3]]
+    assert written(session, "d", "qtk", monkeypatch, "model") == [WRITES["d"][:3]]
 
 
 def test_the_other_harnesses_rules_stop_where_those_say(session, monkeypatch):
@@ -117,8 +118,3 @@ def test_the_other_harnesses_rules_stop_where_those_say(session, monkeypatch):
 
 def test_codefuse_rules_never_stop(session, monkeypatch):
     assert written(session, "ab", "codefuse", monkeypatch) == [whole("a"), whole("b")]
-
-
-def test_without_a_sign_of_the_end_a_row_goes_on_to_the_limit(session, monkeypatch):
-    monkeypatch.setattr(ModelAnswers, "_certain", lambda *_: False)
-    assert written(session, "a", "qtk", monkeypatch) == [whole("a")]

@@ -6,9 +6,13 @@ import json
 
 import pytest
 
-from qtk.bench.accuracy.likelihood import TaskLikelihood, score_likelihood
-from qtk.bench.accuracy.results.comparison import CompareOptions, compare, load_baseline, verdict
-from qtk.bench.accuracy.results.result import AccuracyResult, score_language
+from qtk.bench.accuracy.results.baseline import load_baseline
+from qtk.bench.accuracy.results.comparison import compare
+from qtk.bench.accuracy.results.likelihood import TaskLikelihood, score_likelihood
+from qtk.bench.accuracy.results.programs import score_programs
+from qtk.bench.accuracy.results.result import AccuracyResult
+from qtk.bench.accuracy.results.score import CompareOptions, TaskSource, conclusion
+from qtk.checkpoint.manifest import verify_chain
 from qtk.errors import InputError
 
 
@@ -17,14 +21,14 @@ def result(
 ) -> AccuracyResult:
     """A result of humaneval-x in which these task numbers of each language passed."""
     scores = [
-        score_language(
-            "humaneval-x", language, "x.jsonl", sha256,
+        score_programs(
+            TaskSource("humaneval-x", language, "x.jsonl", sha256),
             {f"T/{n}": ["passed" if n in numbers else "failed"] for n in range(tasks)}, [1],
         )
         for language, numbers in passed.items()
     ]  # fmt: skip
     settings: dict[str, object] = {
-        "qtk_version": "0", "model": "m", "answers": None, "rules": "qtk", "prompt_format": None, "decoding": {},
+        "qtk_version": "0", "model": "m", "answers": None, "rules": "qtk", "chat_format": None, "decoding": {},
         "sandbox": {"level": "namespaces"}, "scores": scores, "seconds": 0.0, "machine": {},
     }  # fmt: skip
     return AccuracyResult(**{**settings, **changes})
@@ -35,7 +39,7 @@ AFTER = result({"python": set(range(2, 130))})
 
 
 def test_flips_error_and_p_value():
-    [row] = compare(BEFORE, AFTER, CompareOptions()).languages
+    [row] = compare(BEFORE, AFTER, CompareOptions()).rows
     assert (row.lost, row.gained) == (["T/0", "T/1"], ["T/129"])
     assert row.before == pytest.approx(100 * 129 / 164)
     assert row.before_error == pytest.approx(3.21, abs=0.01)
@@ -47,13 +51,13 @@ def test_flips_error_and_p_value():
 
 
 def test_verdicts():
-    assert verdict(0.0, 0.0, 2.0) == "within tolerance"
-    assert verdict(-2.0, 0.0, 2.0) == "within tolerance"
-    assert verdict(-1.0, 0.4, 2.0) == "within tolerance"
-    assert verdict(-1.0, 1.0, 2.0) == "within tolerance, uncertain"
-    assert verdict(-3.0, 1.0, 2.0) == "beyond tolerance, uncertain"
-    assert verdict(-9.0, 1.0, 2.0) == "beyond tolerance"
-    assert verdict(5.0, None, 2.0) == "within tolerance, uncertain"
+    assert conclusion(0.0, 0.0, 2.0) == "within tolerance"
+    assert conclusion(-2.0, 0.0, 2.0) == "within tolerance"
+    assert conclusion(-1.0, 0.4, 2.0) == "within tolerance"
+    assert conclusion(-1.0, 1.0, 2.0) == "within tolerance, uncertain"
+    assert conclusion(-3.0, 1.0, 2.0) == "beyond tolerance, uncertain"
+    assert conclusion(-9.0, 1.0, 2.0) == "beyond tolerance"
+    assert conclusion(5.0, None, 2.0) == "within tolerance, uncertain"
 
 
 def test_the_published_figures_are_whole_counts_of_tasks():
@@ -66,9 +70,9 @@ def test_the_published_figures_are_whole_counts_of_tasks():
 
 
 def test_results_on_other_terms_are_refused_with_every_reason():
-    other = result({"python": {1}}, rules="codefuse", prompt_format="chat", sha256="1" * 64)
-    with pytest.raises(InputError, match=r"(?s)extraction rules.*prompt format.*task files differ"):
-        compare(result({"python": {1}}, prompt_format="plain"), other, CompareOptions())
+    other = result({"python": {1}}, rules="codefuse", chat_format="model", sha256="1" * 64)
+    with pytest.raises(InputError, match=r"(?s)extraction rules.*chat format.*task files differ"):
+        compare(result({"python": {1}}, chat_format="none"), other, CompareOptions())
     with pytest.raises(InputError, match="only in one of the two"):
         compare(BEFORE, result({"python": {1}}, tasks=100), CompareOptions())
     with pytest.raises(InputError, match="no suite and language"):
@@ -84,9 +88,9 @@ def test_what_differs_harmlessly_is_noted():
 def test_several_samples_a_task_have_no_mcnemar():
     def sampled(second: str) -> AccuracyResult:
         tasks = {f"T/{n}": ["passed", second] for n in range(4)}
-        return result({}, scores=[score_language("humaneval-x", "go", "x", "0", tasks, [1])])
+        return result({}, scores=[score_programs(TaskSource("humaneval-x", "go", "x", "0"), tasks, [1])])
 
-    [row] = compare(sampled("passed"), sampled("failed"), CompareOptions()).languages
+    [row] = compare(sampled("passed"), sampled("failed"), CompareOptions()).rows
     assert row.p_value is None
     assert row.difference == -50
 
@@ -94,31 +98,32 @@ def test_several_samples_a_task_have_no_mcnemar():
 def test_likelihoods_are_compared_task_by_task():
     def likely(per_token: list[float], sha256: str = "0") -> AccuracyResult:
         tasks = {f"T/{n}": TaskLikelihood(log_likelihood=10 * value, tokens=10) for n, value in enumerate(per_token)}
-        return result({}, likelihood=[score_likelihood("likelihood", "python", "x.jsonl", sha256, tasks)])
+        return result({}, scores=[score_likelihood(TaskSource("likelihood", "python", "x.jsonl", sha256), tasks)])
 
     before, after = likely([-1.0, -2.0, -3.0, -4.0]), likely([-1.1, -2.2, -3.1, -4.2])
-    [row] = compare(before, after, CompareOptions()).likelihood
+    [row] = compare(before, after, CompareOptions()).rows
     assert (row.before, row.after, row.worse) == (-2.5, pytest.approx(-2.65), 4)
     assert row.difference == pytest.approx(-0.15)
     assert row.difference_error == pytest.approx(0.057735 / 2, rel=1e-3)
     assert row.p_value == pytest.approx(2.0e-7, rel=0.1)
-    [same] = compare(before, before, CompareOptions()).likelihood
+    [same] = compare(before, before, CompareOptions()).rows
     assert (same.difference, same.p_value, same.worse, same.verdict) == (0, 1, 0, "within tolerance")
     assert row.verdict == "beyond tolerance"
-    assert compare(before, after, CompareOptions()).beyond == ["likelihood python (-0.1500 nats)"]
+    [lost] = compare(before, after, CompareOptions()).beyond
+    assert (lost.label, lost.change) == ("likelihood python", "-0.1500 nats per token")
     assert compare(before, after, CompareOptions(likelihood_tolerance=0.2)).beyond == []
     with pytest.raises(InputError, match="task files differ"):
         compare(before, likely([-1.0, -2.0, -3.0, -4.0], "1"), CompareOptions())
 
 
 def test_answers_from_a_file_are_compared_with_a_models_and_that_is_noted():
-    model = result({"python": {1}}, prompt_format="plain", decoding={"temperature": 0.0})
+    model = result({"python": {1}}, chat_format="none", decoding={"temperature": 0.0})
     given = result({"python": {2}}, model=None, answers="a.jsonl")
     for before, after, side in ((model, given, "after"), (given, model, "before")):
         [note] = compare(before, after, CompareOptions()).differences
         assert f"the answers of {side} come from a file" in note
-    with pytest.raises(InputError, match="prompt format: plain before, chat after"):
-        compare(model, result({"python": {1}}, prompt_format="chat"), CompareOptions())
+    with pytest.raises(InputError, match="chat format: none before, model after"):
+        compare(model, result({"python": {1}}, chat_format="model"), CompareOptions())
 
 
 def test_small_probabilities_are_not_0_and_likelihoods_are_drawn_too(tmp_path, run_qtk):
@@ -126,19 +131,16 @@ def test_small_probabilities_are_not_0_and_likelihoods_are_drawn_too(tmp_path, r
     for name, shift in (("before", 0.0), ("after", -0.1)):
         tasks = {f"T/{n}": TaskLikelihood(log_likelihood=-n + 10 * shift * (n + 9), tokens=10) for n in range(1, 60)}
         paths.append(tmp_path / f"{name}.json")
-        likely = [score_likelihood("likelihood", "python", "x.jsonl", "0", tasks)]
-        paths[-1].write_text(result({}, likelihood=likely).model_dump_json())
-    files = (tmp_path / "c.json", tmp_path / "c.svg")
-    done = run_qtk("bench", "compare", *paths, "-o", files[0], "--plot", files[1], "--gate", env={"COLUMNS": "250"})
+        likely = [score_likelihood(TaskSource("likelihood", "python", "x.jsonl", "0"), tasks)]
+        paths[-1].write_text(result({}, scores=likely).model_dump_json())
+    out = tmp_path / "c"
+    done = run_qtk("bench", "compare", *paths, "-o", out, "--plot", "c.svg", "--gate", env={"COLUMNS": "250"})
     assert done.returncode == 3
     assert "nats" in done.stderr
     assert "e-" in done.stdout
     assert "beyond tolerance" in done.stdout
-    assert json.loads(files[0].read_text())["likelihood"][0]["verdict"] == "beyond tolerance"
-    assert b"<svg" in files[1].read_bytes()
-    drawn = run_qtk("bench", "compare", *paths, "-o", tmp_path / "d.json", "--plot", tmp_path / "d.xyz")
-    assert drawn.returncode == 2
-    assert (tmp_path / "d.json").exists()
+    assert json.loads((out / "comparison.json").read_text())["rows"][0]["verdict"] == "beyond tolerance"
+    assert b"<svg" in (out / "c.svg").read_bytes()
 
 
 def test_the_command_prints_writes_draws_and_gates(tmp_path, run_qtk):
@@ -150,16 +152,38 @@ def test_the_command_prints_writes_draws_and_gates(tmp_path, run_qtk):
     assert plain.returncode == 0, plain.stderr
     assert "lost: T/0, T/1" in plain.stdout
     assert "78.65 -> 78.05" in plain.stdout
-    files = (tmp_path / "c.json", tmp_path / "c.svg")
-    gated = run_qtk(
-        "bench", "compare", *paths, "--tolerance", "0.5", "--gate", "--json", "-o", files[0], "--plot", files[1]
-    )
+    out = tmp_path / "c"
+    words = ("bench", "compare", *paths)
+    gated = run_qtk(*words, "--tolerance", "0.5", "--gate", "--json", "-o", out, "--plot", "c.svg")
     assert gated.returncode == 3
-    assert "-0.61 points" in gated.stderr
-    assert json.loads(gated.stdout) == json.loads(files[0].read_text())
-    assert b"<svg" in files[1].read_bytes()
-    again = run_qtk("bench", "compare", *paths, "-o", files[0])
-    assert again.returncode == 2
-    wrong = run_qtk("bench", "compare", tmp_path / "c.json", paths[1])
-    assert wrong.returncode == 2
-    assert "no result" in wrong.stderr
+    assert "humaneval-x python: -0.61 points, tolerance 0.5" in gated.stderr
+    assert json.loads(gated.stdout) == json.loads((out / "comparison.json").read_text())
+    assert b"<svg" in (out / "c.svg").read_bytes()
+    assert [finding.status for finding in verify_chain(out)] == ["ok"] * 4
+    assert run_qtk(*words, "-o", out).returncode == 2
+    assert run_qtk(*words, "--plot", tmp_path / "alone.svg").returncode == 0
+    assert b"<svg" in (tmp_path / "alone.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("-o", "c.json"), "-o names a directory now, into which result.json is written: give -o c."),
+        (("--plot", "c.xyz"), "the name of a plot ends in .png, .svg, .pdf"),
+        (("-o", "c", "--plot", "pictures/c.svg"), "give --plot c.svg"),
+        (("--baseline", "nobody"), "There is no baseline 'nobody'"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, run_qtk, words, complaint):
+    (tmp_path / "before.json").write_text(BEFORE.model_dump_json())
+    done = run_qtk("bench", "compare", "before.json", "before.json", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["before.json"]
+
+
+def test_a_comparison_is_not_a_result(tmp_path, run_qtk):
+    (tmp_path / "c.json").write_text(compare(BEFORE, AFTER, CompareOptions()).model_dump_json())
+    done = run_qtk("bench", "compare", tmp_path / "c.json", tmp_path / "c.json")
+    assert done.returncode == 2
+    assert "is not a result of `qtk bench accuracy`" in done.stderr

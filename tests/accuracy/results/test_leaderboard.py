@@ -7,8 +7,11 @@ import json
 import pytest
 
 from qtk.bench.accuracy.results.leaderboard import LeaderboardOptions, leaderboard, load_reference, win_rates
-from qtk.bench.accuracy.results.result import AccuracyResult, score_language
+from qtk.bench.accuracy.results.programs import score_programs
+from qtk.bench.accuracy.results.result import AccuracyResult
+from qtk.bench.accuracy.results.score import TaskSource
 from qtk.bench.accuracy.suites.suites import chosen_parts, load_suite
+from qtk.checkpoint.manifest import verify_chain
 from qtk.errors import InputError
 
 
@@ -18,9 +21,9 @@ def result(passed: dict[tuple[str, str], int], tasks: int | None = None) -> Accu
     for (suite, language), number in passed.items():
         count = tasks or load_suite(suite).languages[language].tasks
         verdicts = {f"T/{n}": ["passed" if n < number else "failed"] for n in range(count)}
-        scores.append(score_language(suite, language, "x.jsonl", "0" * 64, verdicts, [1]))
+        scores.append(score_programs(TaskSource(suite, language, "x.jsonl", "0" * 64), verdicts, [1]))
     return AccuracyResult(
-        qtk_version="0", model="m", answers=None, rules="qtk", prompt_format=None, decoding={}, sandbox={},
+        qtk_version="0", model="m", answers=None, rules="qtk", chat_format=None, decoding={}, sandbox={},
         scores=scores, seconds=0.0, machine={},
     )  # fmt: skip
 
@@ -93,16 +96,18 @@ def test_the_command_prints_writes_and_takes_a_table_of_ones_own(tmp_path, run_q
         "models:\n  above: {source: a, scores: [60]}\n  equal: {source: a, scores: [50]}\n"
     )
     words = ("bench", "leaderboard", tmp_path / "scores", "--reference", own)
-    done = run_qtk(*words, "--json", "-o", tmp_path / "table.json")
+    done = run_qtk(*words, "--json", "-o", tmp_path / "table")
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
-    assert json.loads((tmp_path / "table.json").read_text()) == printed
+    assert json.loads((tmp_path / "table" / "result.json").read_text()) == printed
     rates = {row["model"]: list(row["win_rate"].values()) for row in printed["standings"]}
     assert rates == {"above": [3.0], "equal": [1.5], str(tmp_path / "scores"): [1.5]}
     plain = run_qtk("bench", "leaderboard", tmp_path / "scores")
     assert "CodeFuse-DeepSeek-33b" in plain.stdout
     assert "1 to 17" in plain.stdout
-    assert run_qtk(*words, "-o", tmp_path / "table.json").returncode == 2
+    assert {finding.status for finding in verify_chain(tmp_path / "table")} == {"ok"}
+    assert run_qtk(*words, "-o", tmp_path / "table").returncode == 2
+    assert "-o names a directory now" in run_qtk(*words, "-o", tmp_path / "other.json").stderr
     own.write_text(own.read_text().replace("[60]", "[60, 61]"))
     wrong = run_qtk(*words)
     assert wrong.returncode == 2

@@ -1,23 +1,22 @@
-"""Asks a model the questions of a set in both ways, in batches; what is answered is written at once."""
+"""Asks a model the questions of a set in both ways, in batches; every answer is written at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from qtk.bench.accuracy.answer_source import AskedModel
 from qtk.bench.accuracy.choices.questions import Question, answer_part, certain, picked, question
-from qtk.bench.accuracy.choices.rows import Row
+from qtk.bench.accuracy.choices.rows import QuestionRow
+from qtk.bench.accuracy.jsonl import complete_rows, write_row
 from qtk.bench.accuracy.likelihood import scored_tokens
-from qtk.bench.accuracy.options import ModelOptions
-from qtk.bench.accuracy.programs.answers import write_line
-from qtk.bench.accuracy.programs.generation import generated_texts
-from qtk.bench.accuracy.programs.language_run import complete_rows
+from qtk.bench.accuracy.programs.generation import TextRequest, generated_texts
 from qtk.bench.accuracy.programs.prompts import encode
-from qtk.bench.accuracy.results.choice_scores import ChoiceAnswer
-from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
+from qtk.bench.accuracy.results.choices import MODES, ChoiceAnswer, Mode
+from qtk.bench.accuracy.suites.suites import SuitePart
 from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError, listing
 from qtk.progress import Progress
@@ -26,8 +25,8 @@ CHOICES_NAME = "choices.jsonl"
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A question as tokens: the prompt, and a row an option."""
+class EncodedQuestion:
+    """A question as tokens: the prompt, and a row an option. fewer_examples: not all the examples fit into the engine."""
 
     question: Question
     prompt: list[int]
@@ -35,90 +34,107 @@ class Encoded:
     fewer_examples: bool
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a model gave as its answer in one of the two ways; details: what the line in the file says besides."""
+
+    mode: Mode
+    question: Question
+    answer: int | None
+    details: Mapping[str, object]
+
+
 class Asking:
-    """The questions of one set and what an earlier, stopped run has answered of them."""
+    """Asks the questions of one set; those that an earlier, stopped run has answered in the directory are not asked again."""
 
-    def __init__(
-        self, session: DecoderSession, options: ModelOptions, suite: str, name: str, about: ChoiceSet, directory: Path
-    ) -> None:
-        self.session, self.options = session, options
-        self.suite, self.name, self.about = suite, name, about
+    def __init__(self, model: AskedModel, part: SuitePart, directory: Path) -> None:
+        self.model, self.part = model, part
+        self.choice_set = part.suite.sets[part.name]
         self.file = directory / CHOICES_NAME
-        self.chat = options.prompt != "plain"
 
-    def answers(self, rows: Sequence[Row]) -> tuple[dict[str, ChoiceAnswer], int]:
-        """task_id -> answer, in the order of the rows; and how many were asked with fewer examples than wanted.
+    def answers(self, rows: Sequence[QuestionRow]) -> tuple[dict[str, ChoiceAnswer], int]:
+        """task_id -> answer, in the order of the rows; and how many were asked with fewer examples than the set wants.
 
         InputError names every question that the engine cannot hold, before anything is asked.
         """
-        encoded = self._encoded(rows)
-        finished: dict[str, dict[str, int | None]] = {"generation": {}, "perplexity": {}}
-        for row in complete_rows(self.file):
-            if (row["suite"], row["set"]) == (self.suite, self.name):
-                finished[row["mode"]][row["task_id"]] = row["answer"]
+        questions = self._encoded(rows)
+        finished = self._finished()
+        place = {"suite": self.part.suite.name, "set": self.part.name}
         with open(self.file, "a", encoding="utf-8") as stream:
-
-            def take(mode: str, one: Question, answer: int | None, more: dict[str, object]) -> None:
-                about: dict[str, object] = {"suite": self.suite, "set": self.name, "task_id": one.id, "mode": mode}
-                write_line(stream, {**about, "answer": answer, "gold": one.gold, **more})
-                finished[mode][one.id] = answer
-
-            self._generate([one for one in encoded if one.question.id not in finished["generation"]], take)
-            self._read([one for one in encoded if one.question.id not in finished["perplexity"]], take)
-        answers = {}
-        for one in encoded:
-            likeliest = finished["perplexity"][one.question.id]
-            assert likeliest is not None
-            answers[one.question.id] = ChoiceAnswer(
-                subject=one.question.subject,
-                gold=one.question.gold,
-                generation=finished["generation"][one.question.id],
-                perplexity=likeliest,
+            for mode, ask in zip(MODES, (self._generated, self._read), strict=True):
+                for given in ask([one for one in questions if one.question.id not in finished[mode]]):
+                    asked = given.question
+                    line = {**place, "task_id": asked.id, "mode": mode, "answer": given.answer, "gold": asked.gold}
+                    write_row(stream, {**line, **given.details})
+                    finished[mode][asked.id] = given.answer
+        answers = {
+            encoded.question.id: ChoiceAnswer.model_validate(
+                {
+                    "subject": encoded.question.subject,
+                    "gold": encoded.question.gold,
+                    **{mode: finished[mode][encoded.question.id] for mode in MODES},
+                }
             )
-        return answers, sum(one.fewer_examples for one in encoded)
+            for encoded in questions
+        }
+        return answers, sum(encoded.fewer_examples for encoded in questions)
 
-    def _encoded(self, rows: Sequence[Row]) -> list[Encoded]:
-        room, found, long = self.session.limits.max_positions, [], []
+    def _finished(self) -> dict[Mode, dict[str, int | None]]:
+        """mode -> task_id -> answer, of an earlier run."""
+        finished: dict[Mode, dict[str, int | None]] = {mode: {} for mode in MODES}
+        for row in complete_rows(self.file):
+            if (row["suite"], row["set"]) == (self.part.suite.name, self.part.name):
+                finished[row["mode"]][row["task_id"]] = row["answer"]
+        return finished
+
+    def _encoded(self, rows: Sequence[QuestionRow]) -> list[EncodedQuestion]:
+        """Each question with as many of its examples as the engine can hold."""
+        limit = self.model.session.limits.max_positions
+        questions, long = [], []
         for row in rows:
             for shots in range(len(row.shots), -1, -1):
-                one = self._encode(question(self.about, row, shots), shots < len(row.shots))
-                need = max(len(one.prompt) + self.about.answer_tokens, *map(len, one.texts))
-                if need <= room:
-                    found.append(one)
+                encoded = self._encode(question(self.choice_set, row, shots), shots < len(row.shots))
+                need = max(len(encoded.prompt) + self.choice_set.answer_tokens, *map(len, encoded.texts))
+                if need <= limit:
+                    questions.append(encoded)
                     break
             else:
                 long.append(f"{row.id}: {need} tokens")
         if long:
             raise InputError(
-                f"The engine holds {room} tokens; these questions of {self.name} are longer (build-engine "
+                f"The engine holds {limit} tokens; these questions of {self.part.name} are longer (build-engine "
                 f"--max-input-len):\n{listing(long)}"
             )
-        return found
+        return questions
 
-    def _encode(self, one: Question, fewer: bool) -> Encoded:
-        tokenizer = self.session.tokenizer
-        prompt = encode(tokenizer, one.prompt, self.options.prompt)
-        return Encoded(one, prompt, [[*tokenizer.bos_ids, *tokenizer.encode(text)] for text in one.texts], fewer)
+    def _encode(self, asked: Question, fewer_examples: bool) -> EncodedQuestion:
+        tokenizer = self.model.session.tokenizer
+        prompt = encode(tokenizer, asked.prompt, self.model.options.chat_format)
+        texts = [[*tokenizer.bos_ids, *tokenizer.encode(text)] for text in asked.texts]
+        return EncodedQuestion(asked, prompt, texts, fewer_examples)
 
-    def _generate(self, wanted: list[Encoded], take: Callable[..., None]) -> None:
-        pick = self.about.pick
+    def _generated(self, questions: Sequence[EncodedQuestion]) -> Iterator[Given]:
+        """The letters that the model writes."""
+        model, pick = self.model, self.choice_set.pick
+        chat = model.options.chat_format != "none"
+        requests = [
+            TextRequest(encoded.question.id, encoded.prompt, self._end(encoded.question, chat)) for encoded in questions
+        ]
+        label = f"{self.part.name}: generating"
+        texts = generated_texts(model.session, requests, self.choice_set.answer_tokens, model.options, label)
+        for number, text in texts:
+            asked = questions[number].question
+            answer = picked(pick, answer_part(text, chat=chat), asked.options)
+            yield Given("generation", asked, answer, {"text": text})
 
-        def enough(index: int, text: str, _: str) -> bool:
-            return certain(pick, text, wanted[index].question.options, chat=self.chat)
+    def _end(self, asked: Question, chat: bool) -> Callable[[str, str], bool]:
+        return lambda text, piece: certain(self.choice_set.pick, text, asked.options, chat=chat)
 
-        made = generated_texts(
-            self.session, [one.prompt for one in wanted], self.about.answer_tokens, self.options, enough,
-            [one.question.id for one in wanted], f"{self.name}: generating",
-        )  # fmt: skip
-        for index, text in made:
-            one = wanted[index].question
-            part = answer_part(text, chat=self.chat)
-            take("generation", one, picked(pick, part, one.options), {"text": text})
-
-    def _read(self, wanted: list[Encoded], take: Callable[..., None]) -> None:
-        with Progress(f"{self.name}: reading", len(wanted), "questions") as progress:
-            for index, losses in option_losses(self.session, [one.texts for one in wanted]):
-                take("perplexity", wanted[index].question, int(np.argmin(losses)), {"losses": losses})
+    def _read(self, questions: Sequence[EncodedQuestion]) -> Iterator[Given]:
+        """The options whose texts the model finds likeliest."""
+        with Progress(f"{self.part.name}: reading", len(questions), "questions") as progress:
+            for number, losses in option_losses(self.model.session, [encoded.texts for encoded in questions]):
+                yield Given("perplexity", questions[number].question, int(np.argmin(losses)), {"losses": losses})
                 progress.advance(1)
 
 
@@ -126,7 +142,7 @@ def option_losses(
     session: DecoderSession, questions: Sequence[Sequence[list[int]]]
 ) -> Iterator[tuple[int, list[float]]]:
     """For each question its number and a loss an option: the text's summed negative log-likelihood (nats) over its
-    number of tokens, first one included, as OpenCompass divides. Questions come as their last option is read.
+    number of tokens, first one included, as OpenCompass divides. A question comes when its last option has been read.
     """
     places = [(number, option) for number, texts in enumerate(questions) for option in range(len(texts))]
     texts = [text for texts in questions for text in texts]

@@ -1,4 +1,4 @@
-"""From a row to what a model reads: the prompt that asks for a letter, and a text an option for perplexity."""
+"""Makes what a model reads from a row: the prompt that asks for a letter, and one text an option for perplexity."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from jinja2 import StrictUndefined, Template, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from qtk.bench.accuracy.choices.rows import Row
+from qtk.bench.accuracy.choices.rows import QuestionRow
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
 from qtk.errors import InputError
 
 LETTERS = "ABCDEFG"
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
-_SAID = r"(?:answer|option|choice)(?:\s+(?:is|was|should be))?\s*[:：]?\s*[\"'(*]*"
-_SAID_CHINESE = r"(?:答案|选项|选择|应选|选)(?:应该?)?(?:是|为)?\s*[:：]?\s*[“\"'(（*]*"
+_ANSWER_IS = r"(?:answer|option|choice)(?:\s+(?:is|was|should be))?\s*[:：]?\s*[\"'(*]*"
+_ANSWER_IS_CHINESE = r"(?:答案|选项|选择|应选|选)(?:应该?)?(?:是|为)?\s*[:：]?\s*[“\"'(（*]*"
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, ready to ask. `prompt` asks for a letter; `texts`: one an option, the likeliest is the answer."""
+    """One question, ready to ask. prompt: asks for a letter. texts: one an option, of which the likeliest is the answer."""
 
     id: str
     subject: str
@@ -31,46 +31,46 @@ class Question:
     texts: tuple[str, ...]
 
 
-def question(about: ChoiceSet, row: Row, shots: int | None = None) -> Question:
-    """The templates filled with a row, after `shots` of its examples (default: all that the set asks for)."""
-    examples = row.shots[: about.shots if shots is None else shots]
-    front = "".join(f"{_asked(about, one)}{_gap(about)}{LETTERS[one.gold]}\n\n" for one in examples)
-    prompt = front + _asked(about, row)
-    return Question(row.id, row.subject, row.gold, len(row.options), prompt, _texts(about, row, prompt))
+def question(choice_set: ChoiceSet, row: QuestionRow, shots: int | None = None) -> Question:
+    """The set's templates filled with a row, after `shots` of the row's examples (default: as many as the set wants)."""
+    examples = row.shots[: choice_set.shots if shots is None else shots]
+    front = "".join(f"{_ask(choice_set, example)}{_gap(choice_set)}{LETTERS[example.gold]}\n\n" for example in examples)
+    prompt = front + _ask(choice_set, row)
+    return Question(row.id, row.subject, row.gold, len(row.options), prompt, _texts(choice_set, row, prompt))
 
 
-def _asked(about: ChoiceSet, row: Row) -> str:
-    lines = [_fill(about.ask, row, {})]
-    lines += [f"{LETTERS[index]}. {option}" for index, option in enumerate(_options(about, row))]
-    return "\n".join([*lines, about.cue])
+def _ask(choice_set: ChoiceSet, row: QuestionRow) -> str:
+    lines = [_fill(choice_set.ask, row, {})]
+    lines += [f"{LETTERS[index]}. {option}" for index, option in enumerate(_options(choice_set, row))]
+    return "\n".join([*lines, choice_set.cue])
 
 
-def _options(about: ChoiceSet, row: Row) -> list[str]:
-    """The set's options are templates; a row's own are data, and never filled."""
-    return [_fill(option, row, {}) for option in about.options] if about.options else list(row.options)
+def _options(choice_set: ChoiceSet, row: QuestionRow) -> list[str]:
+    """The options of a set are templates; the options of a row are data, and are never filled."""
+    return [_fill(option, row, {}) for option in choice_set.options] if choice_set.options else list(row.options)
 
 
-def _gap(about: ChoiceSet) -> str:
-    """Between cue and letter: a blank, but none after a full-width colon."""
-    return " " if about.cue.isascii() else ""
+def _gap(choice_set: ChoiceSet) -> str:
+    """What stands between cue and letter: a blank, or nothing after a full-width colon."""
+    return " " if choice_set.cue.isascii() else ""
 
 
-def _texts(about: ChoiceSet, row: Row, prompt: str) -> tuple[str, ...]:
+def _texts(choice_set: ChoiceSet, row: QuestionRow, prompt: str) -> tuple[str, ...]:
     return tuple(
         _fill(
-            about.text if isinstance(about.text, str) else about.text[index],
+            choice_set.text if isinstance(choice_set.text, str) else choice_set.text[index],
             row,
-            {"option": option, "letter": f"{_gap(about)}{LETTERS[index]}", "prompt": prompt},
+            {"option": option, "letter": f"{_gap(choice_set)}{LETTERS[index]}", "prompt": prompt},
         )
-        for index, option in enumerate(_options(about, row))
+        for index, option in enumerate(_options(choice_set, row))
     )
 
 
-def _fill(template: str, row: Row, more: dict[str, str]) -> str:
+def _fill(template: str, row: QuestionRow, more: dict[str, str]) -> str:
     try:
         return _compiled(template).render(**row.fields, **more, subject=row.subject.replace("_", " ")).strip()
     except UndefinedError as error:
-        raise InputError(f"Question {row.id} has not what its template asks for: {error}.") from None
+        raise InputError(f"Question {row.id} lacks a field that its template uses: {error}.") from None
 
 
 @functools.cache
@@ -79,29 +79,29 @@ def _compiled(template: str) -> Template:
 
 
 def picked(rule: str, text: str, options: int) -> int | None:
-    """The option that an answer names, or None.
+    """The index of the option that an answer names, or None.
 
-    first_capital: its first capital letter, which must be one of the options. first_option: the letter that it says is
-    the answer ("the answer is B"), else the first letter of an option that stands alone.
+    rule first_capital: the first capital letter of the answer, which must be one of the options. first_option: the letter
+    that the answer calls its answer ("the answer is B"), else the first letter of an option that stands alone.
     """
     letters = LETTERS[:options]
     if rule == "first_capital":
-        found = re.search("[A-Z]", text)
-        return letters.index(found[0]) if found and found[0] in letters else None
-    said = _said(letters).search(text)
-    if said:
-        return letters.index(said["letter"])
+        capital = re.search("[A-Z]", text)
+        return letters.index(capital[0]) if capital and capital[0] in letters else None
+    statement = _statement(letters).search(text)
+    if statement:
+        return letters.index(statement["letter"])
     alone = re.search(rf"(?<![A-Za-z'])[{letters}](?![A-Za-z'])", text)
     return letters.index(alone[0]) if alone else None
 
 
 @functools.cache
-def _said(letters: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:(?i:{_SAID})|{_SAID_CHINESE})(?P<letter>[{letters}])(?![A-Za-z'])")
+def _statement(letters: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:(?i:{_ANSWER_IS})|{_ANSWER_IS_CHINESE})(?P<letter>[{letters}])(?![A-Za-z'])")
 
 
 def answer_part(text: str, *, chat: bool) -> str:
-    """What of a generation is its answer: in a chat all of it, else its first line that is not blank."""
+    """The part of a generation that is its answer: all of it in a chat, else its first line that is not blank."""
     if chat:
         return text
     rest = text.lstrip()
@@ -109,11 +109,13 @@ def answer_part(text: str, *, chat: bool) -> str:
 
 
 def certain(rule: str, text: str, options: int, *, chat: bool) -> bool:
-    """Whether nothing that may still come could change what is picked: generation may stop."""
+    """Whether generation may stop, because nothing that could follow would change which option is picked."""
     if not chat and "\n" in text.lstrip():
         return True
     part = answer_part(text, chat=chat)
     if rule == "first_capital":
         return re.search("[A-Z]", part) is not None
-    said = _said(LETTERS[:options]).search(part)
-    return said is not None and said.end() < len(part)  # the character after it decides whether the letter stands alone
+    statement = _statement(LETTERS[:options]).search(part)
+    return statement is not None and statement.end() < len(
+        part
+    )  # the character after it decides whether the letter stands alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qtk.bench.accuracy.options import PromptFormat
+from qtk.bench.accuracy.options import ChatFormat
 from qtk.bench.accuracy.suites.suites import Suite
 from qtk.bench.accuracy.suites.tasks import Task
 from qtk.models.chat import codefuse_chat
@@ -29,16 +29,16 @@ _NAMES = {
 _HASH_COMMENTS = frozenset({"python", "r", "julia", "perl", "ruby", "bash"})
 
 
-def prompt_text(suite: Suite, task: Task, prompt_format: PromptFormat) -> str:
-    """The text to continue (plain), or the user's message (chat, codefuse)."""
+def prompt_text(suite: Suite, task: Task, chat_format: ChatFormat) -> str:
+    """The text to continue (none), or the user's message (model, codefuse)."""
     name = _NAMES.get(task.language, task.language)
     tests = "Your code should satisfy these tests:\n" + "\n".join(task.example_tests)
-    if prompt_format == "codefuse":
+    if chat_format == "codefuse":
         if suite.layout == "mbpp":
             return task.prompt + tests  # no line break between the two: as codefuse-evaluation's nl2code has it
         comment = "#" if task.language in _HASH_COMMENTS else "//"
         return f"{comment} language: {name}\n{task.prompt}"
-    if prompt_format == "chat":
+    if chat_format == "model":
         if suite.layout == "mbpp":
             return f"{task.prompt}\n{tests}\nAnswer with one block of Python code."
         tag = task.language
@@ -51,14 +51,14 @@ def prompt_text(suite: Suite, task: Task, prompt_format: PromptFormat) -> str:
     return task.prompt.strip()
 
 
-def encode(tokenizer: TextTokenizer, text: str, prompt_format: PromptFormat) -> list[int]:
+def encode(tokenizer: TextTokenizer, text: str, chat_format: ChatFormat) -> list[int]:
     """Token ids of the prompt. A rendered chat carries its special tokens as text, so none are added to it.
 
     Nothing is ever cut off: a prompt that an engine cannot hold is an error.
     """
-    if prompt_format == "plain":
+    if chat_format == "none":
         return tokenizer.encode(text, special=True)
     messages = [{"role": "user", "content": text}]
-    if prompt_format == "codefuse":
+    if chat_format == "codefuse":
         return tokenizer.encode(codefuse_chat(messages, "", generation_prompt=True))
     return tokenizer.encode(tokenizer.render(messages, "model"))

@@ -1,1 +1,1 @@
-"""What an accuracy run found, comparisons and rankings of it. Nothing here loads torch."""
+"""What an accuracy run measured, and comparisons and rankings of it. Nothing in this package loads torch."""

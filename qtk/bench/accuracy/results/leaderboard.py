@@ -2,7 +2,7 @@
 
 Average score: the plain mean of a model's pass@1 over the languages. Win Rate: in each language the models are ranked by
 pass@1, ties sharing their mean rank; of N models rank r gives N - (r - 1) points; the mean of the points over the
-languages. It is no percentage: it lies between 1 and N, and depends on who else is in the table.
+languages. It is not a percentage: it lies between 1 and N, and depends on the other models in the table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qtk.bench.accuracy.results.programs import ProgramsScore
 from qtk.bench.accuracy.results.result import AccuracyResult
+from qtk.bench.accuracy.results.tables import ResultTable
 from qtk.bench.accuracy.suites.suites import load_suite
 from qtk.errors import InputError, listing
 from qtk.shipped import find_yaml, read_yaml
@@ -22,7 +24,7 @@ _PYTHON = ("humaneval", "python")
 
 
 class LeaderboardOptions(BaseModel):
-    """Whom a model is ranked among."""
+    """Which published models a model is ranked among."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     reference: str = Field("bigcode", description="Published models to rank among: a name or a YAML file.")
@@ -39,7 +41,7 @@ class ReferenceModel(BaseModel):
 
 
 class ReferenceTable(BaseModel):
-    """Published models. sources: what a model's `source` stands for."""
+    """Published models. sources: what the `source` of a model means."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -76,6 +78,23 @@ class Leaderboard(BaseModel):
     absent: list[str]
     standings: list[Standing]
 
+    def table(self) -> ResultTable:
+        """The standings; measured models are marked with ">"."""
+        results = [row.model for row in self.standings if not row.published]
+        rates = ["Win Rate"] if len(results) == 1 else [f"Win Rate beside {name}" for name in sorted(results)]
+        rows = [
+            (
+                row.model if row.published else f"> {row.model}",
+                row.average,
+                *(row.win_rate.get(name) for name in sorted(results)),
+                *(row.scores[language] for language in self.languages),
+            )
+            for row in self.standings
+        ]
+        count = len(self.languages)
+        title = f"pass@1 (%) in {count} languages; Win Rate: 1 to {self.models}, the number of models"
+        return ResultTable(title, ("model", "average", *rates, *self.languages), tuple(rows))
+
 
 def win_rates(scores: Sequence[Sequence[float]]) -> list[float]:
     """The models' Win Rates, rounded as the leaderboard does. scores[model][language]: pass@1."""
@@ -93,46 +112,49 @@ def load_reference(name: str) -> ReferenceTable:
     """A table that ships, by name, or one from a YAML file by path. InputError names every model whose row is too short."""
     path = find_yaml(_ROOM, name, "reference table")
     table = read_yaml(path, ReferenceTable, "reference table")
-    wanted = len(table.languages)
-    wrong = [f"{name}: {len(row.scores)} scores" for name, row in table.models.items() if len(row.scores) != wanted]
-    if wrong or not table.models:
-        raise InputError(f"{path} has {wanted} languages, but not for each model as many scores:\n{listing(wrong)}")
+    count = len(table.languages)
+    short = [f"{name}: {len(row.scores)} scores" for name, row in table.models.items() if len(row.scores) != count]
+    if short or not table.models:
+        raise InputError(
+            f"{path} has {count} languages, but some models have another number of scores:\n{listing(short)}"
+        )
     return table
 
 
 def leaderboard(results: dict[str, AccuracyResult], options: LeaderboardOptions) -> Leaderboard:
     """Ranks each result among the published models, one at a time: together they would displace each other.
 
-    Only the languages count that all results have. InputError when there is none, or a language was not scored whole.
+    Only the languages that all results have are counted. InputError when there is none, or when a language was scored in
+    part.
     """
     table = load_reference(options.reference)
-    found = {name: _scores(result) for name, result in results.items()}
-    languages = [language for language in table.languages if all(language in scores for scores in found.values())]
+    measured = {name: _rates(result) for name, result in results.items()}
+    languages = [language for language in table.languages if all(language in rates for rates in measured.values())]
     _require_whole(results, languages)
     if not languages:
         raise InputError(
-            f"The results have no language in common with {table.name}: suite leaderboard has them: "
-            "python from humaneval, the others from multipl-e."
+            f"The results have no language in common with {table.name}. The suite `leaderboard` has its languages: python "
+            "from humaneval, the others from multipl-e."
         )
     places = [table.languages.index(language) for language in languages]
     published = {name: [row.scores[place] for place in places] for name, row in table.models.items()}
-    beside: dict[str, dict[str, float]] = {name: {} for name in [*published, *found]}
-    for name, scores in found.items():
+    beside: dict[str, dict[str, float]] = {name: {} for name in [*published, *measured]}
+    for name, rates in measured.items():
         names = [*published, name]
-        rates = win_rates([*published.values(), [scores[language] for language in languages]])
-        for model, rate in zip(names, rates, strict=True):
+        winning = win_rates([*published.values(), [rates[language] for language in languages]])
+        for model, rate in zip(names, winning, strict=True):
             beside[model][name] = rate
     rows = [(name, True, scores) for name, scores in published.items()]
-    rows += [(name, False, [scores[language] for language in languages]) for name, scores in found.items()]
+    rows += [(name, False, [rates[language] for language in languages]) for name, rates in measured.items()]
     standings = [
         Standing(
             model=name,
-            published=known,
+            published=is_published,
             average=round(sum(scores) / len(scores), 2),
             win_rate=beside[name],
             scores=dict(zip(languages, scores, strict=True)),
         )
-        for name, known, scores in rows
+        for name, is_published, scores in rows
     ]
     return Leaderboard(
         reference=table.name,
@@ -150,23 +172,27 @@ def _column(suite: str, language: str) -> str | None:
     return language if suite == "multipl-e" else None
 
 
-def _scores(result: AccuracyResult) -> dict[str, float]:
+def _programs(result: AccuracyResult) -> list[ProgramsScore]:
+    return [score for score in result.scores if isinstance(score, ProgramsScore)]
+
+
+def _rates(result: AccuracyResult) -> dict[str, float]:
     """Column -> pass@1 in percent, with the two decimals that the leaderboard ranks by."""
-    found = {}
-    for score in result.scores:
-        if column := _column(score.suite, score.language):
-            rates = score.rates().values()
-            found[column] = round(100 * sum(rates) / len(rates), 2)
-    return found
+    rates = {}
+    for score in _programs(result):
+        if column := _column(score.suite, score.name):
+            shares = score.rates().values()
+            rates[column] = round(100 * sum(shares) / len(shares), 2)
+    return rates
 
 
 def _require_whole(results: dict[str, AccuracyResult], languages: list[str]) -> None:
-    wrong = []
+    partial = []
     for name, result in results.items():
-        for score in result.scores:
-            if _column(score.suite, score.language) in languages:
-                wanted = load_suite(score.suite).languages[score.language].tasks
-                if len(score.tasks) != wanted:
-                    wrong.append(f"{name}: {score.suite} {score.language}, {len(score.tasks)} of {wanted} tasks")
-    if wrong:
-        raise InputError(f"Only whole suites are ranked; these were scored in part:\n{listing(wrong)}")
+        for score in _programs(result):
+            if _column(score.suite, score.name) in languages:
+                count = load_suite(score.suite).languages[score.name].tasks
+                if len(score.tasks) != count:
+                    partial.append(f"{name}: {score.suite} {score.name}, {len(score.tasks)} of {count} tasks")
+    if partial:
+        raise InputError(f"Only whole suites are ranked; these were scored in part:\n{listing(partial)}")

@@ -1,55 +1,30 @@
-"""The result of an accuracy run: what was scored, under which rules, and every task's verdicts."""
+"""The result of an accuracy run: what was scored, under which rules, and every task's outcome."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
-from qtk.bench.accuracy.likelihood import LikelihoodScore
-from qtk.bench.accuracy.results.choice_scores import ChoiceScore
-from qtk.bench.accuracy.results.harness_scores import HarnessScore
-from qtk.bench.accuracy.results.statistics import mean_and_error, pass_at_k
+from qtk.bench.accuracy.kinds import kind_of
+from qtk.bench.accuracy.results.score import Score
 from qtk.bench.results import RESULT_NAME
 from qtk.errors import InputError
 
 
-class PassRate(BaseModel):
-    """pass@k over the tasks, between 0 and 1, and its standard error (None with fewer than two tasks)."""
-
-    model_config = ConfigDict(frozen=True)
-    k: int
-    value: float
-    standard_error: float | None
-
-
-class LanguageScore(BaseModel):
-    """One language of one suite. `tasks`: task_id -> a verdict a sample."""
-
-    model_config = ConfigDict(frozen=True)
-    suite: str
-    language: str
-    file: str
-    file_sha256: str
-    pass_at: list[PassRate]
-    verdicts: dict[str, int]
-    tasks: dict[str, list[str]]
-
-    def rates(self) -> dict[str, float]:
-        """task_id -> share of its samples that passed."""
-        return {key: _passed(verdicts) / len(verdicts) for key, verdicts in self.tasks.items()}
+def _score(value: Any) -> Any:
+    return value if isinstance(value, Score) else kind_of(value.get("kind")).score.model_validate(value)
 
 
 class AccuracyResult(BaseModel):
     """The content of result.json.
 
     model: the engine or model directory, or None for answers from a file. rules: whose extraction and program assembly
-    was used. likelihood: one entry a language of a likelihood suite. choices: one entry a set of questions. lm_eval:
-    one entry a task of lm-evaluation-harness. skipped: suite and language -> why it was not scored. sandbox: level,
-    what it promises, limits (empty: no program was run).
+    was used. chat_format: how the model was asked, None for answers from a file. scores: one a language, set or task, of
+    any kind. skipped: suite and language -> why it was not scored. sandbox: level, what it promises, limits (empty: no
+    program was run).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,51 +33,48 @@ class AccuracyResult(BaseModel):
     model: str | None
     answers: str | None
     rules: str
-    prompt_format: str | None
+    chat_format: str | None
     decoding: dict[str, Any]
     sandbox: dict[str, str]
-    scores: list[LanguageScore]
-    likelihood: list[LikelihoodScore] = Field(default_factory=list)
-    choices: list[ChoiceScore] = Field(default_factory=list)
-    lm_eval: list[HarnessScore] = Field(default_factory=list)
+    scores: list[Annotated[SerializeAsAny[Score], BeforeValidator(_score)]]
     skipped: dict[str, str] = Field(default_factory=dict)
     seconds: float
     machine: dict[str, object]
 
-
-def score_language(
-    suite: str, language: str, file: str, sha256: str, tasks: Mapping[str, Sequence[str]], ks: Sequence[int]
-) -> LanguageScore:
-    """pass@k and the counts. `tasks`: task_id -> the verdicts of its samples. InputError for a k beyond the samples."""
-    fewest = min(len(verdicts) for verdicts in tasks.values())
-    if too_large := [k for k in ks if k > fewest]:
-        raise InputError(f"pass@{too_large[0]} needs {too_large[0]} samples of every task; there are {fewest}.")
-    rates = []
-    for k in ks:
-        mean, error = mean_and_error([pass_at_k(len(v), _passed(v), k) for v in tasks.values()])
-        rates.append(PassRate(k=k, value=mean, standard_error=error if error == error else None))
-    counts = Counter(verdict for verdicts in tasks.values() for verdict in verdicts)
-    return LanguageScore(
-        suite=suite,
-        language=language,
-        file=file,
-        file_sha256=sha256,
-        pass_at=rates,
-        verdicts=dict(counts.most_common()),
-        tasks={key: list(verdicts) for key, verdicts in tasks.items()},
-    )
+    @model_validator(mode="before")
+    @classmethod
+    def _of_today(cls, data: Any) -> Any:
+        return _from_four_lists(data) if isinstance(data, dict) and "prompt_format" in data else data
 
 
-def _passed(verdicts: Sequence[str]) -> int:
-    return sum(verdict == "passed" for verdict in verdicts)
+# Until version 0.1 a result had a list of its own for each kind of score, and other words for the chat format.
+_OLD_LISTS = {"scores": "programs", "likelihood": "likelihood", "choices": "choices", "lm_eval": "lm-eval"}
+_OLD_FORMATS = {"plain": "none", "chat": "model"}
+_OLD_FIELDS = {"language": "name", "set": "name", "title": "set_title"}
+
+
+def _from_four_lists(old: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a result.json of that time as it would be written today."""
+    new = {key: value for key, value in old.items() if key not in (*_OLD_LISTS, "prompt_format")}
+    new["scores"] = [
+        {"kind": kind, **{_OLD_FIELDS.get(key, key): value for key, value in score.items()}}
+        for old_list, kind in _OLD_LISTS.items()
+        for score in old.get(old_list, [])
+    ]
+    chat_format = old["prompt_format"]
+    new["chat_format"] = _OLD_FORMATS.get(chat_format, chat_format)
+    # How many rows ran at once was recorded for sampled answers, which it does not change.
+    decoding = {key: value for key, value in old.get("decoding", {}).items() if key not in ("prompt", "batch_size")}
+    new["decoding"] = {"chat_format": new["chat_format"], **decoding} if decoding else {}
+    return new
 
 
 def read_result(path: Path) -> AccuracyResult:
-    """The result in a file, or in an output directory's result.json. InputError when it is none."""
+    """The result in a file, or in an output directory's result.json. InputError when there is none."""
     file = path / RESULT_NAME if path.is_dir() else path
     try:
         return AccuracyResult.model_validate_json(file.read_bytes())
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
     except ValidationError:
-        raise InputError(f"{file} is no result of `qtk bench accuracy`.") from None
+        raise InputError(f"{file} is not a result of `qtk bench accuracy`.") from None

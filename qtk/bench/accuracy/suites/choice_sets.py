@@ -1,4 +1,4 @@
-"""What a set of multiple-choice questions is, as its suite's YAML declares it: where it lies, how it is asked, what counts."""
+"""A set of multiple-choice questions as its suite's YAML declares it: where the data is, and how the questions are asked."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class HubSource(BaseModel):
-    """Where the same rows lie on the Hugging Face hub: a dataset's id, configuration and split.
+    """Where the same rows are on the Hugging Face hub: a data set's id, configuration and split.
 
-    subjects: one configuration a subject (then `name` is not given).
+    subjects: the configurations, one a subject (then `name` is not given).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,14 +24,14 @@ class HubSource(BaseModel):
 class ChoiceSet(BaseModel):
     """A set of questions with a few options each.
 
-    file: below the data folder; a folder where every subject has a file of its own (`shots_file`: that of the examples).
-    questions: how many there should be. reader: the code that turns the rows into fields for the templates and options.
-    labels: what the data calls each option, by any of its spellings; rows with another label have no answer and are
-    left out. options: their texts, where they are the same in all questions. ask, cue, text: Jinja templates over the
-    row's fields. Generating, the model is shown `ask`, the lettered options, and `cue`. By perplexity, it reads `text`
-    once an option (with {{ option }}, {{ letter }} and {{ prompt }}, what generation is shown), or the text of a list
-    that stands for the option. shots: examples in front of a question. pick: how a letter is found in an answer.
-    mean: over all questions, or over the subjects' means.
+    file: below the data folder; a folder if every subject has a file of its own (`shots_file`: the folder of the
+    examples). questions: how many there should be. reader: the code that turns the rows into fields for the templates and
+    options. labels: the data's names for each option, in all spellings; rows with another label have no answer and are
+    left out. options: the texts of the options, if they are the same in all questions. ask, cue, text: Jinja templates
+    over the row's fields. To generate, the model is shown `ask`, the lettered options, and `cue`. By perplexity, it reads
+    `text` once for each option (with {{ option }}, {{ letter }}, and {{ prompt }}, which is what it is shown to generate);
+    if `text` is a list, it reads the entry of that option. shots: examples in front of a question. pick: how a letter is
+    found in an answer. mean: over all questions, or over the subjects' means.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

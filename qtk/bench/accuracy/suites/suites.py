@@ -1,4 +1,4 @@
-"""Suites: one YAML each in bench/suites says which files, languages and rules; the data lies where the user keeps it."""
+"""Suites: one YAML each in bench/suites names its files, languages and rules; the data lies where the user keeps it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from qtk.bench.accuracy.kinds import kind_of
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
 from qtk.bench.accuracy.suites.tasks import Task, read_tasks
 from qtk.errors import InputError, listing
 from qtk.shipped import find_yaml, load_yaml, read_yaml, shipped_directory, shipped_names
 
 _ROOM = "bench/suites"
+GROUP = "group"
 
 
 class SuiteLanguage(BaseModel):
-    """One language of a suite: its file below the data folder, and how many tasks that should hold.
+    """One language of a suite: its file below the data folder, and how many tasks the file should hold.
 
-    settings: what its toolchain does otherwise here: fields of its class in qtk/bench/accuracy/toolchains.
+    settings: values for fields of the language's toolchain (qtk/bench/accuracy/languages) that differ in this suite.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,17 +35,16 @@ class SuiteLanguage(BaseModel):
 class Suite(BaseModel):
     """A suite as its YAML describes it.
 
-    kind: programs are generated and run; likelihood reads how probable a model finds the reference solutions; choices
-    are questions with options, in `sets` instead of languages; a group stands for its `members`, each written as for
-    --suite. also: suites that are scored with all sets of this one.
-    package: a Python package that carries the file of the single language itself. solutions: for data without reference
-    solutions, a YAML file beside this one with solutions of our own to some of its tasks. python_header: lines put before
-    every Python program. seconds: the clock of one run (compiling has its own). prompt: how a task becomes a prompt.
+    kind: how it is measured, one of `qtk.bench.accuracy.kinds`, or a group, which stands for its `members`, each written
+    as for --suite. languages or sets: its parts; a suite with neither takes any name as a part. also: suites that are
+    scored together with all sets of this one. package: a Python package that carries the file of the only language.
+    solutions: for data without reference solutions, a YAML file beside this one with our own solutions to some of its
+    tasks. python_header: lines put before every Python program. seconds: the clock of one run (compiling has its own).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
-    kind: Literal["programs", "likelihood", "choices", "group"] = "programs"
+    kind: str = "programs"
     summary: str
     source: str
     licence: str
@@ -58,6 +59,13 @@ class Suite(BaseModel):
     python_header: str = ""
     seconds: float = Field(10.0, gt=0)
 
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind != GROUP:
+            kind_of(kind)
+        return kind
+
 
 def suite_names() -> list[str]:
     """The suites that ship."""
@@ -70,42 +78,53 @@ def load_suite(name: str) -> Suite:
 
 
 def parse_suite(text: str) -> tuple[Suite, tuple[str, ...]]:
-    """`NAME` or `NAME:language,language` -> the suite and the languages (or sets) to score. InputError for unknown ones."""
+    """`NAME` or `NAME:language,language` -> the suite and its languages (or sets) to score. InputError for unknown ones."""
     name, _, chosen = text.partition(":")
     suite = load_suite(name)
     known = suite.languages or suite.sets
-    languages = tuple(word for word in chosen.split(",") if word) or tuple(known)
-    languages = tuple(_SHORT.get(word, word) for word in languages)
-    unknown = [word for word in languages if word not in known]
-    if unknown:
-        kind = "Sets" if suite.sets else "Languages"
-        raise InputError(f"Suite {suite.name} has no {', '.join(unknown)}. {kind}: {', '.join(known)}.")
-    return suite, languages
+    if not known:
+        if not chosen:
+            raise InputError(f"Suite {suite.name} needs the name of a task: {name}:TASK.")
+        return suite, (chosen,)
+    names = _names(chosen) or tuple(known)
+    if unknown := [word for word in names if word not in known]:
+        parts = "Sets" if suite.sets else "Languages"
+        raise InputError(f"Suite {suite.name} has no {', '.join(unknown)}. {parts}: {', '.join(known)}.")
+    return suite, names
+
+
+def _names(chosen: str) -> tuple[str, ...]:
+    return tuple(_SHORT.get(word, word) for word in chosen.split(",") if word)
 
 
 @dataclass(frozen=True)
-class Part:
-    """One language or set of a suite to score. required: where its data is absent that is an error, not left out."""
+class SuitePart:
+    """One language, set or task of a suite to score. required: if its data is absent that is an error, and it is not skipped."""
 
     suite: Suite
     name: str
     required: bool
 
+    @property
+    def label(self) -> str:
+        """What the part is called in a sentence."""
+        return f"{self.suite.name} {self.name}"
 
-def chosen_parts(text: str) -> list[Part]:
-    """What a --suite asks for, with the suites that belong to it where it names none of its sets."""
+
+def chosen_parts(text: str) -> list[SuitePart]:
+    """The parts that a --suite names; if it names none of a suite's sets, all of them and the suites that belong to it."""
     name, _, chosen = text.partition(":")
-    if (group := load_suite(name)).kind == "group":
-        return _members(group, tuple(_SHORT.get(word, word) for word in chosen.split(",") if word))
+    if (group := load_suite(name)).kind == GROUP:
+        return _members(group, _names(chosen))
     suite, names = parse_suite(text)
     if not suite.sets or ":" in text:
-        return [Part(suite, name, True) for name in names]
+        return [SuitePart(suite, name, True) for name in names]
     also = [replace(part, required=False) for other in suite.also for part in chosen_parts(other)]
-    return [Part(suite, name, len(names) == 1) for name in names] + also
+    return [SuitePart(suite, name, len(names) == 1) for name in names] + also
 
 
-def _members(group: Suite, chosen: tuple[str, ...]) -> list[Part]:
-    """The parts of a group's members, or those of the languages that are named. InputError for one that none has."""
+def _members(group: Suite, chosen: tuple[str, ...]) -> list[SuitePart]:
+    """The parts of a group's members, or those of the chosen languages. InputError for a language that no member has."""
     parts = [part for member in group.members for part in chosen_parts(member)]
     known = [part.name for part in parts]
     if unknown := [name for name in chosen if name not in known]:
@@ -117,15 +136,15 @@ _SHORT = {"js": "javascript", "py": "python", "c++": "cpp", "golang": "go"}
 
 
 class MissingData(InputError):
-    """The file of a language or set is not where data was looked for."""
+    """The file of a language or set was not found."""
 
 
 def data_file(suite: Suite, language: str, data: Path | None) -> Path:
     """Where the tasks lie: below `data`, else below the folder that QTK_DATA names, else in the suite's package."""
     wanted = suite.languages[language].file
-    found, looked = find_data(wanted, data)
-    if found is not None:
-        return found
+    path, looked = find_data(wanted, data)
+    if path is not None:
+        return path
     if suite.package is not None:
         spec = importlib.util.find_spec(suite.package)
         if spec is not None and spec.origin is not None:
@@ -137,8 +156,8 @@ def data_file(suite: Suite, language: str, data: Path | None) -> Path:
 
 
 def find_data(wanted: str, data: Path | None) -> tuple[Path | None, list[str]]:
-    """A file, or a folder, below `data` or QTK_DATA, with or without the folders that its name has in front; and where
-    it was looked for. `data` may be the file itself."""
+    """A file or a folder below `data` or QTK_DATA, with or without the folders that its name begins with, and the places
+    that were searched. `data` may be the file itself."""
     looked: list[str] = []
     shorter = [Path(*Path(wanted).parts[start:]) for start in range(len(Path(wanted).parts))]
     for folder in (data, Path(os.environ["QTK_DATA"]) if os.environ.get("QTK_DATA") else None):
@@ -147,7 +166,7 @@ def find_data(wanted: str, data: Path | None) -> tuple[Path | None, list[str]]:
         if folder.is_file():
             return folder, looked
         for path in shorter:
-            # The last part of a folder's name says too little: test/ may be anybody's.
+            # The last part of a folder's name alone says too little: many data sets have a folder test/.
             if (folder / path).is_file() or ((folder / path).is_dir() and (len(path.parts) > 1 or len(shorter) == 1)):
                 return folder / path, looked
         looked.append(str(folder / wanted))
@@ -155,7 +174,7 @@ def find_data(wanted: str, data: Path | None) -> tuple[Path | None, list[str]]:
 
 
 def missing_data(suite: Suite, wanted: str, looked: list[str]) -> MissingData:
-    """What to say when data is not there."""
+    """The error that says which data is missing, and where it was looked for."""
     where = f" It is not in:\n{listing(looked)}" if looked else ""
     return MissingData(
         f"Suite {suite.name} needs {wanted} ({suite.source}).{where}\n"
@@ -168,7 +187,7 @@ def suite_tasks(suite: Suite, language: str, data: Path | None) -> tuple[list[Ta
     path = data_file(suite, language, data)
     tasks = read_tasks(path, suite.layout, language, suite.challenge_tests)
     if not tasks:
-        raise InputError(f"{path} holds no task.")
+        raise InputError(f"{path} does not hold any task.")
     if suite.solutions is not None:
         solved = load_yaml(shipped_directory(_ROOM) / suite.solutions).get(language, {})
         tasks = [replace(task, reference=solved.get(task.task_id, "")) for task in tasks]

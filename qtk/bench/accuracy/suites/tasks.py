@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import builtins
-import gzip
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qtk.bench.accuracy.jsonl import read_rows
 from qtk.bench.accuracy.languages.source_scan import last_defined
 from qtk.errors import InputError, listing
 
@@ -38,30 +37,6 @@ class Task:
     stop: tuple[str, ...] = ()
     closing: str = ""
     example_tests: tuple[str, ...] = field(default=())
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl or .jsonl.gz file. InputError names the file and every line that is no JSON object."""
-    try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}.") from None
-    rows, wrong = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            wrong.append(f"line {number}: {error}")
-            continue
-        rows.append(row) if isinstance(row, dict) else wrong.append(f"line {number}: no object")
-    if wrong:
-        raise InputError(f"{path} is not a file of JSON lines:\n{listing(wrong)}")
-    return rows
 
 
 def humaneval_x(row: dict[str, Any], language: str, challenge: bool) -> Task:

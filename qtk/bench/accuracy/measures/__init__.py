@@ -1,0 +1,1 @@
+"""How each kind of score is measured, one file a kind."""

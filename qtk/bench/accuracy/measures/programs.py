@@ -1,0 +1,89 @@
+"""Programs: answers become programs, which are run in the sandbox against the tests; every verdict is written at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from qtk.bench.accuracy.answer_source import AnswerSource
+from qtk.bench.accuracy.jsonl import complete_rows, write_row
+from qtk.bench.accuracy.measures.measure import Need, Workplace
+from qtk.bench.accuracy.measures.tasks import LoadedTasks, load_tasks
+from qtk.bench.accuracy.options import AccuracyOptions
+from qtk.bench.accuracy.programs.answers import AnswerKey
+from qtk.bench.accuracy.programs.compatibility import as_the_harness
+from qtk.bench.accuracy.programs.scoring import Scorer
+from qtk.bench.accuracy.results.programs import ProgramsScore, score_programs
+from qtk.bench.accuracy.suites.suites import SuitePart
+from qtk.errors import listing
+
+TASKS_NAME = "tasks.jsonl"
+
+
+class ProgramsMeasure:
+    """pass@k of one language: the references first, then all answers, then their programs."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "sandbox"})
+
+    def __init__(self, options: AccuracyOptions) -> None:
+        self.options = options
+
+    def load(self, part: SuitePart) -> LoadedTasks:
+        # The rules of another harness include its clocks and its choice of tests.
+        return load_tasks(replace(part, suite=as_the_harness(part.suite, self.options.rules)), self.options)
+
+    def refusals(self, loaded: Sequence[LoadedTasks], source: AnswerSource) -> list[str]:
+        reasons = []
+        if ambiguous := source.ambiguous([(part.part, part.tasks) for part in loaded]):
+            reasons.append(
+                f"{source.path} has rows without a language for tasks that several of the languages have:\n"
+                f"{listing(ambiguous)}\nGive each row a language, or score one language at a time."
+            )
+        k = max(self.options.k)
+        short = []
+        for part in loaded:
+            counts = Counter(key.task_id for key in source.keys(part.part, part.tasks))
+            short += [f"{part.part.suite.name} {task}: {count}" for task, count in counts.items() if count < k]
+        if short:
+            reasons.append(
+                f"pass@{k} needs {k} samples of every task. With {source.label} there are fewer of:\n{listing(short)}"
+            )
+        return reasons
+
+    def score(self, loaded: LoadedTasks, source: AnswerSource, workplace: Workplace) -> Sequence[ProgramsScore]:
+        part, tasks = loaded.part, loaded.tasks
+        file = workplace.directory / TASKS_NAME
+        finished = _finished(file)
+        keys = source.keys(part, tasks)
+        with Scorer(
+            part.suite,
+            part.name,
+            level=workplace.sandbox,
+            rules=self.options.rules,
+            workers=self.options.workers,
+        ) as scorer:
+            limits = scorer.limits_note(tasks[0])
+            if any(key not in finished for key in keys):
+                # Before any answer is generated: that takes far longer than to find that the language cannot be scored.
+                scorer.check_references(loaded.references)
+                place = {key: number for number, key in enumerate(keys)}
+                answers = sorted(source.answers(part, tasks, workplace.directory), key=lambda answer: place[answer.key])
+                remaining = [answer for answer in answers if answer.key not in finished]
+                with open(file, "a", encoding="utf-8") as stream:
+                    for scored in scorer.score(tasks, remaining):
+                        write_row(stream, scored.record())
+                        finished[scored.answer.key] = scored.verdict
+        verdicts: dict[str, list[str]] = {task.task_id: [] for task in tasks}
+        for key in keys:
+            verdicts[key.task_id].append(finished[key])
+        return [score_programs(loaded.source, verdicts, sorted(set(self.options.k)), limits)]
+
+
+def _finished(file: Path) -> dict[AnswerKey, str]:
+    return {
+        AnswerKey(row["suite"], row["language"], row["task_id"], row["sample"]): row["verdict"]
+        for row in complete_rows(file)
+    }

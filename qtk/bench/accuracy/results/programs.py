@@ -1,0 +1,131 @@
+"""The score of programs that were run: pass@k, the verdicts, and two such scores compared task by task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from qtk.bench.accuracy.results.baseline import load_baseline
+from qtk.bench.accuracy.results.score import (
+    Cell,
+    ComparedRate,
+    ComparedRow,
+    CompareOptions,
+    Score,
+    TaskSource,
+    conclusion,
+    percent,
+    rounded,
+)
+from qtk.bench.accuracy.results.statistics import mcnemar_exact, mean_and_error, paired_difference, pass_at_k
+from qtk.errors import InputError
+
+
+class PassRate(BaseModel):
+    """pass@k over the tasks, between 0 and 1, and its standard error (None with fewer than two tasks)."""
+
+    model_config = ConfigDict(frozen=True)
+    k: int
+    value: float
+    standard_error: float | None
+
+
+class ProgramsScore(Score):
+    """One language of one suite. tasks: task_id -> a verdict a sample; verdicts: how often each was given."""
+
+    title: ClassVar[str] = "Programs that passed their tests"
+    columns: ClassVar[tuple[str, ...]] = ("suite", "language", "tasks", "rate", "%", "± SE", "verdicts")
+    kind: Literal["programs"] = "programs"
+    pass_at: list[PassRate]
+    verdicts: dict[str, int]
+    tasks: dict[str, list[str]]
+
+    def rates(self) -> dict[str, float]:
+        """task_id -> share of its samples that passed."""
+        return {key: _passed(verdicts) / len(verdicts) for key, verdicts in self.tasks.items()}
+
+    def rows(self) -> list[tuple[Cell, ...]]:
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items())
+        return [
+            (
+                *(self.suite, self.name, len(self.tasks), f"pass@{rate.k}"),
+                *(rounded(percent(rate.value)), rounded(percent(rate.standard_error)), verdicts),
+            )
+            for rate in self.pass_at
+        ]
+
+    def compare(self, after: ProgramsScore, options: CompareOptions) -> list[ComparedRow]:
+        old, new = self.rates(), after.rates()
+        names = list(old)
+        lost = [name for name in names if new[name] < old[name]]
+        gained = [name for name in names if new[name] > old[name]]
+        single = all(len(verdicts) == 1 for score in (self, after) for verdicts in score.tasks.values())
+        old_mean, old_error = mean_and_error([old[name] for name in names])
+        new_mean, new_error = mean_and_error([new[name] for name in names])
+        difference, error = paired_difference([old[name] for name in names], [new[name] for name in names])
+        baseline = load_baseline(options.baseline)
+        row = ComparedPrograms(
+            suite=self.suite,
+            name=self.name,
+            tasks=len(names),
+            before=100 * old_mean,
+            before_error=percent(old_error),
+            after=100 * new_mean,
+            after_error=percent(new_error),
+            difference=100 * difference,
+            difference_error=percent(error),
+            lost=lost,
+            gained=gained,
+            p_value=mcnemar_exact(len(lost), len(gained)) if single else None,
+            tolerance=options.tolerance,
+            verdict=conclusion(100 * difference, percent(error), options.tolerance),
+            published=baseline.scores.get(self.name) if baseline and baseline.suite == self.suite else None,
+        )
+        return [row]
+
+
+class ComparedPrograms(ComparedRate):
+    """One language of one suite: pass@1 before and after. published: the published figures of that language."""
+
+    title: ClassVar[str] = "pass@1 before and after"
+    columns: ClassVar[tuple[str, ...]] = (*ComparedRate.columns, "published")
+    rate_axis: ClassVar[str] = "pass@1 (%)"
+    kind: Literal["programs"] = "programs"
+
+    def cells(self) -> tuple[Cell, ...]:
+        pair = self.published
+        return (*super().cells(), f"{pair.before:.2f} -> {pair.after:.2f}" if pair else None)
+
+
+def score_programs(
+    source: TaskSource, tasks: Mapping[str, Sequence[str]], ks: Sequence[int], limits: str = ""
+) -> ProgramsScore:
+    """pass@k and the counts. tasks: task_id -> the verdicts of its samples. limits: those that the programs ran under.
+
+    InputError for a k beyond the samples.
+    """
+    fewest = min(len(verdicts) for verdicts in tasks.values())
+    if too_large := [k for k in ks if k > fewest]:
+        raise InputError(f"pass@{too_large[0]} needs {too_large[0]} samples of every task; there are {fewest}.")
+    rates = []
+    for k in ks:
+        mean, error = mean_and_error([pass_at_k(len(v), _passed(v), k) for v in tasks.values()])
+        rates.append(PassRate(k=k, value=mean, standard_error=error if error == error else None))
+    counts = Counter(verdict for verdicts in tasks.values() for verdict in verdicts)
+    return ProgramsScore(
+        suite=source.suite,
+        name=source.name,
+        file=source.file,
+        file_sha256=source.sha256,
+        limits=limits,
+        pass_at=rates,
+        verdicts=dict(counts.most_common()),
+        tasks={key: list(verdicts) for key, verdicts in tasks.items()},
+    )
+
+
+def _passed(verdicts: Sequence[str]) -> int:
+    return sum(verdict == "passed" for verdict in verdicts)

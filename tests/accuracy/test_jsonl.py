@@ -1,0 +1,38 @@
+"""JSON lines: a bad line is named, half a line of a killed run is cut off, and what follows is appended whole."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+from qtk.bench.accuracy.jsonl import complete_rows, read_rows, write_row
+from qtk.errors import InputError
+
+
+def test_every_bad_line_is_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n\nnot json\n[]\n')
+    with pytest.raises(InputError, match=r"(?s)rows.jsonl is not a file of JSON lines.*line 3.*line 4: not an object"):
+        read_rows(file)
+    file.write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        read_rows(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_rows(tmp_path / "absent.jsonl")
+
+
+def test_compressed_lines_are_read(tmp_path):
+    file = tmp_path / "rows.jsonl.gz"
+    file.write_bytes(gzip.compress('{"a": "é"}\n'.encode()))
+    assert read_rows(file) == [{"a": "é"}]
+
+
+def test_half_a_line_is_cut_off_and_the_rest_is_appended(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    assert complete_rows(file) == []
+    file.write_text('{"a": 1}\n{"a": "cut of')
+    assert complete_rows(file) == [{"a": 1}]
+    with open(file, "a", encoding="utf-8") as stream:
+        write_row(stream, {"a": "two\nlines"})
+    assert complete_rows(file) == [{"a": 1}, {"a": "two\nlines"}]
