@@ -9,10 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from qtk.checkpoint.atomic import write_atomic
-from qtk.checkpoint.manifest import ManifestRecorder, output_files
-from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError
-from qtk.peak_memory import PeakMemory
 
 RESULT_NAME = "result.json"
 
@@ -44,6 +41,11 @@ def result_directory(
     kind: what the manifest calls it. inputs: role -> a directory whose files are digested, or a single file. InputError for
     a name that ends in .json: such a file was written before results became directories.
     """
+    # Imported here, because those who only read results need none of it.
+    from qtk.checkpoint.manifest import ManifestRecorder, output_files
+    from qtk.checkpoint.staging import staged_directory
+    from qtk.peak_memory import PeakMemory
+
     if out.suffix == ".json":
         raise InputError(
             f"-o names a directory now, into which {RESULT_NAME} is written: give -o {out.with_suffix('')}."

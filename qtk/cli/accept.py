@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from qtk.bench.accept import AcceptOptions
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
 from qtk.errors import GateFailed
+from qtk.release.accept import AcceptOptions
 
 
 @click.command()
@@ -26,8 +26,8 @@ def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: o
     \b
     qtk accept engine-a10 -o acceptance --reference int4
     """
-    from qtk.bench.accept import Acceptance, accept
     from qtk.bench.results import measure_into
+    from qtk.release.accept import Acceptance, accept
 
     options = build(AcceptOptions, values)
     made: list[Acceptance] = []

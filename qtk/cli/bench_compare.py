@@ -48,7 +48,6 @@ def command(
     qtk bench compare scores-bf16 scores-int4 --tolerance 1 --gate -o comparison --plot loss.svg
     """
     from qtk.bench.accuracy.results.comparison import COMPARISON_NAME, compare
-    from qtk.bench.accuracy.results.plot import plot_comparison, require_plot_name
     from qtk.bench.accuracy.results.result import read_result
     from qtk.bench.accuracy.results.tables import compared_tables
     from qtk.bench.results import require_writable, result_directory, write_result
@@ -56,6 +55,8 @@ def command(
 
     options = build(CompareOptions, values)
     if plot_file is not None:
+        from qtk.bench.accuracy.results.plot import plot_comparison, require_plot_name
+
         require_plot_name(plot_file, inside=output)
         if output is None:
             require_writable(plot_file, overwrite=overwrite)

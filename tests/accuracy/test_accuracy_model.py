@@ -13,7 +13,7 @@ from conftest import write_byte_tokenizer
 
 from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
 from qtk.bench.accuracy.jsonl import read_rows
-from qtk.bench.accuracy.likelihood import prompt_and_solution, scored_tokens
+from qtk.bench.accuracy.log_probabilities import prompt_and_solution, scored_tokens
 from qtk.bench.accuracy.measures.likelihood import reference_likelihoods
 from qtk.bench.accuracy.model_source import ModelSource, content_digest
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from support.quantized_checkpoint import write_quantized
 
-from qtk.bench.accept import AcceptOptions, accept
 from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
 from qtk.engines.onnxruntime.executor import OnnxRuntimeExecutor
 from qtk.engines.options import BuildOptions
 from qtk.quantization.scheme_model import LinearScheme
+from qtk.release.accept import AcceptOptions, accept
 
 QUICK = AcceptOptions(shapes="16/8,64/65", seconds=0)
 

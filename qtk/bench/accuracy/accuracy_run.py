@@ -60,13 +60,13 @@ def run_accuracy(options: AccuracyOptions, source: AnswerSource, output: Output)
     level = _sandbox_level(options, measures)
     with _staged(options, source, loaded, output) as directory, closing(source):
         workplace, scores = Workplace(directory, level), list[Score]()
-        for part in loaded:
+        for data in loaded:
             try:
-                scores += measures[part.part.suite.kind].score(part, source, workplace)
+                scores += measures[data.part.suite.kind].score(data, source, workplace)
             except LanguageUnavailable as error:
                 if len(loaded) == 1:
                     raise
-                skipped[part.part.label] = _skip(part.part, error)
+                skipped[data.part.label] = _skip(data.part, error)
         if not scores:
             reasons = "\n".join(f"{name}: {reason}" for name, reason in skipped.items())
             raise MachineError(f"No language could be scored:\n{reasons}")
@@ -131,7 +131,7 @@ def _staged(options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loa
         {
             "options": options.model_dump(mode="json", exclude={"workers", "k"}),
             "source": [source.role, source.digest(), source.options.decoding() if source.options else None],
-            "tasks": [part.sha256 for part in loaded],
+            "tasks": [data.sha256 for data in loaded],
         }
     )
     staged = staged_directory(
@@ -151,12 +151,12 @@ def _staged(options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loa
 
 
 def _recorder(options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loaded]) -> ManifestRecorder:
-    asked = source.options.model_dump(mode="json") if source.options else {}
-    recorder = ManifestRecorder("accuracy", {**options.model_dump(mode="json"), **asked})
-    for part in loaded:
-        if part.files:
-            path = part.files[0] if len(part.files) == 1 else Path(os.path.commonpath(part.files))
-            recorder.add_input(f"tasks {part.part.label}", path, part.files)
+    model_options = source.options.model_dump(mode="json") if source.options else {}
+    recorder = ManifestRecorder("accuracy", {**options.model_dump(mode="json"), **model_options})
+    for data in loaded:
+        if data.files:
+            path = data.files[0] if len(data.files) == 1 else Path(os.path.commonpath(data.files))
+            recorder.add_input(f"tasks {data.part.label}", path, data.files)
     recorder.add_input(source.role, source.path, source.files)
     return recorder
 

@@ -27,7 +27,7 @@ def require_measurable(parts: Sequence[SuitePart], measures: Measures, source: A
 
 def require_some_set(parts: Sequence[SuitePart], loaded: Sequence[Loaded]) -> None:
     """InputError for a suite none of whose sets was found: the suites that belong to it would hide that."""
-    names = {part.part.suite.name for part in loaded}
+    names = {data.part.suite.name for data in loaded}
     for part in parts:
         if part.suite.sets and part.suite.name not in names:
             files = listing(choice_set.file for choice_set in part.suite.sets.values())
@@ -41,8 +41,8 @@ def require_scorable(loaded: Sequence[Loaded], measures: Measures, source: Answe
     """InputError with the refusals of every measure."""
     reasons = []
     for kind, measure in measures.items():
-        if parts := [part for part in loaded if part.part.suite.kind == kind]:
-            reasons += measure.refusals(parts, source)
+        if of_kind := [data for data in loaded if data.part.suite.kind == kind]:
+            reasons += measure.refusals(of_kind, source)
     if reasons:
         raise InputError("\n".join(reasons))
 

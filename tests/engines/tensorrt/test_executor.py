@@ -25,7 +25,6 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from support.quantized_checkpoint import write_quantized
 
-from qtk.bench.accept import AcceptOptions, accept
 from qtk.engines.build import build_engine
 from qtk.engines.onnxruntime.executor import session_options
 from qtk.engines.options import BuildOptions
@@ -35,6 +34,7 @@ from qtk.engines.tensorrt import executor as tensorrt_executor
 from qtk.engines.tensorrt.compile import CompileRequest, frozen_model
 from qtk.errors import InputError, MachineError
 from qtk.quantization.scheme_model import LinearScheme
+from qtk.release.accept import AcceptOptions, accept
 
 TYPES = {
     onnx.TensorProto.FLOAT16: np.dtype(np.float16),

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import write_byte_tokenizer
 
-from qtk.bench.accept import AcceptOptions, accept
 from qtk.bench.latency import LatencyOptions, measure
 from qtk.engines.description import EngineDescription, Limits, Stage
 from qtk.engines.sessions.session import open_session
 from qtk.engines.sessions.text import GenerateOptions, generate_text
 from qtk.errors import InputError, MachineError
+from qtk.release.accept import AcceptOptions, accept
 
 # Streams each prompt's last token + 1, + 2, ...: `step` tokens at a time, with the cumulative ids of the real one.
 STAND_IN = """

@@ -12,7 +12,7 @@ from qtk.bench.accuracy.answer_source import AskedModel
 from qtk.bench.accuracy.choices.questions import Question, answer_part, certain, picked, question
 from qtk.bench.accuracy.choices.rows import QuestionRow
 from qtk.bench.accuracy.jsonl import complete_rows, write_row
-from qtk.bench.accuracy.likelihood import scored_tokens
+from qtk.bench.accuracy.log_probabilities import scored_tokens
 from qtk.bench.accuracy.programs.generation import TextRequest, generated_texts
 from qtk.bench.accuracy.programs.prompts import encode
 from qtk.bench.accuracy.results.choices import MODES, ChoiceAnswer, Mode

@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from qtk.bench.accuracy.answer_source import AskedModel
-from qtk.bench.accuracy.likelihood import scored_tokens
+from qtk.bench.accuracy.log_probabilities import scored_tokens
 from qtk.bench.accuracy.options import ModelOptions
 from qtk.bench.accuracy.programs.generation import TextRequest, generated_texts
 from qtk.errors import InputError

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from qtk.bench.accuracy.answer_source import AnswerSource
 from qtk.bench.accuracy.jsonl import complete_rows, write_row
-from qtk.bench.accuracy.likelihood import prompt_and_solution, scored_tokens
+from qtk.bench.accuracy.log_probabilities import prompt_and_solution, scored_tokens
 from qtk.bench.accuracy.measures.measure import Need, Workplace
 from qtk.bench.accuracy.measures.tasks import LoadedTasks, load_tasks
 from qtk.bench.accuracy.options import AccuracyOptions

@@ -37,16 +37,16 @@ class ProgramsMeasure:
 
     def refusals(self, loaded: Sequence[LoadedTasks], source: AnswerSource) -> list[str]:
         reasons = []
-        if ambiguous := source.ambiguous([(part.part, part.tasks) for part in loaded]):
+        if ambiguous := source.ambiguous([(data.part, data.tasks) for data in loaded]):
             reasons.append(
                 f"{source.path} has rows without a language for tasks that several of the languages have:\n"
                 f"{listing(ambiguous)}\nGive each row a language, or score one language at a time."
             )
         k = max(self.options.k)
         short = []
-        for part in loaded:
-            counts = Counter(key.task_id for key in source.keys(part.part, part.tasks))
-            short += [f"{part.part.suite.name} {task}: {count}" for task, count in counts.items() if count < k]
+        for data in loaded:
+            counts = Counter(key.task_id for key in source.keys(data.part, data.tasks))
+            short += [f"{data.part.suite.name} {task}: {count}" for task, count in counts.items() if count < k]
         if short:
             reasons.append(
                 f"pass@{k} needs {k} samples of every task. With {source.label} there are fewer of:\n{listing(short)}"

@@ -30,7 +30,7 @@ MODES: tuple[Mode, Mode] = ("generation", "perplexity")
 class ChoiceAnswer(BaseModel):
     """One question: the right option, the one that was generated (None: no letter was found), the likeliest one."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
     subject: str = ""
     gold: int
     generation: int | None
@@ -43,7 +43,7 @@ class ChoiceAnswer(BaseModel):
 class ChoiceRate(BaseModel):
     """Share of right answers, between 0 and 1, and its standard error (None for a single question)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
     value: float
     standard_error: float | None
 

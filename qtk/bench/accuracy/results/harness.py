@@ -24,7 +24,7 @@ from qtk.bench.accuracy.results.statistics import mcnemar_exact, paired_differen
 class HarnessMetric(BaseModel):
     """One metric after one filter, as that harness sums it up; documents: its value for each document, where it has one."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
     name: str
     filter: str
     value: float

@@ -24,7 +24,7 @@ from qtk.bench.accuracy.results.statistics import mean_and_error, paired_differe
 class TaskLikelihood(BaseModel):
     """One reference solution: the sum of its tokens' natural log-probabilities, and how many tokens it has."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
     log_likelihood: float
     tokens: int
 

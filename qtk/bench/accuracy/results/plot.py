@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qtk.bench.accuracy.results.comparison import Comparison
 from qtk.bench.accuracy.results.score import ComparedRate, ComparedRow
-from qtk.errors import InputError
+from qtk.errors import InputError, MachineError
 
 _BEFORE, _AFTER = "#7a9cc6", "#d18f52"
 PLOT_ENDINGS = (".png", ".svg", ".pdf")
 
 
 def require_plot_name(path: Path, *, inside: Path | None) -> None:
-    """InputError for a name that is not one of a picture, or that leads out of the directory that it is to lie in."""
+    """InputError for a name that is not one of a picture, or that leads out of the directory `inside`; MachineError
+    without matplotlib: before anything is compared."""
     if path.suffix not in PLOT_ENDINGS:
         raise InputError(f"{path} cannot be drawn: the name of a plot ends in {', '.join(PLOT_ENDINGS)}.")
     if inside is not None and len(path.parts) > 1:
         raise InputError(f"With -o the plot is written into {inside}: give --plot {path.name}.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MachineError("--plot needs matplotlib: pip install 'qtk[report]'.")
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:

@@ -27,7 +27,7 @@ from qtk.errors import InputError
 class PassRate(BaseModel):
     """pass@k over the tasks, between 0 and 1, and its standard error (None with fewer than two tasks)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
     k: int
     value: float
     standard_error: float | None

@@ -1,4 +1,7 @@
-"""What every kind of score has in common, and every line of a comparison: both know how they are printed."""
+"""What every kind of score has in common, and every line of a comparison: both know how they are printed.
+
+The models of the kinds are built when one is first used (`defer_build`): a comparison of one kind does not pay for the others.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class Score(BaseModel):
     what was measured. title, columns: of the table that `rows` fills.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
     title: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
     kind: str
@@ -84,7 +87,7 @@ class ComparedRow(BaseModel):
     change_axis: what a plot writes beside the differences; empty where they are not drawn.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
     title: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
     unit: ClassVar[str]
