@@ -89,7 +89,7 @@ def command(
 def _layer_table(output: Path) -> Any:
     import json
 
-    from qtk.quantization.quantize import LOG_NAME
+    from qtk.quantization.report import LOG_NAME
 
     lines = [json.loads(line) for line in (output / LOG_NAME).read_text(encoding="utf-8").splitlines()]
     columns = ("layer", "method", "bits", "group_size", "error_before", "error_after", "damping", "seconds")

@@ -23,7 +23,7 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.engines.description import EngineDescription, is_engine, read_description
 from qtk.errors import InputError
 from qtk.machine import PeakMemory
-from qtk.quantization.quantize import LOG_NAME
+from qtk.quantization.report import LOG_NAME
 from qtk.release.plots import plot_errors, plot_latency
 
 REPORT_NAME = "report.md"
