@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from qtk.errors import InputError
 from qtk.models.chat import ChatTemplate, Message, codefuse_chat, read_json
 
-ChatFormat = Literal["model", "codefuse"]
+# none: the messages' contents one after another, without any marks.
+ChatFormat = Literal["none", "model", "codefuse"]
 
 
 class TextTokenizer:
@@ -40,10 +41,6 @@ class TextTokenizer:
         plain = self._tokenizer.encode("a", add_special_tokens=False).ids
         at = next((i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain), 0)
         return with_special[:at]
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self._tokenizer.get_vocab_size())
 
     def special_token(self, name: str) -> str | None:
         """The text of "bos_token", "eos_token", "pad_token", ... or None."""
@@ -80,6 +77,8 @@ class TextTokenizer:
         self, messages: Sequence[Message], chat_format: ChatFormat = "model", *, generation_prompt: bool = True
     ) -> str:
         """A conversation as the text to encode (without special tokens: the template writes them itself)."""
+        if chat_format == "none":
+            return "\n".join(message["content"] for message in messages)
         if chat_format == "codefuse":
             return codefuse_chat(messages, self.special_token("eos_token") or "", generation_prompt=generation_prompt)
         return self._chat_template.render(messages, generation_prompt=generation_prompt)

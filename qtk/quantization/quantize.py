@@ -126,7 +126,7 @@ def _settle(source: ModelWeights, options: QuantizeOptions) -> Settled:
     """Decides what the options leave open, and sets this process up to compute. InputError with all reasons why the model
     cannot be quantized like that."""
     options = for_target(options, source.spec)
-    container = checkpoint_format(options.format)
+    container = checkpoint_format(options.container)
     scheme = settled_scheme(source.checkpoint, source.spec, options, container)
     device = compute_device(options.device)
     threads = limit_threads(options.threads)
