@@ -2,7 +2,7 @@
 
 python bench/compare_decoding.py MODEL [--genai-python PYTHON] [--shapes 16/8,64/32] [--runs 10] [--threads 2] [--json FILE]
 
-MODEL is what `qtk quantize --format gguf` wrote (a checkpoint that qtk and the GenAI builder read, model.gguf beside
+MODEL is what `qtk quantize --container gguf` wrote (a checkpoint that qtk and the GenAI builder read, model.gguf beside
 it; groups of 64). Each runtime is held ready in a process of its own; they take turns call by call, so that other load
 on the machine meets all alike. Whole-call tokens/s, as `qtk bench latency` defines it, prefill included. The builder's
 model is made with its defaults (its lm_head at 4 bits); llama.cpp keeps what the GGUF says; qtk's head is at 8 bits.

@@ -2,7 +2,7 @@
 
 python bench/compare_gguf.py FLOAT INT4 [--rows 12] [--seq-len 256] [--threads 2] [--json FILE]
 
-INT4 is what `qtk quantize FLOAT -o INT4 --format gguf` wrote. llama.cpp's file is made here by its own quantizer from a
+INT4 is what `qtk quantize FLOAT -o INT4 --container gguf` wrote. llama.cpp's file is made here by its own quantizer from a
 float16 GGUF of FLOAT, embedding and head left at float16 as in ours, so that both have the same bytes. KL divergence from
 the float16 file in nats a token, perplexity and top-1 agreement, on held-out code and English that nothing was
 calibrated on; the error of the KL is that of its mean over rows. Needs llama_cpp and gguf.

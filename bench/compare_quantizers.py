@@ -196,7 +196,7 @@ class Comparison:
     def _qtk(self, name: str, out: Path) -> dict[str, Any]:
         asked = self.asked
         words = [sys.executable, "-m", "qtk", "-q", "quantize", str(self.model), "-o", str(out), "--json", *QTK[name]]
-        words += ["--group-size", str(asked.group_size), "--sym" if asked.sym else "--asym", "--format", "gptq"]
+        words += ["--group-size", str(asked.group_size), "--sym" if asked.sym else "--asym", "--container", "gptq"]
         words += ["--calibration", asked.calibration, "--samples", str(asked.samples), "--seq-len", str(asked.seq_len)]
         words += ["--seed", str(asked.seed), "--threads", str(self.threads)]
         seconds, peak = measured(words, self.environment, self.work / f"{name}.log", self.work)

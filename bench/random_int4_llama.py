@@ -64,8 +64,8 @@ def write(shape: str, out: Path) -> None:
             specs |= container.specs(module, linears[module], SCHEME)
         else:
             specs[name] = TensorSpec(torch.float16, size)
-    scheme = QuantizationScheme(SCHEME, dict.fromkeys(linears, SCHEME), method="random")
-    config["quantization_config"] = container.quantization_config(scheme)
+    scheme = QuantizationScheme(SCHEME, dict.fromkeys(linears, SCHEME))
+    config["quantization_config"] = container.quantization_config(scheme, "random")
     out.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     with CheckpointWriter(out, specs) as writer:

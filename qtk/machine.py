@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from qtk.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
@@ -186,11 +188,31 @@ def limit_threads(threads: int | None) -> int:
     return count
 
 
-@functools.cache
+def chosen_compute_dtype() -> torch.dtype | None:
+    """The dtype that the environment variable QTK_COMPUTE_DTYPE names: float32, bfloat16, or None for auto (the default).
+
+    For tests of one kind of processor on the other, and for the same bits from both. InputError for another value.
+    """
+    import torch
+
+    name = os.environ.get("QTK_COMPUTE_DTYPE") or "auto"
+    dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in dtypes:
+        raise InputError(f"QTK_COMPUTE_DTYPE is {name!r}; it takes {', '.join(dtypes)}.")
+    return dtypes[name]
+
+
 def fast_matmul_dtype() -> torch.dtype:
     """torch.bfloat16 where this CPU multiplies bf16 matrices clearly faster than fp32 ones, else torch.float32.
 
-    Timed once a process (about 0.1 s), because flags in /proc/cpuinfo do not say whether the installed torch has kernels
+    QTK_COMPUTE_DTYPE=float32 or bfloat16 decides instead (`chosen_compute_dtype`).
+    """
+    return chosen_compute_dtype() or _timed_matmul_dtype()
+
+
+@functools.cache
+def _timed_matmul_dtype() -> torch.dtype:
+    """Timed once a process (about 0.1 s), because flags in /proc/cpuinfo do not say whether the installed torch has kernels
     for them. On one thread and by turns, the best of several: on a busy machine the answer must be the same, since
     the dtype decides the result to the last bit.
     """

@@ -95,9 +95,3 @@ def rounded(weight: torch.Tensor, absmax: torch.Tensor, restored: torch.Tensor) 
         codes.add_(torch.gt(unit, midpoint, out=above))
     values = levels[codes.int()].mul_(restored.unsqueeze(1))
     return values.view(-1)[:count].to(torch.bfloat16).view(weight.shape)
-
-
-def round_to_nf4(weight: torch.Tensor) -> torch.Tensor:
-    """The whole of `weight` rounded to NF4 with double quantization and back, as bfloat16."""
-    absmax = block_absmax(weight)
-    return rounded(weight, absmax, double_quantized(absmax))

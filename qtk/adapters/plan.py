@@ -37,7 +37,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class TokenRows:
+class EmbeddingRows:
     """Rows of an embedding or head that an adapter holds whole."""
 
     adapter: Adapter
@@ -54,7 +54,7 @@ class TensorPlan:
     file: SafetensorsFile
     source: str
     low_rank: tuple[LowRank, ...] = ()
-    tokens: tuple[TokenRows, ...] = ()
+    tokens: tuple[EmbeddingRows, ...] = ()
     nf4: bool = False
     replaced_by: Adapter | None = None
 
@@ -173,14 +173,14 @@ def _replaced(planner: _Planner, plan: TensorPlan, module: str, stored: str) -> 
 def _updated(planner: _Planner, plan: TensorPlan, module: str) -> TensorPlan:
     """The plan with every adapter's low-rank update and token rows of this module."""
     updates: list[LowRank] = []
-    tokens: list[TokenRows] = []
+    tokens: list[EmbeddingRows] = []
     for number, (adapter, weight) in enumerate(zip(planner.adapters, planner.weights, strict=True)):
         parts = adapter.parts.get(module)
         if parts is None:
             continue
         planner.used |= {(number, key) for key in (parts.a, parts.b, parts.magnitude, parts.tokens) if key}
         if parts.tokens:
-            rows = _token_rows(planner, adapter, module, parts)
+            rows = _embedding_rows(planner, adapter, module, parts)
             plan, tokens = _with_tokens(planner, plan, rows), [*tokens, rows]
         if parts.a or parts.b or parts.magnitude:
             update = _low_rank(planner, plan, adapter, module, parts, weight)
@@ -226,7 +226,7 @@ def _low_rank(
     return None if wrong else LowRank(adapter, parts.a, parts.b, scale, transposed, parts.magnitude)
 
 
-def _token_rows(planner: _Planner, adapter: Adapter, module: str, parts: ModuleParts) -> TokenRows:
+def _embedding_rows(planner: _Planner, adapter: Adapter, module: str, parts: ModuleParts) -> EmbeddingRows:
     """The rows of trainable_token_indices: the config's list is the embedding's; a dict names modules by their tail."""
     stated = adapter.config.trainable_token_indices
     layout = planner.layout
@@ -242,10 +242,10 @@ def _token_rows(planner: _Planner, adapter: Adapter, module: str, parts: ModuleP
         planner.wrong.append(
             f"{parts.tokens}: shape {list(shape)}, but trainable_token_indices names {len(indices)} tokens of {module}"
         )
-    return TokenRows(adapter, parts.tokens, tuple(indices))
+    return EmbeddingRows(adapter, parts.tokens, tuple(indices))
 
 
-def _with_tokens(planner: _Planner, plan: TensorPlan, rows: TokenRows) -> TensorPlan:
+def _with_tokens(planner: _Planner, plan: TensorPlan, rows: EmbeddingRows) -> TensorPlan:
     """The plan with room for these rows: indices past the end are added tokens, and must leave no gap."""
     size, width = plan.spec.shape[0], plan.spec.shape[1] if len(plan.spec.shape) == 2 else -1
     if rows.adapter.info(rows.key).shape[1:] != (width,):
@@ -341,7 +341,7 @@ def _same_update(planner: _Planner, embedding: Sequence[LowRank], head: Sequence
     return same
 
 
-def _same_tokens(embedding: Sequence[TokenRows], head: Sequence[TokenRows]) -> bool:
+def _same_tokens(embedding: Sequence[EmbeddingRows], head: Sequence[EmbeddingRows]) -> bool:
     """Whether the head's token rows are the embedding's."""
     return len(embedding) == len(head) and all(
         e.indices == h.indices and torch.equal(e.adapter.tensor(e.key), h.adapter.tensor(h.key))

@@ -22,8 +22,10 @@ class CalibrationOptions(BaseModel):
     seq_len: int | None = Field(
         None, ge=8, description="Tokens in a row (default: 2048, or the model's context where that is shorter)."
     )
-    chat_format: Literal["model", "codefuse"] = Field(
-        "model", description="How conversations are rendered: the model's template, or CodeFuse's <s>human/<s>bot."
+    chat_format: Literal["none", "model", "codefuse"] = Field(
+        "model",
+        description="How conversations are rendered: none (plain text), by the model's chat template, or by CodeFuse's "
+        "(<s>human, <s>bot).",
     )
     seed: int = Field(0, ge=0, description="Seed of everything random: the choice of rows, tuning.")
 

@@ -1,4 +1,4 @@
-"""Token rows for calibration: plain texts packed into full rows, each conversation a row of its own, right-padded."""
+"""Token rows for calibration: plain texts packed into full rows, each rendered conversation a row of its own, right-padded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtk.errors import InputError
 from qtk.models.tokenizer import ChatFormat, TextTokenizer
 from qtk.progress import note
 
-_SHORTEST_ROW = 16  # tokens; a last row shorter than this says little and costs a whole row
+_SHORTEST_ROW = 16  # tokens; a last row shorter than this says little and costs as much as a whole row
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,24 @@ def as_token_rows(rows: list[list[int]], seq_len: int) -> TokenRows:
 def pack_rows(
     source: Iterable[Sample], tokenizer: TextTokenizer, count: int, seq_len: int, chat_format: ChatFormat
 ) -> list[list[int]]:
-    """Up to `count` rows. Texts are laid end to end and cut into rows (each with the tokenizer's bos in front);
-    a conversation longer than a row is cut at the row's end, and a note says how many were."""
+    """Up to `count` rows. Texts are laid end to end and cut into rows, each with the tokenizer's bos in front. So are
+    conversations with the chat format "none"; with another format each is a row. A conversation longer than a row is cut at
+    the row's end, and a note says how many were."""
     bos = tokenizer.bos_ids
     room = seq_len - len(bos)
     rows: list[list[int]] = []
     buffer: list[int] = []
     conversations = cut = 0
     for sample in source:
-        if sample.messages:
+        if sample.messages and chat_format != "none":
             text = tokenizer.render(sample.messages, chat_format, generation_prompt=False)
             ids = tokenizer.encode(text)
             if ids:
                 rows.append(ids[:seq_len])
                 conversations, cut = conversations + 1, cut + (len(ids) > seq_len)
         else:
-            buffer += tokenizer.encode(sample.text)
+            text = tokenizer.render(sample.messages, "none") if sample.messages else sample.text
+            buffer += tokenizer.encode(text)
             while len(buffer) >= room and len(rows) < count:
                 rows.append(bos + buffer[:room])
                 buffer = buffer[room:]

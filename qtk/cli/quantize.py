@@ -11,6 +11,7 @@ from rich.console import Console
 from qtk.calibration.options import CalibrationOptions
 from qtk.cli.options import build, options_from, require_valid
 from qtk.cli.output import emit, json_option, table
+from qtk.progress import note
 from qtk.quantization.options import QuantizeOptions
 
 
@@ -19,12 +20,20 @@ from qtk.quantization.options import QuantizeOptions
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to write.")
 @options_from(QuantizeOptions)
 @options_from(CalibrationOptions)
+@click.option("--format", "old_container", hidden=True, help="The old name of --container.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output directory once the new one is complete.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished block of a run that was stopped.")
 @click.option("--verbose", is_flag=True, help="Print the table of all layers as well.")
 @json_option
 def command(
-    model: Path, output: Path, overwrite: bool, resume: bool, verbose: bool, as_json: bool, **values: Any
+    model: Path,
+    output: Path,
+    old_container: str | None,
+    overwrite: bool,
+    resume: bool,
+    verbose: bool,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Quantize a float model to INT4.
 
@@ -37,6 +46,9 @@ def command(
     """
     from qtk.quantization.quantize import quantize_model
 
+    if old_container is not None:
+        note("--format is now called --container.")
+        values["container"] = old_container
     require_valid(values, QuantizeOptions, CalibrationOptions)
     report = quantize_model(
         model,
@@ -89,7 +101,7 @@ def command(
 def _layer_table(output: Path) -> Any:
     import json
 
-    from qtk.quantization.quantize import LOG_NAME
+    from qtk.quantization.report import LOG_NAME
 
     lines = [json.loads(line) for line in (output / LOG_NAME).read_text(encoding="utf-8").splitlines()]
     columns = ("layer", "method", "bits", "group_size", "error_before", "error_after", "damping", "seconds")

@@ -31,13 +31,8 @@ def table_refusals(row: Target, sm: int | None, weights: ModelWeights) -> list[s
 
 
 def has_act_order(weights: ModelWeights, modules: Iterable[str]) -> bool:
-    """Whether a gptq checkpoint's columns are grouped in another order than they lie in. `desc_act` alone does not say: with
-    static groups the order never reaches the file."""
-    if not _gptq_setting(weights, "desc_act"):
-        return False
-    checkpoint = weights.checkpoint
-    names = [f"{module}.g_idx" for module in modules if f"{module}.g_idx" in checkpoint]
-    return any(bool((checkpoint.tensor(name).diff() < 0).any()) for name in names)
+    """Whether the columns of any of these linears are grouped in another order than they lie in."""
+    return any(weights.has_act_order(module) for module in modules)
 
 
 def zero_refusals(row: Target, weights: ModelWeights, plans: Mapping[str, LinearPlan]) -> list[str]:

@@ -51,7 +51,6 @@ class ModelSpec:
     qk_norm: bool
     # Attention window in tokens, per layer (None: full attention).
     windows: tuple[int | None, ...]
-    dtype: str
 
     def linears(self) -> tuple[Linear, ...]:
         """The linears of one block, in the order in which data passes them."""
@@ -170,7 +169,6 @@ def read_spec(config: Mapping[str, Any], **fixed: Any) -> ModelSpec:
         rms_norm_eps=positive_number(config, "rms_norm_eps", 1e-6),
         rope=RopeSettings.from_config(config, max_positions),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         **{
             "output_bias": False,
             "mlp_bias": False,

@@ -16,7 +16,8 @@ from qtk.checkpoint.json_file import read_json
 from qtk.errors import InputError, missing_extra
 from qtk.models.chat import ChatTemplate, Message, codefuse_chat
 
-ChatFormat = Literal["model", "codefuse"]
+# none: the messages' contents one after another, without any marks.
+ChatFormat = Literal["none", "model", "codefuse"]
 
 
 class TextTokenizer:
@@ -41,10 +42,6 @@ class TextTokenizer:
         plain = self._tokenizer.encode("a", add_special_tokens=False).ids
         at = next((i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain), 0)
         return with_special[:at]
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self._tokenizer.get_vocab_size())
 
     def special_token(self, name: str) -> str | None:
         """The text of "bos_token", "eos_token", "pad_token", ... or None."""
@@ -81,6 +78,8 @@ class TextTokenizer:
         self, messages: Sequence[Message], chat_format: ChatFormat = "model", *, generation_prompt: bool = True
     ) -> str:
         """A conversation as the text to encode (without special tokens: the template writes them itself)."""
+        if chat_format == "none":
+            return "\n".join(message["content"] for message in messages)
         if chat_format == "codefuse":
             return codefuse_chat(messages, self.special_token("eos_token") or "", generation_prompt=generation_prompt)
         return self._chat_template.render(messages, generation_prompt=generation_prompt)

@@ -1,76 +1,83 @@
-"""Runs of single methods with everything else alike, and the choice between them (`--method auto`)."""
+"""The method of a quantization: the one asked for, or the better of GPTQ and AWQ on rows held back (`--method auto`)."""
 
 from __future__ import annotations
 
 import math
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from qtk.errors import GateFailed
 from qtk.peak_memory import PeakMemory
-from qtk.quantization.checkpoint_run import Outcome, QuantizationRun, QuantizationTask
+from qtk.quantization.checkpoint_run import QuantizationRun, QuantizationTask, RunRecord
 from qtk.quantization.resume import WORK, read_finished, remove_work, save_finished
 
 _COMPARED = ("gptq", "awq")
 _CHOSEN = "chosen"
 
 
-class MethodRuns:
-    """One task, whose method may vary."""
+class MethodChoice(BaseModel):
+    """The run that counts, and the divergence of each method that was compared (empty where none was)."""
 
-    def __init__(self, task: QuantizationTask, memory: PeakMemory) -> None:
-        self.task, self.memory = task, memory
-        self.held_back_kl: dict[str, float] = {}
+    model_config = ConfigDict(frozen=True)
 
-    def run(self, method: str, work: Path) -> Outcome:
-        """One method into the directory `work`; a state left there is taken up."""
-        task = replace(self.task, scheme=replace(self.task.scheme, method=method))
-        return QuantizationRun(task, work).quantize(self.memory)
+    run: RunRecord
+    held_back_kl: dict[str, float | None]
 
-    def better(self, work: Path) -> Outcome:
-        """GPTQ and AWQ, each in a directory of its own; the one nearer to the float model on the rows held back is moved
-        into `work`.
 
-        Each step may be stopped and done again: a method that is finished is recorded, then the choice, and only then
-        anything is moved or deleted. Raises GateFailed when neither has a KL that is a number.
-        """
-        chosen = read_finished(work, _CHOSEN)
-        if chosen is None:
-            outcomes = {method: self._finished(method, work) for method in _COMPARED}
-            kl = {method: outcome.held_back_kl for method, outcome in outcomes.items()}
-            best = nearest(kl)
-            outcome = outcomes[best].model_copy(
-                update={
-                    "seconds": sum(o.seconds for o in outcomes.values()),
-                    "peak_memory_bytes": max(o.peak_memory_bytes for o in outcomes.values()),
-                }
-            )
-            chosen = {"outcome": outcome.model_dump(mode="json"), "held_back_kl": kl}
-            save_finished(work, _CHOSEN, chosen)
-        self.held_back_kl = {m: k for m, k in chosen["held_back_kl"].items() if k is not None and math.isfinite(k)}
-        outcome = Outcome.model_validate(chosen["outcome"])
-        if (work / outcome.method).is_dir():
-            move_up(work / outcome.method)
-        for method in _COMPARED:
-            shutil.rmtree(work / method, ignore_errors=True)
-        return outcome
+def quantize_by(method: str, task: QuantizationTask, work: Path, memory: PeakMemory) -> MethodChoice:
+    """Quantizes into the directory `work` by one method, or by the better one for "auto"; a state left there is taken up."""
+    if method == "auto":
+        return _better(task, work, memory)
+    return MethodChoice(run=QuantizationRun(task, method, work, memory).quantize(), held_back_kl={})
 
-    def _finished(self, method: str, work: Path) -> Outcome:
-        """The outcome of one method: recorded by the run that this one resumes, or come by now."""
-        place = work / method
-        if (recorded := read_finished(work, method)) is not None:
-            return Outcome.model_validate(recorded)
-        place.mkdir(exist_ok=True)
-        outcome = self.run(method, place)
-        flush(place)  # the record must not reach the disk before what it speaks of
-        save_finished(work, method, outcome.model_dump(mode="json"))
-        return outcome
+
+def _better(task: QuantizationTask, work: Path, memory: PeakMemory) -> MethodChoice:
+    """GPTQ and AWQ, each in a directory of its own; the one nearer to the float model on the rows held back is moved
+    into `work`.
+
+    Each step may be stopped and done again: a method that is finished is recorded, then the choice, and only then
+    anything is moved or deleted. Raises GateFailed when neither has a KL that is a number.
+    """
+    recorded = read_finished(work, _CHOSEN)
+    if recorded is None:
+        choice = _choice({method: _finished(method, task, work, memory) for method in _COMPARED})
+        save_finished(work, _CHOSEN, choice.model_dump(mode="json"))
+    else:
+        choice = MethodChoice.model_validate(recorded)
+    if (work / choice.run.method).is_dir():
+        move_up(work / choice.run.method)
+    for method in _COMPARED:
+        shutil.rmtree(work / method, ignore_errors=True)
+    return choice
+
+
+def _choice(runs: dict[str, RunRecord]) -> MethodChoice:
+    """The better run, with the time of both and the memory of the larger one."""
+    kl = {method: run.held_back_kl for method, run in runs.items()}
+    both = {
+        "seconds": sum(run.seconds for run in runs.values()),
+        "peak_memory_bytes": max(run.peak_memory_bytes for run in runs.values()),
+    }
+    return MethodChoice(run=runs[nearest(kl)].model_copy(update=both), held_back_kl=kl)
+
+
+def _finished(method: str, task: QuantizationTask, work: Path, memory: PeakMemory) -> RunRecord:
+    """The recorded run of an earlier, interrupted session if there is one; otherwise the method is run now."""
+    place = work / method
+    if (recorded := read_finished(work, method)) is not None:
+        return RunRecord.model_validate(recorded)
+    place.mkdir(exist_ok=True)
+    run = QuantizationRun(task, method, place, memory).quantize()
+    flush(place)  # the record must not reach the disk before the files that it speaks of
+    save_finished(work, method, run.model_dump(mode="json"))
+    return run
 
 
 def nearest(kl: dict[str, float | None]) -> str:
-    """The method of the least KL; one that is no number never wins. GateFailed when none is a number."""
+    """The method of the least KL; a method whose KL is not a number never wins. GateFailed when none has a number."""
     numbers = {method: value for method, value in kl.items() if value is not None and math.isfinite(value)}
     if not numbers:
         raise GateFailed(
@@ -81,7 +88,7 @@ def nearest(kl: dict[str, float | None]) -> str:
 
 
 def move_up(directory: Path) -> None:
-    """Moves what is in `directory` to where it lies itself, the state of a finished run left out."""
+    """Moves the contents of `directory` into its parent, the state of a finished run left out."""
     remove_work(directory)
     for path in sorted(directory.iterdir()):
         path.rename(directory.parent / path.name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,18 +37,13 @@ class ModelWeights:
         """Opens a model directory. InputError for an unknown architecture or container, or tensors of other shapes."""
         checkpoint = Checkpoint(directory)
         spec = model_spec(checkpoint)
-        quantization = checkpoint.config.get("quantization_config")
-        if not quantization:
+        if not checkpoint.config.get("quantization_config"):
             checkpoint.require_shapes(spec.all_tensors())
             return ModelWeights.of_floats(checkpoint, spec)
-        method = str(quantization.get("quant_method")) if isinstance(quantization, dict) else str(quantization)
-        found = format_of(method)
-        if found is None:
-            known = ", ".join(dict.fromkeys(f.quant_method for f in FORMATS.values()))
-            raise InputError(f"{checkpoint.path}: quantized in container {method!r}; qtk reads {known}.")
-        scheme = _read_scheme(found, checkpoint, spec.module_shapes())
-        checkpoint.require_shapes(_stored_shapes(found, checkpoint, spec, scheme))
-        return ModelWeights(checkpoint, spec, scheme, found)
+        container = _container(checkpoint)
+        scheme = _read_scheme(container, checkpoint, spec.module_shapes())
+        checkpoint.require_shapes(_stored_shapes(container, checkpoint, spec, scheme))
+        return ModelWeights(checkpoint, spec, scheme, container)
 
     @staticmethod
     def of_floats(checkpoint: Checkpoint, spec: ModelSpec) -> ModelWeights:
@@ -60,8 +57,24 @@ class ModelWeights:
 
     @property
     def method(self) -> str:
-        """The method by which the linears were quantized, as far as the container says."""
-        return self.scheme.method
+        """The method by which the linears were quantized, as far as the container says; "none" for a float model."""
+        return "none" if self.format is None else self.format.method(_config(self.checkpoint))
+
+    def has_act_order(self, module: str) -> bool:
+        """Whether a quantized linear's columns are grouped in another order than they lie in."""
+        return self.format is not None and self.format.has_act_order(self.checkpoint, module, self.scheme.of(module))
+
+    def kept_tensors(self) -> list[str]:
+        """The tensors that belong to the model, by the names that a float checkpoint has for them.
+
+        Of a float checkpoint, in the order of its files: a tied lm_head that was saved too, and rope buffers, do not belong
+        to the model; a bias that the architecture does not know does.
+        """
+        wanted = self.spec.all_tensors()
+        if self.quantized:
+            return list(wanted)
+        biases = {name.removesuffix("weight") + "bias" for name in wanted if name.endswith("_proj.weight")}
+        return [name for name in self.checkpoint.names if name in wanted or name in biases]
 
     def linear(self, module: str) -> QuantizedLinear | torch.Tensor:
         """The weight of a module by full name ("model.layers.0.mlp.up_proj", "lm_head")."""
@@ -126,24 +139,41 @@ class ModelWeights:
         return self.float_linear(LM_HEAD_MODULE, dtype)
 
 
-def _read_scheme(found: Format, checkpoint: Checkpoint, modules: dict[str, tuple[int, int]]) -> QuantizationScheme:
+def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The `quantization_config` of a quantized checkpoint; empty where it is not an object."""
+    config = checkpoint.config["quantization_config"]
+    return config if isinstance(config, dict) else {}
+
+
+def _container(checkpoint: Checkpoint) -> Format:
+    """The container that config.json names. InputError for one that qtk does not read."""
+    config = checkpoint.config["quantization_config"]
+    quant_method = str(config.get("quant_method")) if isinstance(config, dict) else str(config)
+    container = format_of(quant_method)
+    if container is None:
+        known = ", ".join(dict.fromkeys(f.quant_method for f in FORMATS.values()))
+        raise InputError(f"{checkpoint.path}: quantized in container {quant_method!r}; qtk reads {known}.")
+    return container
+
+
+def _read_scheme(container: Format, checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]]) -> QuantizationScheme:
     """The scheme, with a group size of -1 (whole rows) written out. InputError where the config makes no sense."""
     try:
-        scheme = found.read_scheme(checkpoint, modules)
+        scheme = container.read_scheme(checkpoint, shapes)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise InputError(
-            f"{checkpoint.path / 'config.json'}: its quantization_config is no {found.name} container's "
+            f"{checkpoint.path / 'config.json'}: its quantization_config is not one of the {container.name} container "
             f"({type(error).__name__}: {error})."
         ) from None
     whole = {
-        name: replace(linear, group_size=modules[name][1])
+        name: replace(linear, group_size=shapes[name][1])
         for name, linear in scheme.modules.items()
         if linear.group_size <= 0
     }
     uneven = [
-        f"{name}: {modules[name][1]} inputs in groups of {linear.group_size}"
+        f"{name}: {shapes[name][1]} inputs in groups of {linear.group_size}"
         for name, linear in scheme.modules.items()
-        if linear.quantized and linear.group_size > 0 and modules[name][1] % linear.group_size
+        if linear.quantized and linear.group_size > 0 and shapes[name][1] % linear.group_size
     ]
     if uneven:
         raise InputError(f"{checkpoint.path}: groups that do not divide their linears:\n{listing(uneven)}")
@@ -151,7 +181,7 @@ def _read_scheme(found: Format, checkpoint: Checkpoint, modules: dict[str, tuple
 
 
 def _stored_shapes(
-    found: Format, checkpoint: Checkpoint, spec: ModelSpec, scheme: QuantizationScheme
+    container: Format, checkpoint: Checkpoint, spec: ModelSpec, scheme: QuantizationScheme
 ) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape that a checkpoint of this scheme must have; what a container may lack is left out where it does."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -161,7 +191,7 @@ def _stored_shapes(
         if not linear.quantized:
             shapes[name] = shape
             continue
-        for stored, tensor in found.specs(module, (shape[0], shape[1]), linear).items():
-            if stored in checkpoint or stored.rpartition(".")[2] not in found.may_lack:
+        for stored, tensor in container.specs(module, (shape[0], shape[1]), linear).items():
+            if stored in checkpoint or stored.rpartition(".")[2] not in container.may_lack:
                 shapes[stored] = tensor.shape
     return shapes

@@ -1,27 +1,30 @@
-"""What `qtk quantize` can be asked for: one frozen model for the command line, recipes and manifests."""
+"""The options of `qtk quantize`: one frozen model for the command line, recipes and manifests."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class QuantizeOptions(BaseModel):
-    """Options of quantization. What is left at "auto" is decided from the model and the target, and recorded."""
+    """Options of quantization. What is left at "auto" is decided from the model and the target, and recorded.
+
+    Recipes and manifests written before call `container` "format", and are read all the same.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["gptq", "awq", "rtn", "auto"] = Field(
         "gptq",
-        description="gptq; awq; rtn (round to nearest, no calibration); auto: gptq and awq, the better one on calibration "
-        "rows that were held back.",
+        description="gptq; awq; rtn (round to nearest, no calibration); auto: gptq and awq, whichever is closer to the float "
+        "model on calibration rows that are held back.",
     )
     effort: Literal["fast", "default", "best"] = Field(
         "default",
         description="fast: GPTQ on a quarter of the calibration rows; default: on half of them, with the float model "
-        "running beside, so that errors in the inputs are taken back; best: on all of them, and each block is tuned as a "
-        "whole after that, in ten times the time.",
+        "running beside, which corrects the errors already in the inputs; best: on all of them, and each block is then tuned "
+        "as a whole, in ten times the time.",
     )
     bits: int = Field(4, description="Bits of a weight: 4 or 8.")
     group_size: int | Literal["auto"] = Field(
@@ -35,22 +38,23 @@ class QuantizeOptions(BaseModel):
     )
     signed_scales: bool = Field(
         True,
-        description="Symmetric scales of either sign, so that the 16th code serves whichever side needs it, or positive "
-        "ones for runtimes that take no others (with --gpu and --backend that is decided by itself).",
+        description="Symmetric scales of either sign, so that the 16th code serves whichever side needs it, or only "
+        "positive scales for runtimes that take no others (--gpu and --backend decide this too).",
         json_schema_extra={"off": "positive-scales"},
     )
-    format: str = Field(
+    container: str = Field(
         "auto",
-        description="Container: gptq, awq, modelopt, compressed-tensors or gguf. auto is what the target reads, else gptq.",
+        description="File format of the weights: gptq, awq, modelopt, compressed-tensors or gguf. auto is what the target "
+        "reads, else gptq.",
     )
     gpu: str | None = Field(
         None,
-        description="GPU that the model is for (see `qtk gpus`): decides what is auto, refuses what it cannot run.",
+        description="GPU that the model is for (see `qtk gpus`): decides what is left at auto; what the GPU cannot run is refused.",
     )
     backend: str = Field(
         "auto",
         description="Runtime that the model is for: one of build-engine's backends, vllm, llama.cpp or onnxruntime-genai. "
-        "auto is the GPU's first.",
+        "auto is the first one of the GPU.",
     )
     override: tuple[str, ...] = Field(
         (),
@@ -61,13 +65,20 @@ class QuantizeOptions(BaseModel):
     memory: float | None = Field(
         None,
         gt=0,
-        description="GB that calibration activations may take before they go to disk (default: a quarter of the memory, of a "
-        "container's limit where there is one).",
+        description="GB that calibration activations may take before they go to disk (default: a quarter of the memory, or of "
+        "the control group's limit where there is one).",
     )
     threads: int | None = Field(
-        None, ge=1, description="Processor threads (default: OMP_NUM_THREADS, else all usable; never more)."
+        None, ge=1, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
     )
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, or cuda:N.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _container_was_called_format(cls, values: object) -> object:
+        if isinstance(values, dict) and "format" in values and "container" not in values:
+            return {"container" if name == "format" else name: value for name, value in values.items()}
+        return values
 
     @field_validator("bits")
     @classmethod

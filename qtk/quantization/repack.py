@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from qtk.checkpoint.reader import config_bytes
-from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.errors import InputError, listing
 from qtk.models.spec import LM_HEAD_MODULE
+from qtk.quantization.checkpoint_writer import QuantizedCheckpointWriter
 from qtk.quantization.formats.base import Format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
@@ -26,29 +25,15 @@ def repack(
         raise InputError(f"{checkpoint.path} is not quantized: `qtk quantize` writes the {container.name} container.")
     if reasons := repack_refusals(weights, container):
         raise InputError(f"{checkpoint.path} cannot be stored as {container.name}:\n{listing(reasons, 500)}")
-    floats = []
-    specs: dict[str, TensorSpec] = {}
-    for name, shape in spec.all_tensors().items():
-        module = name.removesuffix(".weight")
-        linear = scheme.of(module)
-        if not linear.quantized:
-            floats.append(name)
-            specs[name] = TensorSpec(checkpoint.info(name).dtype, checkpoint.info(name).shape)
-        else:
-            specs |= container.specs(module, (shape[0], shape[1]), linear)
-    with CheckpointWriter(directory, specs) as writer:
-        for name in floats:
-            writer.write(name, checkpoint.tensor(name))
+    with QuantizedCheckpointWriter(container, scheme, directory, source=weights, method=weights.method) as writer:
+        for name in weights.kept_tensors():
+            if not scheme.of(name.removesuffix(".weight")).quantized:
+                writer.float(name, checkpoint.tensor(name))
         for layer in range(spec.num_layers):
             for member in spec.linears():
-                _write_linear(weights, spec.block_prefix(layer) + member.name, container, writer)
+                _write_linear(weights, spec.block_prefix(layer) + member.name, writer)
             on_block(layer)
-        _write_linear(weights, LM_HEAD_MODULE, container, writer)
-    config = {**checkpoint.config, "quantization_config": container.quantization_config(scheme)}
-    copy_companions(checkpoint, directory, config=config_bytes(config))
-    for name, content in container.extra_files(scheme).items():
-        (directory / name).write_bytes(content)
-    container.finish(directory)
+        _write_linear(weights, LM_HEAD_MODULE, writer)
 
 
 def repack_refusals(weights: ModelWeights, container: Format) -> list[str]:
@@ -58,10 +43,9 @@ def repack_refusals(weights: ModelWeights, container: Format) -> list[str]:
     return reasons + container.scheme_refusals(scheme) + container.checkpoint_refusals(weights.checkpoint)
 
 
-def _write_linear(weights: ModelWeights, module: str, container: Format, writer: CheckpointWriter) -> None:
-    if not weights.scheme.of(module).quantized:
-        return
-    weight = weights.linear(module)
-    if isinstance(weight, QuantizedLinear):
-        for name, tensor in container.pack(module, weight).items():
-            writer.write(name, tensor)
+def _write_linear(weights: ModelWeights, module: str, writer: QuantizedCheckpointWriter) -> None:
+    """Writes a linear where it is quantized: what stays in float is written already."""
+    if weights.scheme.of(module).quantized:
+        linear = weights.linear(module)
+        assert isinstance(linear, QuantizedLinear)
+        writer.linear(module, linear)

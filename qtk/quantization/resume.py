@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from qtk.checkpoint.manifest import canonical_digest
 from qtk.errors import InputError
 from qtk.progress import note
 from qtk.quantization.blocks.activations import RowStore
+from qtk.quantization.report import LayerRecord
 
 WORK = ".calibration"  # spilled activations and what a stopped run leaves; removed before the directory is complete
 _BEGUN = "begun.json"
@@ -109,13 +110,16 @@ def _require_same(work: Path, begun: Mapping[str, str], now: Mapping[str, str]) 
 
 
 class ResumeState:
-    """The saved state of one method in `directory`. `blocks` finished blocks, their `log` lines, the `seconds` and
-    `peak_memory_bytes` that they took over all sessions; zeros and none at a fresh start."""
+    """The saved state of one method in `directory`.
+
+    `blocks` finished blocks and the `records` of their linears; `seconds` and `peak_memory_bytes` over all sessions, this
+    one included, whose clock starts here. Zeros and none at a fresh start.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._started = self._flushed_at = time.monotonic()
         self._start_again()
-        self._flushed_at = time.monotonic()
         if (directory / _STATE).is_file():
             self._read()
 
@@ -123,9 +127,10 @@ class ResumeState:
         if why:
             note(f"{why}: starting again.")
         self.blocks = 0
-        self.log: list[dict[str, Any]] = []
+        self.records: tuple[LayerRecord, ...] = ()
         self.seconds = 0.0
         self.peak_memory_bytes = 0
+        self._seconds_before = 0.0
         self._file_bytes: list[int] = []
 
     def _read(self) -> None:
@@ -138,12 +143,12 @@ class ResumeState:
                 "The machine was restarted since the state was saved, and the state had not reached the disk"
             )
             return
-        self.blocks, self.log = state["blocks"], state["log"]
-        self.seconds, self.peak_memory_bytes = state["seconds"], state["peak_memory_bytes"]
-        self._file_bytes = state["file_bytes"]
+        self.blocks, self.records = state["blocks"], tuple(LayerRecord(**line) for line in state["log"])
+        self.seconds = self._seconds_before = state["seconds"]
+        self.peak_memory_bytes, self._file_bytes = state["peak_memory_bytes"], state["file_bytes"]
 
     def check(self, streams: list[RowStore]) -> None:
-        """Goes back to a fresh start, with a note, where the files that belong to the state are not there as a whole."""
+        """Goes back to a fresh start, with a note, where files that belong to the state are missing or incomplete."""
         outputs = sorted(path.stat().st_size for path in self.directory.parent.glob("*.safetensors"))
         whole = all(_size(self._activations(i, self.blocks)) == s.nbytes for i, s in enumerate(streams))
         if self.blocks and not (whole and outputs == self._file_bytes):
@@ -156,38 +161,37 @@ class ResumeState:
 
     def save(
         self,
-        blocks: int,
         streams: list[RowStore],
-        log: list[dict[str, Any]],
+        records: Sequence[LayerRecord],
         output_files: list[int],
-        *,
-        seconds: float,
         peak_memory_bytes: int,
     ) -> None:
-        """Records that `blocks` blocks are finished. output_files: descriptors of the output, flushed along from time to
-        time; seconds and peak_memory_bytes: over all sessions."""
+        """Records that one more block is finished. records: of its linears; output_files: descriptors of the output, flushed
+        along from time to time; peak_memory_bytes: of this session."""
         self.directory.mkdir(exist_ok=True)
-        flush = time.monotonic() - self._flushed_at >= _FLUSH_SECONDS
+        before, now = self.blocks, time.monotonic()
+        self.blocks, self.records = before + 1, (*self.records, *records)
+        self.seconds = self._seconds_before + now - self._started
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak_memory_bytes)
+        flush = now - self._flushed_at >= _FLUSH_SECONDS
         for index, store in enumerate(streams):
-            store.save(self._activations(index, blocks), flush=flush)
+            store.save(self._activations(index, self.blocks), flush=flush)
         if flush:
             for fd in output_files:
                 os.fsync(fd)
             self._flushed_at = time.monotonic()
         state = {
-            "blocks": blocks,
-            "log": log,
-            "seconds": seconds,
-            "peak_memory_bytes": peak_memory_bytes,
+            "blocks": self.blocks,
+            "log": [record.model_dump() for record in self.records],
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "file_bytes": sorted(os.fstat(fd).st_size for fd in output_files),
             "flushed": flush,
             "boot": _boot_id(),
         }
         write_json(self.directory / _STATE, state, flush=flush)
-        if blocks != self.blocks:
-            for index in range(len(streams)):
-                self._activations(index, self.blocks).unlink(missing_ok=True)
-        self.blocks, self.seconds, self.peak_memory_bytes = blocks, seconds, peak_memory_bytes
+        for index in range(len(streams)):
+            self._activations(index, before).unlink(missing_ok=True)
 
     def _activations(self, stream: int, blocks: int) -> Path:
         return self.directory / f"stream-{stream}-after-{blocks}.bin"

@@ -33,7 +33,7 @@ def resolve_scheme(spec: ModelSpec, options: QuantizeOptions) -> QuantizationSch
         )
     for text in options.override:
         modules |= _overridden(text, modules)
-    scheme = QuantizationScheme(default, modules, method=options.method)
+    scheme = QuantizationScheme(default, modules)
     if not scheme.quantized:
         raise InputError("The overrides leave every linear in float: there is nothing to quantize.")
     return scheme

@@ -33,12 +33,11 @@ FLOAT = LinearScheme(FLOAT_BITS, -1, True)
 @dataclass(frozen=True)
 class QuantizationScheme:
     """How a whole checkpoint is stored. `modules` holds full module names ("model.layers.0.mlp.up_proj", "lm_head")
-    of every linear; those that differ from `default` are overrides. `method` is recorded in config.json.
+    of every linear; those that differ from `default` are overrides.
     """
 
     default: LinearScheme
     modules: Mapping[str, LinearScheme]
-    method: str = "gptq"
 
     @property
     def quantized(self) -> bool:
@@ -60,4 +59,4 @@ class QuantizationScheme:
 
 def float_scheme(spec: ModelSpec) -> QuantizationScheme:
     """The scheme of a model that is not quantized."""
-    return QuantizationScheme(FLOAT, dict.fromkeys(spec.module_shapes(), FLOAT), method="none")
+    return QuantizationScheme(FLOAT, dict.fromkeys(spec.module_shapes(), FLOAT))

@@ -16,17 +16,18 @@ _MOST = 1000  # reasons named in one message
 
 
 def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
-    """The options with format, group size and the sign of scales decided: by the target where one is named, else the format is gptq.
+    """The options with container, group size and the sign of scales decided by the target where one is named; else the container is
+    gptq.
 
     InputError for a GPU or backend that is not known, or a backend that this GPU does not have.
     """
     row, _ = _target(options)
     if row is None:
-        return options.model_copy(update={"format": "gptq"} if options.format == "auto" else {})
+        return options.model_copy(update={"container": "gptq"} if options.container == "auto" else {})
     defaults = defaults_for(row, spec.module_shapes())
     decided: dict[str, object] = {}
-    if options.format == "auto":
-        decided["format"] = defaults.container
+    if options.container == "auto":
+        decided["container"] = defaults.container
     if options.group_size == "auto":
         decided["group_size"] = defaults.group_size
     if not defaults.signed_scales:
@@ -65,7 +66,7 @@ def target_refusals(options: QuantizeOptions, spec: ModelSpec, scheme: Quantizat
         row,
         gpu.sm if gpu else None,
         plans,
-        container=options.format,
+        container=options.container,
         # A symmetric weight uses the whole range of its codes by a scale of either sign, unless told not to.
         negative_scales=any(s.symmetric and s.signed_scales for s in scheme.quantized_modules().values()),
     )

@@ -27,7 +27,7 @@ from qtk.engines.description import EngineDescription, is_engine, read_descripti
 from qtk.errors import InputError
 from qtk.peak_memory import PeakMemory
 from qtk.progress import note
-from qtk.quantization.quantize import LOG_NAME
+from qtk.quantization.report import LOG_NAME
 from qtk.release.plots import can_plot, plot_errors, plot_latency
 
 REPORT_NAME = "report.md"

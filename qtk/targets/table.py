@@ -235,7 +235,7 @@ def _gpu(row: Target, sm: int | None) -> list[str]:
 def _container(row: Target, container: str | None) -> list[str]:
     if container is None or container in row.containers:
         return []
-    return [f"{row.title} does not read the container {container!r}: --format {row.containers[0]}"]
+    return [f"{row.title} does not read the container {container!r}: --container {row.containers[0]}"]
 
 
 def _settings(row: Target, linears: Mapping[str, LinearPlan]) -> list[str]:

@@ -21,6 +21,11 @@ def quantized(weight: torch.Tensor):
     ) + state.offset
 
 
+def round_to_nf4(weight: torch.Tensor) -> torch.Tensor:
+    absmax = nf4.block_absmax(weight)
+    return nf4.rounded(weight, absmax, nf4.double_quantized(absmax))
+
+
 def test_the_levels_are_bitsandbytes_own() -> None:
     assert torch.equal(nf4.dynamic_levels(), functional.create_dynamic_map())
     assert torch.equal(torch.tensor(nf4.LEVELS), functional.get_4bit_type("nf4", device="cpu"))
@@ -58,7 +63,7 @@ def test_block_magnitudes_go_to_the_nearest_level(shape: tuple[int, int]) -> Non
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 2**31), st.floats(1e-6, 1e3))
 def test_rounding_in_pieces_is_rounding_whole(rows: int, columns: int, seed: int, scale: float) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * scale
-    whole = nf4.round_to_nf4(weight)
+    whole = round_to_nf4(weight)
     absmax = nf4.block_absmax(weight)
     restored = nf4.double_quantized(absmax)
     flat, cut = weight.view(-1), len(absmax) // 2
@@ -76,5 +81,5 @@ def test_rounding_in_pieces_is_rounding_whole(rows: int, columns: int, seed: int
 
 
 def test_zeros_and_equal_blocks_stay_what_they_are() -> None:
-    assert torch.equal(nf4.round_to_nf4(torch.zeros(4, 64)), torch.zeros(4, 64, dtype=torch.bfloat16))
-    assert torch.equal(nf4.round_to_nf4(torch.full((4, 64), -0.5)), torch.full((4, 64), -0.5, dtype=torch.bfloat16))
+    assert torch.equal(round_to_nf4(torch.zeros(4, 64)), torch.zeros(4, 64, dtype=torch.bfloat16))
+    assert torch.equal(round_to_nf4(torch.full((4, 64), -0.5)), torch.full((4, 64), -0.5, dtype=torch.bfloat16))

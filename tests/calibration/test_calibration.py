@@ -62,6 +62,15 @@ def test_conversations_are_rows_of_their_own_and_padding_is_marked(tokenizer, tm
     )
 
 
+def test_without_a_chat_format_conversations_are_packed_as_plain_text(tokenizer, tmp_path) -> None:
+    (tmp_path / "chat.jsonl").write_text("\n".join([json.dumps({"messages": TALK})] * 5))
+    got = rows(tokenizer, tmp_path / "chat.jsonl", seq_len=24, chat_format="none")
+    text = "\n".join(message["content"] for message in TALK) * 5
+    bos = tokenizer.bos_ids
+    assert got.tokens[0].tolist() == (bos + tokenizer.encode(text))[:24]
+    assert got.lengths[0] == 24
+
+
 def with_template(tiny, directory: Path, template: str) -> TextTokenizer:
     """A tokenizer whose model has this chat template."""
     copy = Path(shutil.copytree(tiny("llama"), directory / "model"))

@@ -10,64 +10,76 @@ import torch
 
 import qtk.quantization
 from qtk import machine
+from qtk.calibration.options import CalibrationOptions
 from qtk.errors import InputError, MachineError
-from qtk.quantization import quantize as pipeline
 from qtk.quantization.blocks.activations import ActivationBudget
+from qtk.quantization.compute import compute_device, compute_dtype
+from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.quantize import quantize_model
 
 # Where the tensors of a block meet.
-FILES = (
-    "rtn",
-    "grid",
-    "awq",
-    "awq_block",
-    "gptq",
-    "gptq_block",
-    "tune",
-    "tuned_block",
-    "streams",
-    "judge",
-    "layer_log",
-)
+PLACES = ("algorithms", "blocks")
 FACTORIES = {"zeros", "ones", "empty", "full", "arange", "eye", "tensor", "linspace", "rand", "randn", "randperm"}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_tensor_is_made_on_a_named_device(name: str) -> None:
+@pytest.mark.parametrize("place", PLACES)
+def test_every_tensor_is_made_on_a_named_device(place: str) -> None:
     """A tensor made on the CPU beside those of a GPU fails there only, and no GPU runs these tests."""
-    tree = ast.parse((Path(qtk.quantization.__path__[0]) / f"{name}.py").read_text())
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-    made = [c for c in calls if isinstance(c.func.value, ast.Name) and c.func.value.id == "torch"]
-    homeless = [
-        c.lineno for c in made if c.func.attr in FACTORIES and "device" not in {keyword.arg for keyword in c.keywords}
-    ]
-    assert not homeless, f"{name}.py, lines {homeless}: no device="
+    homeless = []
+    for path in sorted((Path(qtk.quantization.__path__[0]) / place).glob("*.py")):
+        if path.name == "activations.py":  # which keeps them in the machine's memory
+            continue
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        homeless += [f"{path.name}, line {call.lineno}" for call in calls if _makes_a_tensor_anywhere(call)]
+    assert not homeless, "no device="
+
+
+def _makes_a_tensor_anywhere(call: ast.Call) -> bool:
+    """Whether the call is torch.zeros(...) or the like without a device."""
+    function = call.func
+    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
+        return False
+    named = "device" in {keyword.arg for keyword in call.keywords}
+    return function.value.id == "torch" and function.attr in FACTORIES and not named
 
 
 @pytest.mark.parametrize("name", ["foo", "cuda:x", "gpu", "cpu:1", ""])
 def test_what_is_no_device_is_wrong_input(name: str) -> None:
     with pytest.raises(InputError, match="there are auto, cpu, cuda"):
-        pipeline.compute_device(name)
+        compute_device(name)
 
 
 def test_a_gpu_that_is_not_there_is_the_machine_s_lack(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pipeline.compute_device("cuda:1") == torch.device("cuda:1")
-    assert pipeline.compute_device("auto").type == "cuda"
+    assert compute_device("cuda:1") == torch.device("cuda:1")
+    assert compute_device("auto").type == "cuda"
     with pytest.raises(MachineError, match="torch sees 2 GPUs"):
-        pipeline.compute_device("cuda:9")
+        compute_device("cuda:9")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pipeline.compute_device("auto").type == "cpu"
+    assert compute_device("auto").type == "cpu"
     with pytest.raises(MachineError, match="torch sees no GPU"):
-        pipeline.compute_device("cuda")
+        compute_device("cuda")
 
 
-def test_bf16_on_a_gpu_only_where_it_has_it(monkeypatch) -> None:
-    rows = object()
-    for has, dtype in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
-        assert pipeline._compute_dtype(torch.device("cuda"), rows) == dtype
-    assert pipeline._compute_dtype(torch.device("cpu"), None) == "float32"
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_computes_in_bf16_where_it_has_it(monkeypatch, supported: bool, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert compute_dtype(torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_environment_decides_the_dtype(monkeypatch, device: str, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: dtype == torch.float32)
+    monkeypatch.setenv("QTK_COMPUTE_DTYPE", str(dtype).removeprefix("torch."))
+    assert compute_dtype(torch.device(device)) == dtype
+
+
+def test_a_dtype_that_is_not_known_is_wrong_input(monkeypatch) -> None:
+    monkeypatch.setenv("QTK_COMPUTE_DTYPE", "float16")
+    with pytest.raises(InputError, match="it takes auto, float32, bfloat16"):
+        compute_dtype(torch.device("cpu"))
 
 
 def test_the_budget_is_never_passed(tmp_path) -> None:
@@ -82,24 +94,14 @@ def test_the_budget_is_never_passed(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("effort", ["fast", "default", "best"])
-def test_no_effort_passes_the_budget(tiny, tmp_path, monkeypatch, effort: str) -> None:
-    from qtk.calibration.options import CalibrationOptions
-    from qtk.quantization.options import QuantizeOptions
-
-    held: list[int] = []
-    original = ActivationBudget.store
-
-    def store(self, *arguments):
-        result = original(self, *arguments)
-        held.append(self.used_bytes)
-        assert self.limit_bytes == 300_000
-        return result
-
-    monkeypatch.setattr(ActivationBudget, "store", store)
-    options = QuantizeOptions(effort=effort, memory=0.0003)
-    report = pipeline.quantize_model(tiny(), tmp_path / "out", options, CalibrationOptions(samples=16, seq_len=48))
-    assert 0 < max(held) <= 300_000
+def test_no_effort_passes_the_budget(tiny, tmp_path, monkeypatch, effort: str, dtype: torch.dtype) -> None:
+    monkeypatch.setenv("QTK_COMPUTE_DTYPE", str(dtype).removeprefix("torch."))
+    limit = 150_000 * dtype.itemsize  # room for some of the rows in either dtype
+    options = QuantizeOptions(effort=effort, memory=limit / 1e9)
+    report = quantize_model(tiny(), tmp_path / "out", options, CalibrationOptions(samples=16, seq_len=48))
+    assert 0 < report.activation_bytes <= limit
     assert report.spilled_bytes > 0
 
 

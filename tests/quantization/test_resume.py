@@ -15,7 +15,8 @@ from qtk.quantization import quantize as pipeline
 from qtk.quantization import resume
 from qtk.quantization.checkpoint_run import QuantizationRun
 from qtk.quantization.options import QuantizeOptions
-from qtk.quantization.quantize import LOG_NAME, quantize_model
+from qtk.quantization.quantize import quantize_model
+from qtk.quantization.report import LOG_NAME
 from qtk.quantization.resume import ResumeState
 
 ROWS = CalibrationOptions(samples=8, seq_len=48)
@@ -108,8 +109,8 @@ def test_after_the_last_block_no_block_is_quantized_again(model, tmp_path, monke
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop(patch, pipeline, "read_back", after=False)
         quantize_model(model, tmp_path / "out", options, ROWS)
-    seconds = json.loads((tmp_path / "out.partial/.calibration/chosen.finished.json").read_text())["outcome"]["seconds"]
-    monkeypatch.setattr(QuantizationRun, "_quantize_block", lambda *_: pytest.fail("a block is quantized again"))
+    seconds = json.loads((tmp_path / "out.partial/.calibration/chosen.finished.json").read_text())["run"]["seconds"]
+    monkeypatch.setattr(QuantizationRun, "quantize_block", lambda *_: pytest.fail("a block is quantized again"))
     report = quantize_model(model, tmp_path / "out", options, ROWS, resume=True)
     assert report.seconds > round(seconds, 2) > 0  # of both sessions
 
@@ -149,10 +150,10 @@ def test_what_decides_the_bits_is_refused_by_name_and_what_does_not_is_taken(mod
         with pytest.raises(InputError, match=words):
             quantize_model(model, tmp_path / "out", options, rows, resume=True)
         assert (partial / ".calibration/state.json").is_file()
-    # The dtype of the first session is kept, though this machine would now find another.
+    # The dtype of the first session is kept, though this machine would now choose another.
     begun = json.loads((partial / ".calibration/begun.json").read_text())["compute_dtype"]
-    monkeypatch.setattr(pipeline, "_compute_dtype", lambda *_: pytest.fail("timed again"))
-    monkeypatch.setattr(QuantizationRun, "_quantize_block", counted := Counted(QuantizationRun._quantize_block))
+    monkeypatch.setenv("QTK_COMPUTE_DTYPE", "float32" if begun == "bfloat16" else "bfloat16")
+    monkeypatch.setattr(QuantizationRun, "quantize_block", counted := Counted(QuantizationRun.quantize_block))
     report = quantize_model(model, tmp_path / "out", QuantizeOptions(group_size=32, memory=1), ROWS, resume=True)
     assert report.compute_dtype == begun
     assert counted.calls == 1
@@ -175,7 +176,7 @@ class Counted:
 @pytest.mark.parametrize("method", ["gptq", "auto", "rtn"])
 def test_stopped_before_the_first_block_nothing_is_left(model, tmp_path, monkeypatch, method: str) -> None:
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop(patch, QuantizationRun, "_quantize_block", after=False)
+        stop(patch, QuantizationRun, "quantize_block", after=False)
         quantize_model(model, tmp_path / "out", QuantizeOptions(group_size=32, method=method), ROWS)
     assert list(tmp_path.iterdir()) == []
 

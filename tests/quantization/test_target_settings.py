@@ -42,14 +42,18 @@ def _no_checkpoint_refusals(monkeypatch):
 def settle(**options) -> QuantizeOptions:
     spec = llama_spec(SIZES)
     chosen = for_target(QuantizeOptions(**options), spec)
-    settled_scheme(NO_CHECKPOINT, spec, chosen, checkpoint_format(chosen.format))
+    settled_scheme(NO_CHECKPOINT, spec, chosen, checkpoint_format(chosen.container))
     return chosen
 
 
-def test_without_a_target_the_format_is_gptq() -> None:
-    assert settle().format == "gptq"
+def test_without_a_target_the_container_is_gptq() -> None:
+    assert settle().container == "gptq"
     assert settle().group_size == "auto"
-    assert settle(format="awq").format == "awq"
+    assert settle(container="awq").container == "awq"
+
+
+def test_the_container_of_older_recipes_and_manifests_is_called_format() -> None:
+    assert QuantizeOptions(format="awq") == QuantizeOptions(container="awq")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,7 @@ def test_without_a_target_the_format_is_gptq() -> None:
 )
 def test_the_target_decides(gpu: str | None, backend: str, container: str, group_size: int) -> None:
     chosen = settle(gpu=gpu, backend=backend)
-    assert (chosen.format, chosen.group_size) == (container, group_size)
+    assert (chosen.container, chosen.group_size) == (container, group_size)
     assert chosen.signed_scales == (backend != "tensorrt-full")
 
 
@@ -81,9 +85,9 @@ def test_every_container_of_the_table_is_one_that_qtk_writes() -> None:
         ({"gpu": "a10", "sym": False}, ["symmetric weights only", "--sym", "(14 linears)"]),
         ({"gpu": "a10", "bits": 8}, ["no 8-bit weights"]),
         ({"gpu": "a10", "backend": "tensorrt-llm", "group_size": 32}, ["not 32", "--group-size 64"]),
-        ({"gpu": "a10", "backend": "tensorrt-llm", "format": "compressed-tensors", "group_size": 32}, ["not 32"]),
+        ({"gpu": "a10", "backend": "tensorrt-llm", "container": "compressed-tensors", "group_size": 32}, ["not 32"]),
         ({"gpu": "rtx5090", "backend": "tensorrt-llm"}, ["SM120", "tensorrt-edgellm"]),
-        ({"backend": "onnxruntime-genai", "format": "compressed-tensors"}, ["--format gptq"]),
+        ({"backend": "onnxruntime-genai", "container": "compressed-tensors"}, ["--container gptq"]),
         ({"gpu": "a11"}, ["a10"]),
         ({"backend": "tensorflow"}, ["tensorrt-llm"]),
     ],
@@ -108,7 +112,7 @@ def test_reasons_of_container_groups_and_target_come_together(monkeypatch) -> No
     """And the group that is advised is one that the target takes, though a smaller one would do for the container."""
     monkeypatch.setattr(GptqFormat, "checkpoint_refusals", lambda self, checkpoint: ["the checkpoint is odd"])
     spec = llama_spec({**SIZES, "num_hidden_layers": 30})
-    options = QuantizeOptions(gpu="a10", backend="tensorrt-llm", format="gptq", group_size=128, sym=False)
+    options = QuantizeOptions(gpu="a10", backend="tensorrt-llm", container="gptq", group_size=128, sym=False)
     with pytest.raises(InputError) as caught:
         settled_scheme(NO_CHECKPOINT, spec, options, checkpoint_format("gptq"))
     text = str(caught.value)

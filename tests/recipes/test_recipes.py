@@ -293,11 +293,11 @@ def test_a_stopped_step_is_gone_on_with_only_on_the_same_terms(kitchen, tmp_path
     def stop_at(layer_to_stop: int) -> None:
         real = GptqBlocks.quantize
 
-        def quantize(self, layer, *rest):
-            calls.append(layer)
-            if layer == layer_to_stop:
+        def quantize(self, block):
+            calls.append(block.layer)
+            if block.layer == layer_to_stop:
                 raise KeyboardInterrupt
-            return real(self, layer, *rest)
+            return real(self, block)
 
         monkeypatch.setattr(GptqBlocks, "quantize", quantize)
 

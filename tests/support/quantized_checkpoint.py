@@ -15,6 +15,7 @@ from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.models.registry import model_spec
 from qtk.models.spec import LM_HEAD_MODULE
 from qtk.quantization.formats.registry import checkpoint_format
+from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
@@ -52,7 +53,7 @@ def write_quantized(
     modules = dict.fromkeys(spec.module_shapes(), default)
     if LM_HEAD_MODULE in modules:
         modules[LM_HEAD_MODULE] = replace(default, bits=16)
-    scheme = QuantizationScheme(default, {**modules, **(overrides or {})}, method="rtn")
+    scheme = QuantizationScheme(default, {**modules, **(overrides or {})})
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in spec.all_tensors().items():
         module = name.removesuffix(".weight")
@@ -70,7 +71,7 @@ def write_quantized(
     config = {
         **checkpoint.config,
         "dtype": str(dtype).removeprefix("torch."),
-        "quantization_config": chosen.quantization_config(scheme),
+        "quantization_config": chosen.quantization_config(scheme, "rtn"),
     }
     out.mkdir(parents=True)
     with CheckpointWriter(out, {n: TensorSpec(t.dtype, tuple(t.shape)) for n, t in tensors.items()}) as writer:
@@ -79,14 +80,12 @@ def write_quantized(
     copy_companions(checkpoint, out, config=json.dumps(config, indent=2).encode())
     for name, content in chosen.extra_files(scheme).items():
         (out / name).write_bytes(content)
-    chosen.finish(out)
+    chosen.finish(ModelWeights.open(out))
     return out
 
 
 def write_dequantized(directory: Path, out: Path, dtype: torch.dtype = torch.float32) -> Path:
     """The quantized checkpoint `directory` as a float one in `out`: what its quantized weights mean, by our reading."""
-    from qtk.quantization.model_weights import ModelWeights
-
     weights = ModelWeights.open(directory)
     tensors = {}
     for name in weights.spec.all_tensors():

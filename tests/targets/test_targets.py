@@ -72,7 +72,7 @@ def test_row(backend: str) -> None:
         assert said in reason
         assert "(12 linears)" in reason
     (reason,) = refusals(row, sm, model(GOOD), container="exl3")
-    assert f"--format {container}" in reason
+    assert f"--container {container}" in reason
     (reason,) = refusals(row, sm, model(GOOD), act_order=True)
     assert "act-order" in reason
 

@@ -1,7 +1,7 @@
 """The `tensorrt-llm` backend: the checkpoint of TensorRT-LLM's engine backend, and trtllm-build where it is installed.
 
 Engines exist up to TensorRT-LLM 1.2. From 1.3 on it runs a Hugging Face checkpoint in ModelOpt's layout directly:
-`qtk quantize --format modelopt` writes that, and nothing is built.
+`qtk quantize --container modelopt` writes that, and nothing is built.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qtk.targets.table import LinearPlan, refusals, target
 
 TOOL = "trtllm-build"
 CONTAINER = "NVIDIA's tensorrt-llm/release, tag 1.1.0"
-_NEWER = "TensorRT-LLM 1.3 and later have no engines: they run what `qtk quantize --format modelopt` writes."
+_NEWER = "TensorRT-LLM 1.3 and later have no engines: they run what `qtk quantize --container modelopt` writes."
 _MOST_TOKENS = 8192  # trtllm-build's own bound on the tokens of one step
 
 

@@ -90,11 +90,15 @@ class RowStore:
 
 
 class ActivationBudget:
-    """Hands out RowStores: in memory up to `limit_bytes` in all, in `directory` beyond."""
+    """Hands out RowStores: in memory up to `limit_bytes` in all, in `directory` beyond.
+
+    `used_bytes` are held in memory now, `peak_bytes` were at most; `spilled_bytes` went to files.
+    """
 
     def __init__(self, limit_bytes: int, directory: Path) -> None:
         self.limit_bytes, self.directory = limit_bytes, directory
         self.used_bytes = 0
+        self.peak_bytes = 0
         self.spilled_bytes = 0
         self._count = 0
 
@@ -103,6 +107,7 @@ class ActivationBudget:
         size = rows * seq_len * width * dtype.itemsize
         if self.used_bytes + size <= self.limit_bytes:
             self.used_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.used_bytes)
             return RowStore(rows, seq_len, width, dtype)
         self.spilled_bytes += size
         self._count += 1

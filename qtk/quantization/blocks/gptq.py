@@ -1,112 +1,90 @@
-"""Quantizes one decoder block by GPTQ: set of linears by set, each calibrated on what the quantized block before it puts out.
+"""Quantizes one decoder block by GPTQ: set of linears by set, each calibrated on the output of the quantized block before it.
 
 The four sets (q/k/v, o, gate/up, down) are taken in the order in which data passes them. Each part of the forward pass
-runs once: what the next set reads is computed with the weights just quantized, so that every set sees the inputs it will
-see in use, and linears that share an input share one Hessian.
+runs once: the inputs of the next set are computed with the weights just quantized. So every set sees the inputs that it
+will see in use, and linears that share an input share one Hessian.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from qtk.models.spec import Linear, ModelSpec
+from qtk.models.spec import Linear
 from qtk.progress import note
 from qtk.quantization.algorithms.gptq import SingularHessian, gptq
 from qtk.quantization.algorithms.rtn import rtn
-from qtk.quantization.blocks.activations import ActivationBudget
-from qtk.quantization.blocks.layer_log import layer_records
-from qtk.quantization.blocks.quantized import QuantizedBlock
-from qtk.quantization.blocks.streams import BlockStreams, Rows, Statistics, Stream
-from qtk.quantization.scheme_model import LinearScheme
+from qtk.quantization.blocks.layer_log import RoundedSet, layer_records
+from qtk.quantization.blocks.quantized import FloatBlock, QuantizedBlock
+from qtk.quantization.blocks.streams import BlockInputs, BlockStreams, Statistics, Stream
 
 
-class GptqBlocks(BlockStreams):
-    """Quantizes block after block. `quantized` runs through the blocks as they are stored; `float_stream`, when there is
-    one, through the float blocks beside it, so that each set of linears is told how far its inputs are off."""
+class GptqBlocks:
+    """Quantizes block after block.
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        rows: Rows,
-        budget: ActivationBudget,
-        device: torch.device,
-        quantized: Stream,
-        float_stream: Stream | None = None,
-    ) -> None:
-        super().__init__(spec, rows, budget, device)
-        self.quantized, self.float_stream = quantized, float_stream
-        self.streams = [quantized] if float_stream is None else [quantized, float_stream]
+    `quantized` runs through the blocks as they are stored. `float_stream`, when there is one, runs through the float blocks
+    beside it, so that GPTQ can correct for the error already present in the inputs (`C` in algorithms/gptq.py).
+    """
 
-    def quantize(
-        self, layer: int, weights: dict[str, torch.Tensor], schemes: Mapping[str, LinearScheme]
-    ) -> QuantizedBlock:
-        """weights: block `layer` as stored, by name below its prefix. schemes: linear names -> scheme (bits 16: left
-        alone). The streams then hold the block's outputs."""
-        dtype = self.quantized.hidden.dtype
-        for stream in self.streams:
-            stream.weights = {name: weight.to(dtype) for name, weight in weights.items()}
-        block = QuantizedBlock({})
+    def __init__(self, block: BlockStreams, quantized: Stream, float_stream: Stream | None = None) -> None:
+        self.block, self.quantized, self.float_stream = block, quantized, float_stream
 
-        def quantize_set(reads: str, inputs: Callable[[], Iterator[tuple[slice, list[torch.Tensor]]]]) -> None:
-            members = [x for x in self.spec.linears() if x.reads == reads and schemes[x.name].quantized]
-            if not members:
-                return
-            start = time.monotonic()
-            statistics = self.statistics(inputs(), members[0].in_features)
-            for scheme, group in itertools.groupby(members, key=lambda x: schemes[x.name]):
-                self._quantize_alike(layer, list(group), scheme, weights, statistics, start, block)
-                start = time.monotonic()
-            for member in members:
-                self.quantized.weights[f"{member.name}.weight"] = block.linears[member.name].dequantize(dtype)
+    @property
+    def streams(self) -> list[Stream]:
+        return [self.quantized] if self.float_stream is None else [self.quantized, self.float_stream]
 
-        quantize_set("attention_input", lambda: self.attention_inputs(self.streams))
-        values = self.attention(layer, self.streams)
-        quantize_set("attention_output", lambda: self.stored(self.streams, values))
-        self.add("self_attn.o_proj", self.streams, values)
-        quantize_set("mlp_input", lambda: self.mlp_inputs(self.streams))
-        values = self.mlp(self.streams)
-        quantize_set("mlp_hidden", lambda: self.stored(self.streams, values))
-        self.add("mlp.down_proj", self.streams, values)
-        return block
+    def quantize(self, block: FloatBlock) -> QuantizedBlock:
+        """The quantized block; the streams then hold its outputs, those of the float stream the float block's."""
+        parts, streams, layer = self.block, self.streams, block.layer
+        for stream in streams:
+            stream.enter(block.weights)
+        result = self._quantize_set(block, "attention_input", parts.attention_inputs(streams))
+        values = parts.attention(layer, streams)
+        result |= self._quantize_set(block, "attention_output", parts.stored(streams, values))
+        parts.add("self_attn.o_proj", streams, values)
+        result |= self._quantize_set(block, "mlp_input", parts.mlp_inputs(streams))
+        values = parts.mlp(streams)
+        result |= self._quantize_set(block, "mlp_hidden", parts.stored(streams, values))
+        parts.add("mlp.down_proj", streams, values)
+        return result
+
+    def _quantize_set(self, block: FloatBlock, reads: str, inputs: BlockInputs) -> QuantizedBlock:
+        """The linears that read `inputs`; the quantized stream then computes with them."""
+        members = [linear for linear in block.quantizable(self.block.spec.linears()) if linear.reads == reads]
+        result = QuantizedBlock()
+        if not members:
+            return result
+        start = time.monotonic()
+        statistics = self.block.statistics(inputs, members[0].in_features)
+        seconds = (time.monotonic() - start) / len(members)
+        for _, alike in itertools.groupby(members, key=lambda member: block.schemes[member.name]):
+            result |= self._quantize_alike(block, list(alike), statistics, seconds)
+        for member in members:
+            self.quantized.replace(member.name, result.linears[member.name])
+        return result
 
     def _quantize_alike(
-        self,
-        layer: int,
-        members: list[Linear],
-        scheme: LinearScheme,
-        weights: Mapping[str, torch.Tensor],
-        statistics: Statistics,
-        start: float,
-        block: QuantizedBlock,
-    ) -> None:
-        """Quantizes linears that share input and scheme as one stacked matrix: rows do not depend on each other."""
-        W = torch.cat([weights[f"{m.name}.weight"].float() for m in members])
-        prefix = self.spec.block_prefix(layer)
+        self, block: FloatBlock, members: list[Linear], statistics: Statistics, shared_seconds: float
+    ) -> QuantizedBlock:
+        """Quantizes linears that share input and scheme as one stacked matrix: rows do not depend on each other.
+        shared_seconds: each member's share of what was done before."""
+        start = time.monotonic()
+        scheme = block.schemes[members[0].name]
+        W = torch.cat([block.weights[f"{member.name}.weight"].float() for member in members])
         method, damping = "gptq", None
         try:
             result = gptq(W, statistics.H, scheme, C=statistics.C)
             stacked, damping = result.linear, result.damping
         except SingularHessian:
             method, stacked = "rtn", rtn(W, scheme)
-            names = ", ".join(prefix + member.name for member in members)
+            names = ", ".join(block.prefix + member.name for member in members)
             note(f"WARNING: {names}: the Hessian stays singular at every damping; rounded to nearest instead.")
-        row = 0
-        for member in members:
-            block.linears[member.name] = stacked.rows(row, row + member.out_features)
-            row += member.out_features
-        block.records += layer_records(
-            prefix,
-            members,
-            scheme,
-            W,
-            stacked,
-            statistics,
-            method=method,
-            damping=damping,
-            seconds=time.monotonic() - start,
-            dtype=self.quantized.hidden.dtype,
-        )
+        ends = list(itertools.accumulate(member.out_features for member in members))
+        linears = {
+            member.name: stacked.rows(end - member.out_features, end) for member, end in zip(members, ends, strict=True)
+        }
+        rounded = RoundedSet(block.prefix, members, scheme, W, stacked.dequantize(), method, damping)
+        seconds = shared_seconds + (time.monotonic() - start) / len(members)
+        return QuantizedBlock(linears, records=layer_records(rounded, statistics, self.quantized.hidden.dtype, seconds))

@@ -11,6 +11,7 @@ import torch
 from qtk.models import forward
 from qtk.models.spec import ModelSpec
 from qtk.quantization.blocks.activations import ActivationBudget, RowStore
+from qtk.quantization.quantized_linear import QuantizedLinear
 
 _SAMPLE_TOKENS = 128  # tokens on which the log's errors are measured
 _GRAM_BLOCKS = 3  # rows of blocks in which H is summed: two thirds of the products of the whole
@@ -28,10 +29,19 @@ class Stream:
     hidden: RowStore
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    def enter(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Makes these weights, by name and of any dtype, those of the present block."""
+        self.weights = {name: weight.to(self.hidden.dtype) for name, weight in weights.items()}
+
+    def replace(self, name: str, linear: QuantizedLinear) -> None:
+        """Makes the present block compute with a quantized linear."""
+        self.weights[f"{name}.weight"] = linear.dequantize(self.hidden.dtype)
+
 
 @dataclass(frozen=True)
-class Rows:
-    """What all streams share: keep [rows, seq_len] bool (None when no row is padded), cos and sin [seq_len, head_dim / 2]."""
+class RowContext:
+    """What all streams of the same rows share: keep [rows, seq_len] bool (None when no row is padded), cos and sin
+    [seq_len, head_dim / 2]."""
 
     keep: torch.Tensor | None
     cos: torch.Tensor
@@ -49,6 +59,20 @@ class Statistics:
     sample: tuple[torch.Tensor, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class BlockInputs:
+    """What the linears of a set read, chunk by chunk of rows: `read` gives one tensor [rows, seq_len, width] a stream."""
+
+    chunks: tuple[slice, ...]
+    read: Callable[[slice], list[torch.Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        return ((chunk, self.read(chunk)) for chunk in self.chunks)
+
+
 class BlockStreams:
     """Runs streams through one decoder block after another, in the parts that calibration needs.
 
@@ -56,30 +80,28 @@ class BlockStreams:
     stream, in the order of `streams`.
     """
 
-    def __init__(self, spec: ModelSpec, rows: Rows, budget: ActivationBudget, device: torch.device) -> None:
+    def __init__(self, spec: ModelSpec, rows: RowContext, budget: ActivationBudget, device: torch.device) -> None:
         self.spec, self.rows, self.budget, self.device = spec, rows, budget, device
 
-    def attention_inputs(self, streams: Sequence[Stream]) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-        """What q, k and v read, chunk by chunk: (rows, one tensor [rows, seq_len, hidden_size] a stream)."""
+    def attention_inputs(self, streams: Sequence[Stream]) -> BlockInputs:
+        """What q, k and v read."""
         return self._each(
             lambda s, x: forward.attention_input(self.spec, s.weights, x), streams, [s.hidden for s in streams]
         )
 
-    def mlp_inputs(self, streams: Sequence[Stream]) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+    def mlp_inputs(self, streams: Sequence[Stream]) -> BlockInputs:
         """What gate and up read, after attention was added to the hidden states."""
         return self._each(lambda s, x: forward.mlp_input(self.spec, s.weights, x), streams, [s.hidden for s in streams])
 
-    def stored(
-        self, streams: Sequence[Stream], stores: Sequence[RowStore]
-    ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-        """What the stores hold, chunk by chunk."""
+    def stored(self, streams: Sequence[Stream], stores: Sequence[RowStore]) -> BlockInputs:
+        """What the stores hold."""
         return self._each(lambda s, x: x, streams, stores)
 
     def attention(self, layer: int, streams: Sequence[Stream]) -> list[RowStore]:
         """What o reads: the attention of block `layer`."""
         stores = self._stores(streams, self.spec.num_heads * self.spec.head_dim)
         for chunk, xs in self.attention_inputs(streams):
-            mask = forward.attention_mask(xs[0].shape[1], self._keep(chunk), self.spec.windows[layer], self.device)
+            mask = forward.attention_mask(xs[0].shape[1], self.keep(chunk), self.spec.windows[layer], self.device)
             for stream, store, x in zip(streams, stores, xs, strict=True):
                 y = forward.attention_output(self.spec, stream.weights, x, self.rows.cos, self.rows.sin, mask=mask)
                 store.write(chunk, y.cpu())
@@ -97,24 +119,24 @@ class BlockStreams:
         """hidden += linear `name` of the values, in every stream; the values are freed."""
         for stream, store in zip(streams, values, strict=True):
             for chunk in store.chunks():
-                y = forward.linear(stream.weights, name, self._read(store, chunk))
-                stream.hidden.write(chunk, (self._read(stream.hidden, chunk) + y).cpu())
+                y = forward.linear(stream.weights, name, self.read(store, chunk))
+                stream.hidden.write(chunk, (self.read(stream.hidden, chunk) + y).cpu())
             self.budget.release(store)
 
     def run_block(self, layer: int, stream: Stream) -> None:
         """The whole block on one stream."""
         for chunk in stream.hidden.chunks():
-            x = self._read(stream.hidden, chunk)
+            x = self.read(stream.hidden, chunk)
             stream.hidden.write(chunk, self.block_output(layer, stream.weights, x, chunk).cpu())
 
     def block_output(
         self, layer: int, weights: Mapping[str, torch.Tensor], x: torch.Tensor, rows: slice | torch.Tensor
     ) -> torch.Tensor:
         """The block's output for x, the hidden states of the given rows."""
-        mask = forward.attention_mask(x.shape[1], self._keep(rows), self.spec.windows[layer], self.device)
+        mask = forward.attention_mask(x.shape[1], self.keep(rows), self.spec.windows[layer], self.device)
         return forward.block_forward(self.spec, weights, x, self.rows.cos, self.rows.sin, mask=mask)
 
-    def statistics(self, inputs: Iterator[tuple[slice, list[torch.Tensor]]], size: int) -> Statistics:
+    def statistics(self, inputs: BlockInputs, size: int) -> Statistics:
         """One pass over the inputs of one stream, or of the quantized and the float one.
 
         Products of bfloat16 inputs run at its speed, their sums are float32.
@@ -124,7 +146,7 @@ class BlockStreams:
         tokens = 0
         samples: list[list[torch.Tensor]] = []
         for chunk, xs in inputs:
-            keep = self._keep(chunk)
+            keep = self.keep(chunk)
             flat = [x.reshape(-1, size) if keep is None else x[keep] for x in xs]
             x = flat[0].float()
             bound = _outlier_bound(x).to(flat[0].dtype)
@@ -137,7 +159,7 @@ class BlockStreams:
                     C = torch.zeros_like(H) if C is None else C
                     C.addmm_((flat[1] - flat[0]).float().t(), x)
             tokens += flat[0].shape[0]
-            stride = max(1, flat[0].shape[0] * self._chunk_count // _SAMPLE_TOKENS)
+            stride = max(1, flat[0].shape[0] * len(inputs) // _SAMPLE_TOKENS)
             samples.append([x[::stride].float() for x in flat])
         X, *X_float = (torch.cat(parts) for parts in zip(*samples, strict=True))
         count = max(tokens, 1)
@@ -151,17 +173,20 @@ class BlockStreams:
         function: Callable[[Stream, torch.Tensor], torch.Tensor],
         streams: Sequence[Stream],
         stores: Sequence[RowStore],
-    ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-        """Chunk by chunk, the function of what each stream's store holds."""
-        self._chunk_count = sum(1 for _ in stores[0].chunks())
-        for chunk in stores[0].chunks():
-            pairs = zip(streams, stores, strict=True)
-            yield chunk, [function(stream, self._read(store, chunk)) for stream, store in pairs]
+    ) -> BlockInputs:
+        """The function of what each stream's store holds."""
 
-    def _read(self, store: RowStore, chunk: slice) -> torch.Tensor:
+        def read(chunk: slice) -> list[torch.Tensor]:
+            return [function(stream, self.read(store, chunk)) for stream, store in zip(streams, stores, strict=True)]
+
+        return BlockInputs(tuple(stores[0].chunks()), read)
+
+    def read(self, store: RowStore, chunk: slice) -> torch.Tensor:
+        """Rows of a store, on the device."""
         return store.read(chunk).to(self.device)
 
-    def _keep(self, chunk: slice | torch.Tensor) -> torch.Tensor | None:
+    def keep(self, chunk: slice | torch.Tensor) -> torch.Tensor | None:
+        """[rows, seq_len] bool of the given rows, True at real tokens; None when no row is padded."""
         return None if self.rows.keep is None else self.rows.keep[chunk].to(self.device)
 
 

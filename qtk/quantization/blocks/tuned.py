@@ -3,83 +3,101 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from qtk.quantization.algorithms.tune import Batch, TunedBlock, relative_error, tune_block
 from qtk.quantization.blocks.activations import RowStore
 from qtk.quantization.blocks.gptq import GptqBlocks
-from qtk.quantization.blocks.quantized import QuantizedBlock
-from qtk.quantization.scheme_model import LinearScheme
+from qtk.quantization.blocks.quantized import FloatBlock, QuantizedBlock
+from qtk.quantization.blocks.streams import Stream
 
 _STEP_TOKENS = 2048
 _STEPS = 4  # at least; as many as half a pass over the rows takes, where they are more: a whole one gains two percent
 _FLOAT_SHARE = 0.5  # of the wanted output: the float model's; the rest is the float block's on the quantized inputs
 
 
-class TunedBlocks(GptqBlocks):
-    """GptqBlocks with a float stream, and the tuning of each block after GPTQ. seed: of the order of rows in tuning."""
+class TunedBlocks:
+    """Quantizes each block by `gptq`, which follows both streams, and then tunes it.
 
-    seed: int = 0
+    seed: of the order of rows in tuning. tune: what tunes a block (`algorithms/tune.py`).
+    """
 
-    def quantize(
-        self, layer: int, weights: dict[str, torch.Tensor], schemes: Mapping[str, LinearScheme]
-    ) -> QuantizedBlock:
+    def __init__(
+        self,
+        gptq: GptqBlocks,
+        float_stream: Stream,
+        *,
+        seed: int,
+        tune: Callable[..., TunedBlock] = tune_block,
+    ) -> None:
+        self.gptq, self.block, self.float_stream = gptq, gptq.block, float_stream
+        self.seed, self.tune = seed, tune
+
+    @property
+    def streams(self) -> list[Stream]:
+        return self.gptq.streams
+
+    def quantize(self, block: FloatBlock) -> QuantizedBlock:
         """Arguments and result as for GptqBlocks.quantize; norms change too."""
-        inputs = self._copy(self.quantized.hidden)
-        block = super().quantize(layer, weights, schemes)
-        if block.linears:
-            wanted = self._wanted(layer, weights, inputs)
-            error_before = self._error(self.quantized.hidden, wanted)
-            tuned = self._tune(layer, weights, block, inputs, wanted)
-            of = QuantizedBlock(tuned.linears, tuned.norms).weights(weights, inputs.dtype)
-            for chunk in inputs.chunks():  # nobody needs them any more: they give way to the outputs
-                inputs.write(chunk, self.block_output(layer, of, self._read(inputs, chunk), chunk).cpu())
-            error_after = self._error(inputs, wanted)
-            self.budget.release(wanted)
-            if error_after < error_before:
-                block.linears, block.floats = tuned.linears, tuned.norms
-                for chunk in inputs.chunks():
-                    self.quantized.hidden.write(chunk, inputs.read(chunk))
-            block.records = [
-                replace(record, block_error_before=error_before, block_error_after=min(error_before, error_after))
-                for record in block.records
-            ]
-        self.budget.release(inputs)
-        return block
+        inputs = self._copy(self.gptq.quantized.hidden)
+        result = self.gptq.quantize(block)
+        if result.linears:
+            result = self._tuned_if_better(block, result, inputs)
+        self.block.budget.release(inputs)
+        return result
 
-    def _tune(
-        self, layer: int, weights: dict[str, torch.Tensor], block: QuantizedBlock, inputs: RowStore, wanted: RowStore
-    ) -> TunedBlock:
-        dtype = inputs.dtype
+    def _tuned_if_better(self, block: FloatBlock, rounded: QuantizedBlock, inputs: RowStore) -> QuantizedBlock:
+        """The tuned block where its error is smaller, else the rounded one; the quantized stream holds its outputs.
+        inputs: of the block. They are overwritten with the outputs of the tuned block."""
+        outputs = self.gptq.quantized.hidden
+        wanted = self._wanted(block, inputs)
+        error_before = self._error(outputs, wanted)
+        tuned = self._tune(block, rounded, inputs, wanted)
+        weights = QuantizedBlock(tuned.linears, tuned.norms).weights(block.weights, inputs.dtype)
+        for chunk in inputs.chunks():  # inputs are no longer needed; overwrite them with the outputs
+            y = self.block.block_output(block.layer, weights, self.block.read(inputs, chunk), chunk)
+            inputs.write(chunk, y.cpu())
+        error_after = self._error(inputs, wanted)
+        self.block.budget.release(wanted)
+        better = error_after < error_before
+        if better:
+            for chunk in inputs.chunks():
+                outputs.write(chunk, inputs.read(chunk))
+        errors = (error_before, min(error_before, error_after))
+        return QuantizedBlock(
+            tuned.linears if better else rounded.linears,
+            tuned.norms if better else rounded.floats,
+            tuple(record.with_block_errors(*errors) for record in rounded.records),
+        )
+
+    def _tune(self, block: FloatBlock, rounded: QuantizedBlock, inputs: RowStore, wanted: RowStore) -> TunedBlock:
         rows_at_once = max(1, _STEP_TOKENS // inputs.shape[1])
-        order = torch.Generator().manual_seed(self.seed * self.spec.num_layers + layer)
+        order = torch.Generator().manual_seed(self.seed * self.block.spec.num_layers + block.layer)
 
         def batches() -> Iterator[Batch]:
             for rows in torch.randperm(inputs.shape[0], generator=order, device="cpu").split(rows_at_once):
                 x, y = (
-                    torch.cat([self._read(store, slice(row, row + 1)) for row in rows.tolist()])
+                    torch.cat([self.block.read(store, slice(row, row + 1)) for row in rows.tolist()])
                     for store in (inputs, wanted)
                 )
                 yield Batch(x, y, self._token_weight(rows, x), rows)
 
         def output(of: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-            return self.block_output(layer, of, batch.x, batch.rows)
+            return self.block.block_output(block.layer, of, batch.x, batch.rows)
 
         steps = max(_STEPS, math.ceil(inputs.shape[0] / rows_at_once / 2))
-        return tune_block(output, weights, block.linears, batches, steps, dtype)
+        return self.tune(output, block.weights, rounded.linears, batches, steps, inputs.dtype)
 
-    def _wanted(self, layer: int, weights: dict[str, torch.Tensor], inputs: RowStore) -> RowStore:
+    def _wanted(self, block: FloatBlock, inputs: RowStore) -> RowStore:
         """What the tuned block should put out: halfway between the float model's hidden states, which take back all of
         the error in the inputs and fit the calibration text too closely, and the float block's on the inputs it has."""
-        assert self.float_stream is not None
         wanted = self._copy(self.float_stream.hidden)
-        floats = {name: weight.to(inputs.dtype) for name, weight in weights.items()}
+        floats = {name: weight.to(inputs.dtype) for name, weight in block.weights.items()}
         for chunk in wanted.chunks():
-            here = self.block_output(layer, floats, self._read(inputs, chunk), chunk).float()
-            there = self._read(wanted, chunk).float()
+            here = self.block.block_output(block.layer, floats, self.block.read(inputs, chunk), chunk).float()
+            there = self.block.read(wanted, chunk).float()
             wanted.write(chunk, torch.lerp(here, there, _FLOAT_SHARE).to(wanted.dtype).cpu())
         return wanted
 
@@ -87,20 +105,20 @@ class TunedBlocks(GptqBlocks):
         """The relative error of stored outputs over all rows."""
         total, tokens = 0.0, 0.0
         for chunk in wanted.chunks():
-            y = self._read(wanted, chunk)
+            y = self.block.read(wanted, chunk)
             weight = self._token_weight(chunk, y)
             count = float(weight.sum())
-            total += count * float(relative_error(self._read(outputs, chunk), y, weight))
+            total += count * float(relative_error(self.block.read(outputs, chunk), y, weight))
             tokens += count
         return total / tokens
 
     def _token_weight(self, rows: slice | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """[rows, tokens] float32 of the given rows: 1, and 0 at padding."""
-        keep = self._keep(rows)
-        return torch.ones(x.shape[:2], device=self.device) if keep is None else keep.float()
+        keep = self.block.keep(rows)
+        return torch.ones(x.shape[:2], device=self.block.device) if keep is None else keep.float()
 
     def _copy(self, store: RowStore) -> RowStore:
-        copy = self.budget.store(*store.shape, store.dtype)
+        copy = self.block.budget.store(*store.shape, store.dtype)
         for chunk in store.chunks():
             copy.write(chunk, store.read(chunk))
         return copy

@@ -60,7 +60,7 @@ class AwqFormat(Format):
             f"{module}.scales": linear.scales.t().to(torch.float16).contiguous(),
         }
 
-    def quantization_config(self, scheme: QuantizationScheme) -> dict[str, Any]:
+    def quantization_config(self, scheme: QuantizationScheme, method: str) -> dict[str, Any]:
         return {
             "quant_method": "awq",
             "version": "gemm",
@@ -80,7 +80,7 @@ class AwqFormat(Format):
         symmetric = all(bool((checkpoint.tensor(f"{module}.qzeros") == _SYMMETRIC_WORD).all()) for module in stored)
         default = LinearScheme(4, int(config.get("group_size", 128)), symmetric)
         left, held = LinearScheme(16, default.group_size, symmetric), set(stored)
-        return QuantizationScheme(default, {m: default if m in held else left for m in modules}, method="awq")
+        return QuantizationScheme(default, {m: default if m in held else left for m in modules})
 
     def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
         codes = _unpack(checkpoint.tensor(f"{module}.qweight"))

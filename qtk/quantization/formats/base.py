@@ -1,25 +1,39 @@
-"""What a checkpoint format is: how a QuantizedLinear is laid out in tensors, and what config.json says about it."""
+"""What a container is: how a QuantizedLinear is laid out in tensors, and what config.json says about it."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
-from qtk.models.spec import LM_HEAD_MODULE
+from qtk.models.spec import LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 
 
-class Format(Protocol):
-    """One container. `name` is what --format takes; `quant_method` is what config.json calls it.
+class FinishedModel(Protocol):
+    """What a container may look at of a checkpoint that is complete but for the container's own files."""
 
-    Formats derive from this class, so that those which need no more than one linear at a time inherit the empty
-    `scheme_refusals`, `checkpoint_refusals`, `extra_files`, `finish` and `faults`.
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def scheme(self) -> QuantizationScheme: ...
+
+    def linear(self, module: str) -> QuantizedLinear | torch.Tensor: ...
+
+
+class Format(ABC):
+    """One container. `name` is what --container takes; `quant_method` is what config.json calls it.
+
+    A container that looks at one linear at a time needs the abstract methods only.
     """
 
     name: str
@@ -27,53 +41,62 @@ class Format(Protocol):
     # Tensors of a linear (the last part of their names) that other tools leave out, and that `unpack` can do without.
     may_lack: tuple[str, ...] = ()
 
+    @abstractmethod
     def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
-        """Why this linear ([out, in]) cannot be stored so; empty when it can."""
-        ...
+        """Why this linear ([out, in]) cannot be stored in the container; empty when it can."""
 
     def scheme_refusals(self, scheme: QuantizationScheme) -> list[str]:
-        """Why this combination of linears cannot be stored so, each by itself though it can; empty when it can."""
+        """Why linears that could be stored one by one cannot be stored together; empty when they can."""
         return []
 
     def checkpoint_refusals(self, checkpoint: Checkpoint) -> list[str]:
-        """Why this model cannot be stored so, whatever its scheme: asked before any work; empty when it can."""
+        """Why this model cannot be stored in the container, whatever its scheme. Called before any work; empty when it can."""
         return []
 
+    @abstractmethod
     def specs(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> dict[str, TensorSpec]:
         """Full tensor name -> spec of what `pack` will return."""
-        ...
 
+    @abstractmethod
     def pack(self, module: str, linear: QuantizedLinear) -> dict[str, torch.Tensor]:
         """The tensors of one quantized linear by full name."""
-        ...
 
-    def quantization_config(self, scheme: QuantizationScheme) -> dict[str, Any]:
-        """The `quantization_config` of config.json."""
-        ...
+    @abstractmethod
+    def quantization_config(self, scheme: QuantizationScheme, method: str) -> dict[str, Any]:
+        """The `quantization_config` of config.json. method: by which the linears were quantized, where the container has a
+        place for it."""
 
     def extra_files(self, scheme: QuantizationScheme) -> dict[str, bytes]:
         """Files that this container has beside config.json: name -> content."""
         return {}
 
-    def finish(self, directory: Path) -> None:
-        """Adds what is made from the finished checkpoint in `directory`: called when all but the manifest is there."""
+    def finish(self, model: FinishedModel) -> None:
+        """Adds the files that are made from the finished checkpoint. Called when all but the manifest is there."""
         return None
 
-    def faults(self, directory: Path) -> list[str]:
-        """What is wrong in the files that `finish` made, by what the checkpoint beside them holds; empty when nothing is."""
+    def faults(self, model: FinishedModel) -> list[str]:
+        """Where the files that `finish` made contradict the checkpoint beside them; empty when they do not."""
         return []
 
+    def method(self, config: Mapping[str, Any]) -> str:
+        """The method that a `quantization_config` names; `quant_method` where it names none."""
+        return self.quant_method
+
+    def has_act_order(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> bool:
+        """Whether the columns of a linear are grouped in another order than they lie in. qtk does not read such linears."""
+        return False
+
+    @abstractmethod
     def read_scheme(self, checkpoint: Checkpoint, modules: Mapping[str, tuple[int, int]]) -> QuantizationScheme:
         """The scheme of a checkpoint in this format; InputError for a variant that qtk does not read."""
-        ...
 
+    @abstractmethod
     def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
-        """Reads one quantized linear back."""
-        ...
+        """Reads one quantized linear back. InputError for act order, and for what else qtk does not read."""
 
 
 def one_setting_refusals(name: str, scheme: QuantizationScheme) -> list[str]:
-    """A sentence for each linear whose settings differ from the default, for containers that know one setting and float."""
+    """A sentence for each linear whose settings differ from the default, for containers that hold one setting and float."""
     default = scheme.default
     return [
         f"{module}: {other.bits} bits in groups of {other.group_size}; the {name} container holds one setting for all "
@@ -84,6 +107,6 @@ def one_setting_refusals(name: str, scheme: QuantizationScheme) -> list[str]:
 
 
 def float_modules(scheme: QuantizationScheme) -> list[str]:
-    """Full names of the linears left in float, lm_head among them also where it is tied and so no linear of its own."""
+    """Full names of the linears left in float. lm_head is among them also where it is tied, and so not a linear of its own."""
     names = [module for module, linear in scheme.modules.items() if not linear.quantized]
     return names if LM_HEAD_MODULE in scheme.modules else [*names, LM_HEAD_MODULE]

@@ -72,7 +72,7 @@ class CompressedTensorsFormat(Format):
             tensors[f"{module}.weight_zero_point"] = packed.t().contiguous()
         return tensors
 
-    def quantization_config(self, scheme: QuantizationScheme) -> dict[str, Any]:
+    def quantization_config(self, scheme: QuantizationScheme, method: str) -> dict[str, Any]:
         groups: dict[LinearScheme, list[str]] = {}
         for module, linear in scheme.modules.items():
             if linear.quantized and linear != scheme.default:
@@ -112,10 +112,13 @@ class CompressedTensorsFormat(Format):
             module: _scheme_of(module, groups, default) if f"{module}.weight_packed" in checkpoint else left
             for module in modules
         }
-        return QuantizationScheme(default, schemes, method="compressed-tensors")
+        return QuantizationScheme(default, schemes)
+
+    def has_act_order(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> bool:
+        return f"{module}.weight_g_idx" in checkpoint
 
     def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
-        if f"{module}.weight_g_idx" in checkpoint:
+        if self.has_act_order(checkpoint, module, scheme):
             raise InputError(f"{checkpoint.path}: {module} was quantized with act-order, which qtk does not read.")
         codes = unpack_int32(checkpoint.tensor(f"{module}.weight_packed"), scheme.bits)
         scales = checkpoint.tensor(f"{module}.weight_scale", finite=True)

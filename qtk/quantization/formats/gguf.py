@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,13 +20,11 @@ from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError, MachineError, listing
 from qtk.models.registry import model_spec
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, LM_HEAD_MODULE, ModelSpec
+from qtk.quantization.formats.base import FinishedModel
 from qtk.quantization.formats.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from qtk.quantization.formats.gptq import GptqFormat
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import FLOAT_BITS, LinearScheme
-
-if TYPE_CHECKING:
-    from qtk.quantization.model_weights import ModelWeights
 
 # Architecture -> llama.cpp's name, and whether it wants the rows of q and k in interleaved rotary order.
 _ARCHITECTURES = {
@@ -95,15 +93,11 @@ class GgufFormat(GptqFormat):
                 reasons.append(str(error))
         return reasons
 
-    def finish(self, directory: Path) -> None:
-        from qtk.quantization.model_weights import ModelWeights
+    def finish(self, model: FinishedModel) -> None:
+        write_gguf(model, model.checkpoint.path / _FILE)
 
-        write_gguf(ModelWeights.open(directory), directory / _FILE)
-
-    def faults(self, directory: Path) -> list[str]:
-        from qtk.quantization.model_weights import ModelWeights
-
-        return gguf_faults(ModelWeights.open(directory), directory / _FILE)
+    def faults(self, model: FinishedModel) -> list[str]:
+        return gguf_faults(model, model.checkpoint.path / _FILE)
 
 
 def gguf_refusals(module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
@@ -119,16 +113,9 @@ def gguf_refusals(module: str, shape: tuple[int, int], scheme: LinearScheme) -> 
     return reasons
 
 
-def write_gguf(
-    weights: ModelWeights,
-    path: Path,
-    *,
-    embedding: Literal["F16", "Q8_0"] = "F16",
-    on_block: Callable[[int], None] = lambda layer: None,
-) -> None:
-    """Writes a quantized checkpoint as one GGUF file, tensor by tensor.
+def write_gguf(weights: FinishedModel, path: Path) -> None:
+    """Writes a checkpoint, quantized or float, as one GGUF file, tensor by tensor; what is float is stored in float16.
 
-    embedding: how the embedding and a float lm_head are stored; Q8_0 is smaller and a little less exact.
     Raises InputError for what GGUF cannot hold (every linear named) and for tokenizers that llama.cpp has no name for,
     MachineError where the gguf package is missing.
     """
@@ -136,10 +123,10 @@ def write_gguf(
         import gguf
     except ImportError:
         raise MachineError(_NO_PACKAGE) from None
-    _require_fit(weights, embedding)
+    _require_fit(weights)
     tokenizer = gguf_tokenizer(weights.checkpoint.path, weights.spec.vocab_size)
     name, interleaved = _ARCHITECTURES[weights.spec.architecture]
-    tensors = list(_tensors(weights, interleaved, embedding))
+    tensors = list(_tensors(weights, interleaved))
     writer = gguf.GGUFWriter(path, name)
     _write_metadata(writer, gguf, weights, tokenizer)
     for tensor in tensors:
@@ -152,17 +139,13 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        layer = -1
         for tensor in tensors:
             writer.write_tensor_data(tensor.data().contiguous().numpy())
-            if tensor.name.startswith("blk.") and (at := int(tensor.name.split(".")[1])) != layer:
-                layer = at
-                on_block(layer)
     finally:
         writer.close()
 
 
-def gguf_faults(weights: ModelWeights, path: Path) -> list[str]:
+def gguf_faults(weights: FinishedModel, path: Path) -> list[str]:
     """Reads a GGUF file by the gguf package and compares it with the checkpoint that it was made from: tensors that are
     missing or too many, of another type or shape, or that mean other weights. Empty when none is."""
     import gguf
@@ -172,7 +155,7 @@ def gguf_faults(weights: ModelWeights, path: Path) -> list[str]:
     except (OSError, ValueError, IndexError, KeyError) as error:
         return [f"{path.name} cannot be read: {error}"]
     _, interleaved = _ARCHITECTURES[weights.spec.architecture]
-    expected = {tensor.name: tensor for tensor in _tensors(weights, interleaved, "F16")}
+    expected = {tensor.name: tensor for tensor in _tensors(weights, interleaved)}
     faults = [f"{path.name}: {name} is missing" for name in sorted(expected.keys() - found.keys())]
     faults += [f"{path.name}: {name} should not be there" for name in sorted(found.keys() - expected.keys())]
     for name in sorted(expected.keys() & found.keys()):
@@ -204,24 +187,15 @@ def _blocks(linear: QuantizedLinear, payload: torch.Tensor) -> torch.Tensor:
     return torch.cat((scales_bytes, payload), dim=2).reshape(payload.shape[0], -1)
 
 
-def _rounded_q8_0(weight: torch.Tensor) -> torch.Tensor:
-    """A float matrix rounded to Q8_0: blocks of 32, scale max / 127."""
-    groups = weight.float().view(weight.shape[0], -1, _BLOCK)
-    scales = (groups.abs().amax(2) / 127).to(torch.float16)
-    divisor = torch.where(scales == 0, 1.0, scales.float()).unsqueeze(2)
-    codes = (groups / divisor).round().clamp(-127, 127) + 128
-    return pack_q8_0(QuantizedLinear(codes.to(torch.uint8).view(weight.shape), scales, None, 8, _BLOCK))
-
-
 def interleave_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of q or k (first dimension) from the halves convention of rotary pairs (i, i + d/2) to neighbours (2i, 2i + 1)."""
     half = weight.shape[0] // heads // 2
     return weight.view(heads, 2, half, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _tensors(weights: ModelWeights, interleaved: bool, embedding: Kind) -> Iterator[_Tensor]:
+def _tensors(weights: FinishedModel, interleaved: bool) -> Iterator[_Tensor]:
     spec = weights.spec
-    yield _table(weights, "token_embd.weight", EMBEDDING, embedding)
+    yield _table(weights, "token_embd.weight", EMBEDDING)
     if spec.rope.kind == "llama3":
         plain = 1.0 / spec.rope.theta ** (torch.arange(0, spec.head_dim, 2).float() / spec.head_dim)
         factors = plain / spec.rope.inverse_frequencies(spec.head_dim)
@@ -231,12 +205,12 @@ def _tensors(weights: ModelWeights, interleaved: bool, embedding: Kind) -> Itera
     yield _vector(weights, "output_norm.weight", FINAL_NORM)
     if not spec.tie_word_embeddings:
         if LM_HEAD in weights.checkpoint:
-            yield _table(weights, "output.weight", LM_HEAD, embedding)
+            yield _table(weights, "output.weight", LM_HEAD)
         else:
             yield _linear(weights, "output.weight", LM_HEAD_MODULE, (spec.vocab_size, spec.hidden_size), None)
 
 
-def _block_tensors(weights: ModelWeights, layer: int, interleaved: bool) -> Iterator[_Tensor]:
+def _block_tensors(weights: FinishedModel, layer: int, interleaved: bool) -> Iterator[_Tensor]:
     spec, prefix = weights.spec, weights.spec.block_prefix(layer)
     for norm in spec.norms():
         yield _vector(weights, f"blk.{layer}.{_NAMES[norm]}.weight", f"{prefix}{norm}.weight")
@@ -249,7 +223,7 @@ def _block_tensors(weights: ModelWeights, layer: int, interleaved: bool) -> Iter
             yield _vector(weights, f"{name}.bias", f"{module}.bias", heads)
 
 
-def _vector(weights: ModelWeights, name: str, source: str, heads: int | None = None) -> _Tensor:
+def _vector(weights: FinishedModel, name: str, source: str, heads: int | None = None) -> _Tensor:
     def data() -> torch.Tensor:
         vector = weights.checkpoint.tensor(source, finite=True).float()
         return interleave_rows(vector, heads) if heads else vector
@@ -257,16 +231,14 @@ def _vector(weights: ModelWeights, name: str, source: str, heads: int | None = N
     return _Tensor(name, weights.checkpoint.info(source).shape, "F32", data, data)
 
 
-def _table(weights: ModelWeights, name: str, source: str, kind: Kind) -> _Tensor:
+def _table(weights: FinishedModel, name: str, source: str) -> _Tensor:
     def data() -> torch.Tensor:
-        table = weights.checkpoint.tensor(source, finite=True)
-        return _half(table, source) if kind == "F16" else _rounded_q8_0(table)
+        return _half(weights.checkpoint.tensor(source, finite=True), source)
 
-    # Q8_0 rounds what is float in the checkpoint; what it came to is known from the bytes only.
-    return _Tensor(name, weights.checkpoint.info(source).shape, kind, data, data)
+    return _Tensor(name, weights.checkpoint.info(source).shape, "F16", data, data)
 
 
-def _linear(weights: ModelWeights, name: str, module: str, shape: tuple[int, int], heads: int | None) -> _Tensor:
+def _linear(weights: FinishedModel, name: str, module: str, shape: tuple[int, int], heads: int | None) -> _Tensor:
     kind: Kind = _KIND_OF_BITS[weights.scheme.of(module).bits]
 
     def data() -> torch.Tensor:
@@ -303,20 +275,18 @@ def _stored_dtype(kind: Kind) -> torch.dtype:
     return {"F32": torch.float32, "F16": torch.float16}.get(kind, torch.uint8)
 
 
-def _require_fit(weights: ModelWeights, embedding: Kind) -> None:
+def _require_fit(weights: FinishedModel) -> None:
     spec, reasons = weights.spec, []
     if spec.architecture not in _ARCHITECTURES:
         raise InputError(f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(_ARCHITECTURES)}.")
     shapes = spec.module_shapes()
     for module, scheme in weights.scheme.quantized_modules().items():
         reasons += gguf_refusals(module, shapes[module], scheme)
-    if embedding == "Q8_0" and spec.hidden_size % _BLOCK:
-        reasons.append(f"embedding: hidden size {spec.hidden_size} is not divisible by Q8_0's block of {_BLOCK}")
     if reasons:
         raise InputError(f"{weights.checkpoint.path} cannot become a GGUF file:\n{listing(reasons)}")
 
 
-def _write_metadata(writer: Any, gguf: Any, weights: ModelWeights, tokenizer: GgufTokenizer) -> None:
+def _write_metadata(writer: Any, gguf: Any, weights: FinishedModel, tokenizer: GgufTokenizer) -> None:
     spec: ModelSpec = weights.spec
     writer.add_type("model")
     writer.add_name(weights.checkpoint.path.name)

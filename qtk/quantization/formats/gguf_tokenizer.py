@@ -107,7 +107,7 @@ def _pre_tokenizer(path: Path, content: dict[str, Any]) -> str:
         raise InputError(
             f"{path}: qtk does not know what llama.cpp calls a tokenizer that splits text by {list(signature)}"
             f"{f' after the normalizer {normalizer}' if normalizer else ''}; "
-            f"it knows those of {', '.join(_PRE_TOKENIZERS.values())}. Choose another --format."
+            f"it knows those of {', '.join(_PRE_TOKENIZERS.values())}. Choose another --container."
         )
     return _PRE_TOKENIZERS[signature]
 

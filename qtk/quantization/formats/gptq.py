@@ -70,7 +70,7 @@ class GptqFormat(Format):
             f"{module}.g_idx": torch.arange(linear.codes.shape[1], dtype=torch.int32) // linear.group_size,
         }
 
-    def quantization_config(self, scheme: QuantizationScheme) -> dict[str, Any]:
+    def quantization_config(self, scheme: QuantizationScheme, method: str) -> dict[str, Any]:
         config: dict[str, Any] = {
             "quant_method": "gptq",
             "bits": scheme.default.bits,
@@ -80,7 +80,7 @@ class GptqFormat(Format):
             "checkpoint_format": "gptq",
             "lm_head": scheme.of(LM_HEAD_MODULE).quantized,
             "true_sequential": True,
-            "meta": {"quantizer": [f"qtk:{qtk.__version__}"], "method": scheme.method},
+            "meta": {"quantizer": [f"qtk:{qtk.__version__}"], "method": method},
         }
         if overrides := scheme.overrides():
             config["dynamic"] = _dynamic(overrides)
@@ -100,19 +100,29 @@ class GptqFormat(Format):
             scheme = _overridden(module, default, config.get("dynamic") or {})
             stored = f"{module}.qweight" in checkpoint
             schemes[module] = scheme if stored else LinearScheme(16, default.group_size, default.symmetric)
-        return QuantizationScheme(default, schemes, method=str(config.get("meta", {}).get("method", "gptq")))
+        return QuantizationScheme(default, schemes)
+
+    def method(self, config: Mapping[str, Any]) -> str:
+        meta = config.get("meta")
+        return str(meta.get("method", self.quant_method)) if isinstance(meta, Mapping) else self.quant_method
+
+    def has_act_order(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> bool:
+        # `desc_act` in the config does not say: with static groups the order never reaches the file.
+        if f"{module}.g_idx" not in checkpoint:
+            return False
+        g_idx = checkpoint.tensor(f"{module}.g_idx").long()
+        group_size = scheme.group_size if scheme.group_size > 0 else len(g_idx)
+        return not torch.equal(g_idx, torch.arange(len(g_idx)) // group_size)
 
     def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
+        if self.has_act_order(checkpoint, module, scheme):
+            raise InputError(
+                f"{checkpoint.path}: {module} was quantized with act-order (g_idx), which qtk does not read."
+            )
         qweight = checkpoint.tensor(f"{module}.qweight")
         scales = checkpoint.tensor(f"{module}.scales", finite=True).t().contiguous()
         codes = unpack_int32(qweight.t().contiguous(), scheme.bits)
         group_size = scheme.group_size if scheme.group_size > 0 else codes.shape[1]
-        if f"{module}.g_idx" in checkpoint:
-            g_idx = checkpoint.tensor(f"{module}.g_idx")
-            if not torch.equal(g_idx.long(), torch.arange(codes.shape[1]) // group_size):
-                raise InputError(
-                    f"{checkpoint.path}: {module} was quantized with act-order (g_idx), which qtk does not read."
-                )
         stored = unpack_int32(checkpoint.tensor(f"{module}.qzeros"), scheme.bits)
         zeros = ((stored + 1) & (2**scheme.bits - 1)).t().contiguous()
         symmetric = bool((zeros == 2 ** (scheme.bits - 1)).all())

@@ -69,7 +69,7 @@ class ModelOptFormat(Format):
             tensors[f"{module}.pre_quant_scale"] = torch.ones(linear.codes.shape[1], dtype=torch.float16)
         return tensors
 
-    def quantization_config(self, scheme: QuantizationScheme) -> dict[str, Any]:
+    def quantization_config(self, scheme: QuantizationScheme, method: str) -> dict[str, Any]:
         algorithm = _algorithm(scheme)
         return {
             "quant_method": "modelopt",
@@ -101,7 +101,10 @@ class ModelOptFormat(Format):
         default, left = LinearScheme(4, group_size, True), LinearScheme(16, group_size, True)
         held = set(stored)
         schemes = {module: default if module in held else left for module in modules}
-        return QuantizationScheme(default, schemes, method="awq")
+        return QuantizationScheme(default, schemes)
+
+    def method(self, config: Mapping[str, Any]) -> str:
+        return "awq"  # the one algorithm that is read here: W4A16_AWQ
 
     def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
         name = f"{module}.pre_quant_scale"

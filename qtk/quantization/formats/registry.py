@@ -1,4 +1,4 @@
-"""The checkpoint formats by name. Adding one: a file, and a line here."""
+"""The containers by name. Adding a container: a file, and a line here."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FORMATS: dict[str, Format] = {
 
 
 def checkpoint_format(name: str) -> Format:
-    """The format called `name`; InputError lists the known ones."""
+    """The container called `name`; InputError lists the known ones."""
     if name not in FORMATS:
-        raise InputError(f"Format {name!r} is not known; qtk writes {', '.join(FORMATS)}.")
+        raise InputError(f"Container {name!r} is not known; qtk writes {', '.join(FORMATS)}.")
     return FORMATS[name]
 
 
 def format_of(quant_method: str) -> Format | None:
-    """The format that config.json's quant_method names, or None. Of those that share one, the first registered reads it."""
+    """The container that config.json's quant_method names, or None. Where several share a quant_method, the first reads it."""
     return next((f for f in FORMATS.values() if f.quant_method == quant_method), None)

@@ -283,7 +283,7 @@ def test_a_prepared_directory_says_the_command(int4, tmp_path, run_qtk) -> None:
     notes = " ".join(json.loads(done.stdout)["notes"])
     assert "trtllm-build --checkpoint_dir checkpoint --output_dir engine --max_batch_size 1" in notes
     assert "--max_input_len 100 --max_seq_len 128" in notes
-    assert "--format modelopt" in notes
+    assert "--container modelopt" in notes
 
 
 STAND_IN = """#!{python}

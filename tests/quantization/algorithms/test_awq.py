@@ -1,17 +1,12 @@
-"""AWQ against a naive float64 version, and its folding against the float model's own outputs."""
+"""AWQ against a naive float64 version."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from qtk.models import forward
 from qtk.quantization.algorithms.awq import awq, column_scale
 from qtk.quantization.algorithms.rtn import rtn
-from qtk.quantization.blocks.activations import ActivationBudget
-from qtk.quantization.blocks.awq import _FED_BY, AwqBlocks
-from qtk.quantization.blocks.streams import Rows, Statistics, Stream
-from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.scheme_model import LinearScheme
 
 SYMMETRIC = LinearScheme(4, 32, True)
@@ -91,48 +86,3 @@ def test_columns_fed_by_one_channel_share_their_scale() -> None:
     s = column_scale(W, X.t() @ X / 300, SYMMETRIC, shared=shared)
     assert all(s[shared == channel].unique().numel() == 1 for channel in range(16))
     assert s.unique().numel() > 1
-
-
-@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3"])  # grouped queries; biases; norms of heads
-def test_folding_leaves_the_float_block_as_it_was(tiny, tmp_path, variant: str) -> None:
-    weights = ModelWeights.open(tiny(variant))
-    spec = weights.spec
-    block = {name: w.float() for name, w in weights.float_block(1).items()}
-    cos, sin = spec.rope.tables(spec.head_dim, 24)
-    draw = torch.Generator().manual_seed(2)
-    hidden = torch.randn(2, 24, spec.hidden_size, generator=draw)
-    budget = ActivationBudget(1 << 30, tmp_path)
-    store = budget.store(2, 24, spec.hidden_size, torch.float32)
-    store.write(slice(0, 2), hidden)
-    blocks = AwqBlocks(spec, Rows(None, cos, sin), budget, torch.device("cpu"), Stream(store))
-    schemes = {linear.name: SYMMETRIC for linear in spec.linears()}
-    folded = dict(block)
-    for reads, feeder in _FED_BY.items():
-        width = next(x.in_features for x in spec.linears() if x.reads == reads)
-        X = torch.randn(100, width, generator=draw) * torch.logspace(-1, 1, width)
-        stored_as = dict.fromkeys(folded, torch.bfloat16)
-        s, _ = blocks._fold(reads, feeder, folded, stored_as, schemes, Statistics(X.t() @ X / 100, None, (X, X)))
-        assert s.unique().numel() > 1
-    assert not torch.equal(folded["self_attn.v_proj.weight"], block["self_attn.v_proj.weight"])
-    # What is folded into norms and biases is stored in bf16: the scales are such that nothing is lost by that.
-    stored = {n: w.bfloat16().float() if w.ndim == 1 else w for n, w in folded.items()}
-    before, after = (forward.block_forward(spec, w, hidden, cos, sin) for w in (block, stored))
-    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-
-
-def test_nothing_is_folded_into_what_stays_in_float(tiny, tmp_path) -> None:
-    weights = ModelWeights.open(tiny("llama"))
-    spec = weights.spec
-    blocks = AwqBlocks(
-        spec, Rows(None, *spec.rope.tables(32, 8)), ActivationBudget(0, tmp_path), torch.device("cpu"), None
-    )
-    schemes = {linear.name: SYMMETRIC for linear in spec.linears()}
-    schemes["mlp.up_proj"] = LinearScheme(16, 32, True)
-    block = {name: w.float() for name, w in weights.float_block(0).items()}
-    for reads in ("mlp_input", "mlp_hidden"):
-        width = next(x.in_features for x in spec.linears() if x.reads == reads)
-        before = {name: w.clone() for name, w in block.items()}
-        stored_as = dict.fromkeys(block, torch.bfloat16)
-        s, _ = blocks._fold(reads, _FED_BY[reads], block, stored_as, schemes, Statistics(torch.eye(width), None, ()))
-        assert torch.equal(s, torch.ones(width))
-        assert all(torch.equal(before[name], w) for name, w in block.items())

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from qtk.checkpoint.reader import Checkpoint
-from qtk.machine import fast_matmul_dtype
 from qtk.models.registry import model_spec
 from qtk.quantization.blocks.activations import ActivationBudget
-from qtk.quantization.blocks.streams import BlockStreams, Rows, Stream
+from qtk.quantization.blocks.streams import BlockStreams, RowContext, Stream
 
 
-def test_statistics_keep_float32_whatever_their_inputs_are(tiny, tmp_path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_keep_float32_whatever_their_inputs_are(tiny, tmp_path, dtype: torch.dtype) -> None:
     """Of bfloat16 products, H would have errors of one in 256, and no Cholesky decomposition."""
     spec = model_spec(Checkpoint(tiny("llama")))
     budget = ActivationBudget(1 << 30, tmp_path)
     draw = torch.Generator().manual_seed(0)
-    size, dtype = 96, fast_matmul_dtype()
+    size = 96
     keep = torch.arange(300)[None, :] < torch.tensor([300, 120, 300])[:, None]
     streams = [Stream(budget.store(3, 300, size, dtype)) for _ in range(2)]
     X = torch.randn(3, 300, size, generator=draw).mul_(torch.logspace(-1, 1, size)).to(dtype)
     X_float = (X.float() + 0.1 * torch.randn(X.shape, generator=draw)).to(dtype)
     for stream, values in zip(streams, (X, X_float), strict=True):
         stream.hidden.write(slice(0, 3), values)
-    blocks = BlockStreams(spec, Rows(keep, torch.empty(0), torch.empty(0)), budget, torch.device("cpu"))
+    blocks = BlockStreams(spec, RowContext(keep, torch.empty(0), torch.empty(0)), budget, torch.device("cpu"))
     before = torch.get_float32_matmul_precision()
     found = blocks.statistics(blocks.stored(streams, [stream.hidden for stream in streams]), size)
     assert torch.get_float32_matmul_precision() == before

@@ -1,0 +1,94 @@
+"""The calibration rows of a quantization: those that its effort reads, and those held back to compare methods on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtk.calibration.options import CalibrationOptions
+from qtk.calibration.rows import TokenRows, calibration_rows
+from qtk.errors import InputError
+from qtk.models.spec import ModelSpec
+from qtk.models.tokenizer import TextTokenizer
+from qtk.progress import Progress, note
+from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.options import QuantizeOptions
+
+# Time grows with the rows, quality far slower: half of them lose an eighth of KL, and less than the float stream gains.
+_SHARE_OF_ROWS = {"fast": 0.25, "default": 0.5, "best": 1.0}
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """rows: those to calibrate on (None for a method that needs none); held_back: those to compare methods on (None where
+    none are compared); offered: the rows among which the effort chose."""
+
+    rows: TokenRows | None = None
+    held_back: TokenRows | None = None
+    offered: int = 0
+
+    @property
+    def rows_read(self) -> int:
+        return 0 if self.rows is None else len(self.rows.lengths)
+
+    @property
+    def tokens_read(self) -> int:
+        return 0 if self.rows is None else self.rows.token_count
+
+
+def calibration_text(
+    source: ModelWeights, options: QuantizeOptions, calibration: CalibrationOptions
+) -> CalibrationText:
+    """The rows of a quantization. InputError for text that cannot be used."""
+    if options.method == "rtn":
+        return CalibrationText()
+    held_back = max(2, calibration.samples // 8) if options.method == "auto" else 0
+    rows = _read_rows(source, calibration, calibration.samples + held_back)
+    if not held_back:
+        return CalibrationText(rows_for(options.effort, rows, source.spec), None, len(rows.lengths))
+    count = len(rows.lengths)
+    if count < 4:
+        raise InputError(
+            f"{calibration.calibration} gives {count} rows; --method auto needs 4 at least, to hold some back. "
+            "Use --method gptq."
+        )
+    offered, judged_on = rows.split(count - min(held_back, count // 4))
+    return CalibrationText(rows_for(options.effort, offered, source.spec), judged_on, len(offered.lengths))
+
+
+def calibration_file(options: QuantizeOptions, calibration: CalibrationOptions) -> Path | None:
+    """The file that the text is read from; None where it is not a file, or not read."""
+    path = Path(calibration.calibration)
+    return path if options.method != "rtn" and path.is_file() else None
+
+
+def rows_for(effort: str, rows: TokenRows, spec: ModelSpec) -> TokenRows:
+    """The rows that an effort reads, evenly spaced: a share of them, but three tokens at least for each column of the
+    widest linear, so that its Hessian does not rest on damping."""
+    count = len(rows.lengths)
+    needed = 3 * _widest(spec) * count / rows.token_count
+    used = min(count, max(math.ceil(needed), math.ceil(_SHARE_OF_ROWS[effort] * count)))
+    return rows.pick([index * count // used for index in range(used)])
+
+
+def _read_rows(source: ModelWeights, options: CalibrationOptions, samples: int) -> TokenRows:
+    """At most `samples` rows. InputError for text without rows, or a tokenizer with ids that the model does not have."""
+    path, spec = source.checkpoint.path, source.spec
+    wanted = options.model_copy(update={"samples": samples})
+    with Progress("read calibration text", None):
+        rows = calibration_rows(TextTokenizer(path), wanted, options.row_length(spec.max_positions))
+    highest = int(rows.tokens.max())
+    if highest >= spec.vocab_size:
+        raise InputError(f"{path}: its tokenizer gives id {highest}, its vocabulary ends at {spec.vocab_size - 1}.")
+    widest = _widest(spec)
+    if rows.token_count < widest:
+        note(
+            f"WARNING: {rows.token_count} calibration tokens for linears of up to {widest} inputs: their Hessian is singular "
+            f"and rests on damping. Use at least {4 * widest} tokens (--samples, --seq-len)."
+        )
+    return rows
+
+
+def _widest(spec: ModelSpec) -> int:
+    return max(linear.in_features for linear in spec.linears())
