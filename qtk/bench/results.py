@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel
 
@@ -38,6 +39,7 @@ def write_result(result: BaseModel, path: Path) -> None:
 
 
 RESULT_NAME = "result.json"
+Result = TypeVar("Result", bound=BaseModel)
 
 
 def measure_into(
@@ -45,18 +47,25 @@ def measure_into(
     kind: str,
     options: BaseModel,
     inputs: Mapping[str, Path],
-    measure: Callable[[], BaseModel],
+    measure: Callable[[], Result],
     *,
     overwrite: bool = False,
-) -> None:
-    """Runs `measure` and writes its result as `out`/result.json with a manifest: a measurement as a link of the chain.
+) -> Result:
+    """Runs `measure`, writes its result as `out`/result.json with a manifest, and returns it.
 
-    inputs: role -> directory written by qtk or model directory, whose files are digested.
+    inputs: role -> directory written by qtk or model directory, whose files are digested. InputError for an `out` that is
+    named like a file.
     """
+    if out.suffix == ".json":
+        raise InputError(
+            f"{out}: a directory is written, with the result in {RESULT_NAME}. Give -o {out.with_suffix('')}."
+        )
     recorder = ManifestRecorder(kind, options.model_dump(mode="json"))
     staged = staged_directory(out, overwrite=overwrite, inputs=inputs.values())
     with PeakMemory() as memory, staged as directory:
         for role, path in inputs.items():
             recorder.add_input(role, path, output_files(path))
-        write_result(measure(), directory / RESULT_NAME)
+        result = measure()
+        write_result(result, directory / RESULT_NAME)
         recorder.write(directory, out, memory.peak_bytes)
+    return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -19,7 +19,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def options_from(model: type[BaseModel], *, skip: tuple[str, ...] = ()) -> Callable[[Command], Command]:
     """A decorator that adds one option a field: name, type, default and help (the field's description) from the model.
 
-    bool -> --flag/--no-flag (or what the field's json_schema_extra calls "off"), Literal -> a choice, tuple -> a repeatable option.
+    bool -> --flag/--no-flag, Literal -> a choice, tuple -> a repeatable option. A field's json_schema_extra may say more:
+    "off" names the other half of a flag; "was" is the field's former name, which is still taken (`old_spelling`), and
+    "was_values" maps the values of that time to those of today.
     """
 
     def decorate(command: Command) -> Command:
@@ -31,8 +33,74 @@ def options_from(model: type[BaseModel], *, skip: tuple[str, ...] = ()) -> Calla
     return decorate
 
 
+def old_spelling(
+    old: str, new: str, *, values: Mapping[str, str] | None = None, flag: bool = False
+) -> Callable[[Command], Command]:
+    """A decorator for an option that was renamed: `old` is still taken for `new`, and stderr says how to write it now.
+
+    old, new: with their dashes. values: what a value of that time is called today. flag: the option takes no value.
+    Neither --help nor docs/cli.md shows the old spelling. Where both are given, `new` counts.
+    """
+
+    def pass_on(context: click.Context, _: click.Parameter, given: tuple[str, ...] | bool) -> None:
+        if not given:
+            return
+        option = next(option for option in context.command.params if new in [*option.opts, *option.secondary_opts])
+        words = () if isinstance(given, bool) else tuple((values or {}).get(word, word) for word in given)
+        click.echo(f"qtk: {old} is now {' '.join(f'{new} {word}' for word in words) or new}.", err=True)
+        value: object = new in option.opts if isinstance(given, bool) else words if option.multiple else words[-1]
+        context.default_map = {**(context.default_map or {}), str(option.name): value}
+
+    settings: dict[str, Any] = {"is_flag": True} if flag else {"multiple": True}
+    return click.option(
+        old, _old_name(old), hidden=True, is_eager=True, expose_value=False, callback=pass_on, **settings
+    )
+
+
+def gone_option(old: str, advice: str) -> Callable[[Command], Command]:
+    """A decorator for an option that no longer exists: `old`, with or without a value, is answered with `advice`.
+
+    advice: a sentence that says what to write instead ("Use --chat-format none.").
+    """
+
+    def refuse(context: click.Context, _: click.Parameter, given: str | None) -> None:
+        if given is not None:
+            raise click.UsageError(f"There is no option {old} any more. {advice}", context)
+
+    return click.option(
+        old,
+        _old_name(old),
+        hidden=True,
+        is_eager=True,
+        expose_value=False,
+        callback=refuse,
+        is_flag=False,
+        flag_value="",
+    )
+
+
+def _old_name(old: str) -> str:
+    """The name of a hidden parameter, which no parameter of today may share."""
+    return "old_" + old.strip("-").replace("-", "_")
+
+
 def _option(name: str, field: Any) -> Callable[[Command], Command]:
-    flag = "--" + name.replace("_", "-")
+    more = field.json_schema_extra or {}
+    decorate = _current_option(name, field, more)
+    if "was" not in more:
+        return decorate
+    former = old_spelling(
+        _flag(more["was"]), _flag(name), values=more.get("was_values"), flag=_plain(field.annotation)[0] is bool
+    )
+    return lambda command: decorate(former(command))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _current_option(name: str, field: Any, more: Mapping[str, Any]) -> Callable[[Command], Command]:
+    flag = _flag(name)
     kind, repeated = _plain(field.annotation)
     default = field.get_default(call_default_factory=True)
     settings: dict[str, Any] = {
@@ -41,7 +109,7 @@ def _option(name: str, field: Any) -> Callable[[Command], Command]:
         "show_default": default not in (None, (), ""),
     }
     if kind is bool:
-        off = (field.json_schema_extra or {}).get("off", f"no-{flag[2:]}")
+        off = more.get("off", f"no-{flag[2:]}")
         return click.option(f"{flag}/--{off}", name, **settings)
     if get_origin(kind) is Literal:
         return click.option(

@@ -10,7 +10,8 @@ from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.scheme import GROUP_SIZES, resolve_scheme, scheme_refusals
 from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.targets.gpu import GpuProfile, gpu_profile
-from qtk.targets.table import LinearPlan, Target, defaults_for, refusals, target
+from qtk.targets.refusals import LinearPlan, defaults_for, refusals
+from qtk.targets.runtimes import Runtime, runtime
 
 _MOST = 1000  # reasons named in one message
 
@@ -29,7 +30,7 @@ def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
         decided["format"] = defaults.container
     if options.group_size == "auto":
         decided["group_size"] = defaults.group_size
-    if not defaults.negative_scales:
+    if not defaults.signed_scales:
         decided["signed_scales"] = False
     return options.model_copy(update=decided)
 
@@ -67,7 +68,7 @@ def target_refusals(options: QuantizeOptions, spec: ModelSpec, scheme: Quantizat
         plans,
         container=options.format,
         # A symmetric weight uses the whole range of its codes by a scale of either sign, unless told not to.
-        negative_scales=any(s.symmetric and s.signed for s in scheme.quantized_modules().values()),
+        signed_scales=any(s.symmetric and s.signed for s in scheme.quantized_modules().values()),
     )
 
 
@@ -76,8 +77,8 @@ def _place(options: QuantizeOptions) -> str:
     return f"{row.title if row else options.backend}{f' on {gpu.title}' if gpu else ''}"
 
 
-def _target(options: QuantizeOptions) -> tuple[Target | None, GpuProfile | None]:
+def _target(options: QuantizeOptions) -> tuple[Runtime | None, GpuProfile | None]:
     gpu = gpu_profile(options.gpu) if options.gpu else None
     if options.backend != "auto":
-        return target(options.backend), gpu
-    return (target(gpu.default_backend) if gpu else None), gpu
+        return runtime(options.backend), gpu
+    return (runtime(gpu.default_backend) if gpu else None), gpu

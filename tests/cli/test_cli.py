@@ -21,7 +21,7 @@ from qtk.bench.divergence import DivergenceOptions
 from qtk.bench.latency import LatencyOptions
 from qtk.calibration.options import CalibrationOptions
 from qtk.cli.main import main
-from qtk.cli.options import build, options_from, require_valid
+from qtk.cli.options import build, gone_option, options_from, require_valid
 from qtk.engines.options import BuildOptions
 from qtk.errors import GateFailed, InputError, Interrupted, MachineError, listing
 from qtk.quantization.options import QuantizeOptions
@@ -71,6 +71,57 @@ def test_every_kind_of_field_becomes_an_option() -> None:
     )
     with pytest.raises(click.BadParameter):
         parsed(_Every, "--choice", "c")
+
+
+class _Renamed(BaseModel):
+    """Fields that had other names before."""
+
+    container: str = Field("auto", description="d", json_schema_extra={"was": "format"})
+    chat_format: Literal["none", "model"] = Field(
+        "none", description="d", json_schema_extra={"was": "prompt", "was_values": {"plain": "none", "chat": "model"}}
+    )
+    suites: tuple[str, ...] = Field((), description="d", json_schema_extra={"was": "suite"})
+    keep: bool = Field(False, description="d", json_schema_extra={"was": "hold"})
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "said"),
+    [
+        ("", {}, ""),
+        ("--format gguf", {"container": "gguf"}, "qtk: --format is now --container gguf."),
+        ("--format=gguf", {"container": "gguf"}, "qtk: --format is now --container gguf."),
+        ("--format gguf --container awq", {"container": "awq"}, "--format is now --container"),
+        ("--prompt chat", {"chat_format": "model"}, "--prompt is now --chat-format model."),
+        ("--suite a --suite b", {"suites": ("a", "b")}, "--suite is now --suites a --suites b."),
+        ("--hold", {"keep": True}, "--hold is now --keep."),
+    ],
+)
+def test_an_old_spelling_is_taken_and_stderr_names_the_new_one(
+    capsys, line: str, expected: dict[str, Any], said: str
+) -> None:
+    assert build(_Renamed, parsed(_Renamed, *shlex.split(line))) == _Renamed(**expected)
+    out, err = capsys.readouterr()
+    assert said in err
+    assert out == ""
+    if not said:
+        assert err == ""
+
+
+def test_a_value_under_an_old_spelling_is_checked_like_any_other() -> None:
+    with pytest.raises(click.BadParameter, match="'model'"):
+        parsed(_Renamed, "--prompt", "codefuse")
+
+
+@pytest.mark.parametrize("words", [["--old"], ["--old", "value"], ["--old=value"], ["--other", "x", "--old"]])
+def test_an_option_that_is_gone_is_answered_with_what_replaced_it(words: list[str]) -> None:
+    @click.command()
+    @gone_option("--old", "Use --new none.")
+    @click.option("--other")
+    def command(other: str | None) -> None: ...
+
+    with pytest.raises(click.UsageError, match=r"no option --old any more\. Use --new none\."):
+        command.main(words, standalone_mode=False)
+    assert "--old" not in command.get_help(click.Context(command))
 
 
 def test_several_models_complain_together() -> None:

@@ -104,13 +104,13 @@ def test_generate_streams_and_reports(engine, run_qtk) -> None:
     result = json.loads(done.stdout)
     assert [row["prompt_tokens"] for row in result["rows"]] == [8, 1]
     assert streamed.stdout == result["rows"][0]["text"] + "\n"
-    chat = run_qtk("generate", engine, "--chat", "codefuse", "--prompt", "hi", "--max-new-tokens", "3", "--json")
+    chat = run_qtk("generate", engine, "--chat-format", "codefuse", "--prompt", "hi", "--max-new-tokens", "3", "--json")
     assert json.loads(chat.stdout)["rows"][0]["prompt_tokens"] == len("<s>human\nhi\n<s>bot\n") - 4
 
 
 def test_generate_refuses_what_it_cannot_do(engine, int4, tmp_path, run_qtk) -> None:
     for words, sentence in (
-        ((int4, "--prompt", "x"), "no engine.json"),
+        ((int4, "--prompt", "x"), "engine.json is missing"),
         ((tmp_path / "absent", "--prompt", "x"), "is not a directory"),
         ((engine, "--prompt", "x" * 600), "the engine holds 512"),
     ):

@@ -9,7 +9,7 @@ from qtk.bench.accuracy.programs.compatibility import require_rules
 from qtk.bench.accuracy.suites.suites import Part
 from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest, output_files
 from qtk.engines.description import is_engine, read_description
-from qtk.engines.sessions.session import SESSIONS
+from qtk.engines.sessions.session import gives_logits
 from qtk.errors import InputError
 
 HARNESS = "lm-eval:"
@@ -59,7 +59,7 @@ def require_programs(parts: list[Part]) -> None:
 def require_logits(model: Path, parts: list[Part], harness_tasks: list[str]) -> None:
     """InputError for suites that read probabilities, on an engine whose runtime gives tokens only."""
     names = _of_probabilities(parts, harness_tasks)
-    if names and is_engine(model) and (backend := read_description(model).backend) in SESSIONS:
+    if names and is_engine(model) and not gives_logits(backend := read_description(model).backend):
         raise InputError(
             f"{', '.join(names)} reads probabilities, and {backend} gives tokens only. Run it on the checkpoint, or on an "
             "engine of --backend onnxruntime or tensorrt."

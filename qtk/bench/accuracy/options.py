@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qtk.engines.sessions.decoding import Decoding
+
 Rules = Literal["qtk", "codefuse", "bigcode"]
 PromptFormat = Literal["plain", "chat", "codefuse"]
 
@@ -52,3 +54,7 @@ class ModelOptions(BaseModel):
     seed: int = Field(0, description="Seed of the draws.")
     batch_size: int | None = Field(None, ge=1, description="Rows at once. Default: what the engine takes.")
     threads: int | None = Field(None, ge=1, description="CPU threads. Default: all usable cores.")
+
+    def decoding(self, seeds: tuple[int, ...]) -> Decoding:
+        """How each token is chosen. seeds: one for each row of a batch."""
+        return Decoding(temperature=self.temperature, top_p=self.top_p, seed=seeds)

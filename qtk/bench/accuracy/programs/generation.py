@@ -134,10 +134,8 @@ def _batch_texts(
     made = session.generate(
         [prompts[number] for number in batch],
         max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=[options.seed + zlib.crc32(names[number].encode()) for number in batch],
-        on_token=on_token,
+        options.decoding(tuple(options.seed + zlib.crc32(names[number].encode()) for number in batch)),
+        on_token,
     )
     return [tokenizer.decode(tokens) for tokens in made.tokens]
 
