@@ -70,13 +70,14 @@ class AcceptOptions(BaseModel):
 
 def parse_shapes(text: str) -> list[tuple[int, int]]:
     """ "16/8,64/32" -> [(16, 8), (64, 32)]. InputError naming every entry that is not a pair of positive numbers."""
-    shapes, wrong = [], []
+    shapes, unreadable = [], []
     for entry in filter(None, (part.strip() for part in text.split(","))):
         first, _, second = entry.partition("/")
         if first.isdigit() and second.isdigit() and int(first) and int(second):
             shapes.append((int(first), int(second)))
         else:
-            wrong.append(repr(entry))
-    if wrong or not shapes:
-        raise InputError(f"--shapes takes INPUT/OUTPUT pairs such as 64/32, not {', '.join(wrong) or 'nothing'}.")
+            unreadable.append(repr(entry))
+    if unreadable or not shapes:
+        pairs = ", ".join(unreadable) or "nothing"
+        raise InputError(f"--shapes takes INPUT/OUTPUT pairs such as 64/32, not {pairs}.")
     return shapes

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 import qtk
 from qtk.machine import fast_matmul_dtype, limit_threads, machine, package_versions
-from qtk.targets.runtimes import RUNTIMES, Requirement, Runtime, requirements
+from qtk.targets.runtimes import RUNTIMES, Dependency, Runtime, dependencies
 
 # distribution -> (what qtk does with it, how to get it), beside what the runtimes' records name
 _EXTRAS = {
@@ -75,7 +75,7 @@ class Diagnosis(BaseModel):
 def diagnose() -> Diagnosis:
     """Looks at this machine. Takes about a second, most of it to import torch; changes nothing."""
     limit_threads(None)
-    needs = requirements()
+    needs = dependencies()
     versions = package_versions(*_EXTRAS, *(need.name for need in needs if need.kind == "package"))
     parts = [
         *(
@@ -136,7 +136,7 @@ def _engine_abilities(record: Runtime, found: set[str]) -> list[Ability]:
     ]
 
 
-def _ability(what: str, needs: tuple[Requirement, ...], found: set[str], *, gpu: bool) -> Ability:
+def _ability(what: str, needs: tuple[Dependency, ...], found: set[str], *, gpu: bool) -> Ability:
     reasons = ["no NVIDIA GPU is seen (nvidia-smi lists none)"] if gpu and not machine().gpus else []
     reasons += [f"{need.name} is missing" for need in needs if need.name not in found]
     return Ability(what=what, possible=not reasons, why="; ".join(reasons))

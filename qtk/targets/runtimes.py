@@ -15,7 +15,7 @@ from qtk.errors import InputError
 
 
 @dataclass(frozen=True)
-class Requirement:
+class Dependency:
     """A package or program outside qtk's own dependencies that a runtime needs on the machine.
 
     name: of the distribution, or of the program. purpose: what qtk does with it. module: the import name of a package.
@@ -41,8 +41,8 @@ class EngineParts:
     builder: str
     executor: str = ""
     session: str = ""
-    to_build: tuple[Requirement, ...] = ()
-    to_run: tuple[Requirement, ...] = ()
+    to_build: tuple[Dependency, ...] = ()
+    to_run: tuple[Dependency, ...] = ()
     built_on_gpu: bool = False
     several_gpus: bool = False
     experimental: bool = False
@@ -77,28 +77,28 @@ class Runtime:
 
 _READ_BY_QTK = ("gptq", "awq", "modelopt", "compressed-tensors")
 _SYMMETRIC_ONLY = ("gptq", "modelopt", "awq", "compressed-tensors")
-_RTX = Requirement(
+_RTX = Dependency(
     "tensorrt-rtx-cu13",
     "package",
     "compiles TensorRT-RTX engines, without a GPU in the machine, and runs them",
     "pip install 'qtk[tensorrt]'",
     "tensorrt_rtx",
 )
-_FULL_TENSORRT = Requirement(
+_FULL_TENSORRT = Dependency(
     "tensorrt",
     "package",
     "compiles and runs engines with full TensorRT, on a machine with a GPU",
     "pip install tensorrt",
     "tensorrt",
 )
-_CUDA = Requirement("cuda-python", "package", "runs TensorRT engines", "pip install 'qtk[tensorrt]'", "cuda")
-_TRTLLM_BUILD = Requirement(
+_CUDA = Dependency("cuda-python", "package", "runs TensorRT engines", "pip install 'qtk[tensorrt]'", "cuda")
+_TRTLLM_BUILD = Dependency(
     "trtllm-build",
     "program",
     "builds TensorRT-LLM engines",
     "pip install tensorrt-llm, version 1.2 at most, on a machine with a GPU",
 )
-_TRTLLM = Requirement(
+_TRTLLM = Dependency(
     "tensorrt-llm",
     "package",
     "runs TensorRT-LLM engines, on a machine with a GPU",
@@ -108,10 +108,10 @@ _TRTLLM = Requirement(
 _EDGELLM_INSTALL = (
     "make edgellm in a checkout, or pip install 'tensorrt-edgellm[export]' into an environment of its own"
 )
-_EDGELLM_EXPORT = Requirement(
+_EDGELLM_EXPORT = Dependency(
     "tensorrt-edgellm-export", "program", "exports models for TensorRT Edge-LLM", _EDGELLM_INSTALL
 )
-_EDGELLM_BUILD = Requirement(
+_EDGELLM_BUILD = Dependency(
     "tensorrt-edgellm-build", "program", "builds and runs TensorRT Edge-LLM engines on their GPU", _EDGELLM_INSTALL
 )
 
@@ -271,7 +271,7 @@ def engine_parts(name: str) -> EngineParts:
     return known[name]
 
 
-def requirements() -> list[Requirement]:
+def dependencies() -> list[Dependency]:
     """What the engines' runtimes need on a machine, each package and program once."""
     needed = [need for parts in engine_runtimes().values() for need in (*parts.to_build, *parts.to_run)]
     return list(dict.fromkeys(needed))

@@ -49,14 +49,14 @@ def test_deepseek_33b_on_an_a10(deepseek) -> None:
     assert not plan_engine(deepseek, PlanOptions(gpu="a10", bits=4, max_batch_size=32)).memory.fits
 
 
-def test_weights_are_counted_as_they_are_stored(tiny, tmp_path) -> None:
-    for variant in ("llama", "llama-tied", "qwen2"):
-        int4 = write_quantized(tiny(variant), tmp_path / variant, "gptq", LinearScheme(4, 32, True))
-        weights = ModelWeights.open(int4)
-        names = [n for n in weights.checkpoint.names if not n.endswith(("qzeros", "g_idx"))]
-        stored = sum(weights.checkpoint.info(name).nbytes for name in names)
-        final_norm = weights.spec.hidden_size * 2
-        assert model_bytes(weights.spec, weights.scheme).total == stored - final_norm
+@pytest.mark.parametrize("variant", ["llama", "llama-tied", "qwen2"])
+def test_weights_are_counted_as_they_are_stored(tiny, tmp_path, variant: str) -> None:
+    int4 = write_quantized(tiny(variant), tmp_path / variant, "gptq", LinearScheme(4, 32, True))
+    weights = ModelWeights.open(int4)
+    names = [n for n in weights.checkpoint.names if not n.endswith(("qzeros", "g_idx"))]
+    stored = sum(weights.checkpoint.info(name).nbytes for name in names)
+    final_norm = weights.spec.hidden_size * 2
+    assert model_bytes(weights.spec, weights.scheme).total == stored - final_norm
 
 
 def test_plan_command(deepseek, tiny, run_qtk) -> None:
@@ -70,15 +70,26 @@ def test_plan_command(deepseek, tiny, run_qtk) -> None:
     assert json.loads(run_qtk("plan", tiny(), "--gpu", "a10", "--json").stdout)["weights"] == "float16"
 
 
-def test_what_a_backend_cannot_take_is_said_before_work(tiny, deepseek) -> None:
-    def reasons(model, backend: str, **more) -> str:
-        return " ".join(plan_engine(model, PlanOptions(gpu="a10", backend=backend, **more)).refusals)
+def reasons(model: Path, backend: str, **options: int) -> str:
+    return " ".join(plan_engine(model, PlanOptions(gpu="a10", backend=backend, **options)).refusals)
 
-    assert "Qwen3ForCausalLM" in reasons(tiny("qwen3"), "tensorrt-llm")
-    for backend in ("tensorrt-llm", "tensorrt-edgellm"):
-        assert "16 tokens, so prompt and output must stay within it" in reasons(tiny("mistral-window"), backend)
-    assert "--tp 3 does not divide 4 attention heads" in reasons(tiny(), "tensorrt-llm", tp=3)
-    assert "runs on one device" in reasons(tiny(), "tensorrt", tp=2)
+
+@pytest.mark.parametrize(
+    ("variant", "backend", "options", "sentence"),
+    [
+        ("qwen3", "tensorrt-llm", {}, "Qwen3ForCausalLM"),
+        ("mistral-window", "tensorrt-llm", {}, "16 tokens, so prompt and output must stay within it"),
+        ("mistral-window", "tensorrt-edgellm", {}, "16 tokens, so prompt and output must stay within it"),
+        ("llama", "tensorrt-edgellm", {}, "the model is not quantized"),
+        ("llama", "tensorrt-llm", {"tp": 3}, "--tp 3 does not divide 4 attention heads"),
+        ("llama", "tensorrt", {"tp": 2}, "--tp and --pp are for --backend tensorrt-llm"),
+    ],
+)
+def test_what_a_backend_cannot_take_is_said_before_work(tiny, variant, backend, options, sentence) -> None:
+    assert sentence in reasons(tiny(variant), backend, **options)
+
+
+def test_several_gpus_hold_what_one_cannot(deepseek) -> None:
     assert "2 x NVIDIA A10 have" in reasons(deepseek, "tensorrt-llm", tp=2)
     assert reasons(deepseek, "tensorrt-llm", tp=4) == "", "in float16 four of them hold it"
 

@@ -14,7 +14,7 @@ from qtk.engines.sessions.session import gives_logits
 from qtk.errors import InputError
 from qtk.quantization.scheme_model import LinearScheme
 from qtk.targets.gpu import gpu_profile
-from qtk.targets.runtimes import RUNTIMES, engine_parts, engine_runtimes, load_part, requirements
+from qtk.targets.runtimes import RUNTIMES, dependencies, engine_parts, engine_runtimes, load_part
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_help_says_which_backends_are_experimental() -> None:
     assert help_text.endswith("Experimental, not run on a GPU here: tensorrt-full, tensorrt-edgellm, tensorrt-llm.")
 
 
-def test_each_requirement_is_listed_once() -> None:
-    names = [need.name for need in requirements()]
+def test_each_dependency_is_listed_once() -> None:
+    names = [need.name for need in dependencies()]
     assert len(names) == len(set(names))
     assert {"tensorrt-rtx-cu13", "tensorrt", "trtllm-build", "tensorrt-edgellm-export"} <= set(names)

@@ -11,9 +11,9 @@ import torch
 from qtk.engines.description import EngineDescription, Stage
 from qtk.engines.jobs import BuildJob, EngineRequest, FinishJob
 from qtk.engines.sessions.executor import Forward
-from qtk.targets.runtimes import EngineParts, Requirement, Runtime
+from qtk.targets.runtimes import Dependency, EngineParts, Runtime
 
-TOOL = Requirement("toy-counter", "program", "counts for the toy engines", "carve one")
+TOOL = Dependency("toy-counter", "program", "counts for the toy engines", "carve one")
 TOY = Runtime(
     "toy",
     "the toy runtime",

@@ -31,7 +31,7 @@ from qtk.errors import MachineError
 from qtk.machine import available_memory
 from qtk.models.spec import LM_HEAD_MODULE
 from qtk.targets.gpu import GpuProfile
-from qtk.targets.runtimes import Requirement, Runtime
+from qtk.targets.runtimes import Dependency, Runtime
 
 Compiler = Callable[[CompileRequest, Mapping[str, str]], dict[str, object]]
 
@@ -62,7 +62,7 @@ class TensorRtBackend:
         assert runtime.engine is not None
         self.runtime = runtime
         self._compiler, self._choose, self._memory = compiler, choose, memory
-        self.library: Requirement = runtime.engine.to_build[0]
+        self.library: Dependency = runtime.engine.to_build[0]
         self.built_on_gpu = runtime.engine.built_on_gpu
 
     def refusals(self, request: EngineRequest) -> list[str]:

@@ -114,10 +114,10 @@ def _stages(job: BuildJob | FinishJob, pattern: str, layers: int) -> tuple[Stage
     """One stage for each rank, whose file `pattern` names."""
     split, stages = _split(job.options), []
     for rank in range(split.ranks):
-        own = split.layers(rank // split.tensor_parallel, layers)
+        held = split.layers(rank // split.tensor_parallel, layers)
         file = pattern.format(rank)
         size = (job.directory / file).stat().st_size
-        stages.append(Stage(file=file, layers=(own.start, own.stop), inputs=(), outputs=(), bytes=size))
+        stages.append(Stage(file=file, layers=(held.start, held.stop), inputs=(), outputs=(), bytes=size))
     return tuple(stages)
 
 

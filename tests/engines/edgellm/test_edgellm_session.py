@@ -124,31 +124,57 @@ def engine(tmp_path) -> Path:
     return out
 
 
-def test_a_call_goes_to_its_runtime_as_text_and_comes_back_as_tokens(engine, tools, pretend_gpu) -> None:
+@pytest.fixture
+def session(engine, tools, pretend_gpu):
+    """A session on the stand-in runtime."""
     pretend_gpu("8.6")
-    session = open_session(engine)
+    with open_session(engine) as session:
+        yield session
+
+
+def test_a_call_goes_to_its_runtime_as_text_and_comes_back_as_tokens(session) -> None:
     rows = [session.tokenizer.encode(text) for text in ("ab", "xyz")]
-    made = session.generate(rows, 4)
-    assert made.tokens == [[99, 100, 101, 102], [123, 124, 125, 126]]
-    assert (made.finish, len(made.token_seconds)) == (["length", "length"], 3)
-    assert session.generate([rows[1]], 20).tokens == [[123, 124, 125, 126, 127, 128, 129]]
-    assert session.generate([rows[1]], 20).finish == ["stop"]
-    assert len(session.generate([rows[1]], 20, TO_THE_END).tokens[0]) == 20, "in a process that ignores it"
-    cut = session.generate([rows[0]], 9, Decoding(stop=frozenset({101})), lambda row, token: False)
-    assert (cut.tokens, cut.finish) == ([[99, 100]], ["stop"])
+    generation = session.generate(rows, 4)
+    assert generation.tokens == [[99, 100, 101, 102], [123, 124, 125, 126]]
+    assert (generation.finish, len(generation.token_seconds)) == (["length", "length"], 3)
     assert generate_text(session, ["ab"], GenerateOptions(max_new_tokens=2)).rows[0].tokens == [99, 100]
-    with pytest.raises(InputError, match="reads the text of row 0 as 4 tokens, but the row has 3"):
-        session.generate([session.tokenizer.encode("off")], 2)
-    with pytest.raises(MachineError, match="out of device memory"):
-        session.generate([session.tokenizer.encode("boom")], 2)
-    assert session.generate([rows[0]], 1).tokens == [[99]], "the worker outlives a call that failed"
-    with pytest.raises(InputError, match="row 0: 65 tokens; the engine takes 64"):
-        session.generate([session.tokenizer.encode("a" * 65)], 1)
-    os.kill(session.worker_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+
+
+def test_a_row_ends_where_the_runtime_or_the_caller_ends_it(session) -> None:
+    (row,) = [session.tokenizer.encode("xyz")]
+    ended = session.generate([row], 20)
+    assert (ended.tokens, ended.finish) == ([[123, 124, 125, 126, 127, 128, 129]], ["stop"])
+    assert len(session.generate([row], 20, TO_THE_END).tokens[0]) == 20, "in a process that ignores end-of-sequence"
+    cut = session.generate([row], 9, Decoding(stop=frozenset({125})), lambda row, token: False)
+    assert (cut.tokens, cut.finish) == ([[123, 124]], ["stop"])
+    enough = session.generate([row], 9, on_token=lambda row, token: token == 124)
+    assert (enough.tokens, enough.finish) == ([[123, 124]], ["stop"])
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("off", InputError, "reads the text of row 0 as 4 tokens, but the row has 3"),
+        ("boom", MachineError, "out of device memory"),
+        ("a" * 65, InputError, "row 0: 65 tokens; the engine takes 64"),
+    ],
+)
+def test_a_call_that_fails_is_a_sentence_and_the_worker_outlives_it(session, text, error, words) -> None:
+    session.generate([session.tokenizer.encode("ab")], 1)
+    worker = session.worker_pid
+    with pytest.raises(error, match=words):
+        session.generate([session.tokenizer.encode(text)], 2)
+    assert session.generate([session.tokenizer.encode("ab")], 1).tokens == [[99]]
+    assert session.worker_pid == worker
+
+
+def test_a_worker_that_is_killed_is_reported_and_replaced(session) -> None:
+    row = session.tokenizer.encode("ab")
+    session.generate([row], 1)
+    os.kill(session.worker_pid, signal.SIGKILL)
     with pytest.raises(MachineError, match="runtime ended with exit code -9"):
-        session.generate([rows[0]], 1)
-    assert session.generate([rows[0]], 1).tokens == [[99]], "and a new one is started"
-    session.close()
+        session.generate([row], 1)
+    assert session.generate([row], 1).tokens == [[99]]
 
 
 def test_random_prompts_are_words_that_are_read_back_as_they_were(
