@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qtk.bench.latency import parse_shapes
+from qtk.bench.options import parse_shapes
 from qtk.checkpoint.reader import Checkpoint
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions

@@ -22,7 +22,8 @@ import llama_cpp
 import numpy as np
 import torch
 
-from qtk.bench.held_out_rows import CODE, ENGLISH, held_out_rows
+from qtk.bench.held_out_rows import held_out_rows
+from qtk.bench.options import CODE, ENGLISH
 from qtk.models.tokenizer import TextTokenizer
 from qtk.quantization.formats.gguf import write_gguf
 from qtk.quantization.model_weights import ModelWeights

@@ -17,12 +17,13 @@ Generate = Callable[[list[int], int], tuple[float, float, list[int]]]
 
 
 def qtk(model: str, threads: int) -> Generate:
+    from qtk.engines.sessions.decoding import Decoding
     from qtk.engines.sessions.session import DecoderSession
 
-    session = DecoderSession.open(model, threads)
+    session, decoding = DecoderSession.open(model, threads), Decoding(ignore_eos=True)
 
     def generate(prompt: list[int], new_tokens: int) -> tuple[float, float, list[int]]:
-        made = session.generate([prompt], new_tokens, ignore_eos=True)
+        made = session.generate([prompt], new_tokens, decoding)
         return made.prefill_seconds, sum(made.token_seconds), made.tokens[0]
 
     return generate

@@ -29,7 +29,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qtk.bench.held_out_rows import CODE, ENGLISH, held_out_rows
+from qtk.bench.held_out_rows import held_out_rows
+from qtk.bench.options import CODE, ENGLISH
 from qtk.calibration.held_out import standard_library_modules
 from qtk.machine import limit_threads, machine, package_versions
 from qtk.models.tokenizer import TextTokenizer

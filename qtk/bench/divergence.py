@@ -1,8 +1,8 @@
 """How far a model's predictions are from the float model's: KL divergence, perplexity and top-1 agreement, with errors.
 
-Both models read the same held-out rows in float32. Checkpoints are streamed block by block in lockstep, so that a block
-of each is all that is in memory; logits are compared in chunks of tokens. An engine gives its logits row by row.
-Standard errors are clustered by row, because the tokens of one row are no independent observations.
+Both models read the same held-out rows in float32. Checkpoints are streamed block by block in lockstep, so that only one
+block of each is in memory; logits are compared in chunks of tokens. An engine gives its logits row by row.
+Standard errors are clustered by row, because the tokens of one row are not independent observations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 import qtk
-from qtk.bench.held_out_rows import CODE, ENGLISH, held_out_rows
+from qtk.bench.held_out_rows import held_out_rows
+from qtk.bench.options import DivergenceOptions
 from qtk.calibration.rows import TokenRows
 from qtk.engines.description import is_engine
 from qtk.engines.sessions.session import DecoderSession
@@ -29,27 +30,9 @@ from qtk.models.tokenizer import TextTokenizer
 from qtk.progress import Progress
 from qtk.quantization.model_weights import ModelWeights
 
-_LOGITS_BYTES = 64_000_000  # of one [tokens, vocab] float32 tensor; about six of them live at once
-# Rows of each text for an engine's divergence from its own checkpoint, which is small and alike everywhere.
+LOGITS_BYTES = 64_000_000  # of one [tokens, vocab] float32 tensor; about six of them live at once
+# Rows of each text for an engine's divergence from its own checkpoint, which is small and differs little between rows.
 _CHECKPOINT_ROWS = 4
-
-
-class DivergenceOptions(BaseModel):
-    """What is measured on: shared by the command line, recipes and manifests."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data: tuple[str, ...] = Field(
-        (CODE, ENGLISH), min_length=1, description=f"{CODE}, {ENGLISH}, or a .txt/.jsonl/.parquet file; repeatable."
-    )
-    rows: int = Field(16, ge=2, description="Rows of each text (two at least, for a standard error).")
-    seq_len: int = Field(512, ge=2, description="Tokens in a row.")
-    chat_format: Literal["model", "codefuse"] = Field(
-        "model", description="How conversations in a file are rendered: the model's template, or CodeFuse's."
-    )
-    threads: int | None = Field(
-        None, ge=1, description="CPU threads (default: OMP_NUM_THREADS, else all usable cores)."
-    )
 
 
 class Estimate(BaseModel):
@@ -80,8 +63,8 @@ class TextDivergence(BaseModel):
 
 
 class DivergenceResult(BaseModel):
-    """The result of `qtk bench divergence`: one entry a text, then all of them pooled. from_checkpoint: of an engine, its
-    divergence from the checkpoint it was built from, that is what its arithmetic adds to the quantization."""
+    """The result of `qtk bench divergence`: one entry for each text, then all of them pooled. from_checkpoint: an engine's
+    divergence from the checkpoint that it was built from, which its arithmetic adds to the quantization."""
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["divergence"] = "divergence"
@@ -98,7 +81,7 @@ class DivergenceResult(BaseModel):
 
 
 class Predictor(Protocol):
-    """Whatever predicts the rows: `blocks` steps of preparation, then the logits of each row, piece by piece."""
+    """A model that predicts the rows: `blocks` steps of preparation, then the logits of each row, piece by piece."""
 
     blocks: int
 
@@ -118,8 +101,10 @@ class Predictor(Protocol):
 class StreamedModel:
     """A checkpoint: the hidden states of all rows, carried block by block, and the head at the end."""
 
-    def __init__(self, weights: ModelWeights) -> None:
+    def __init__(self, weights: ModelWeights, logits_bytes: int = LOGITS_BYTES) -> None:
+        """logits_bytes: of the largest piece of logits."""
         self.weights = weights
+        self._piece_tokens = max(1, logits_bytes // (4 * weights.spec.vocab_size))
         self.blocks = weights.spec.num_layers
         self._norm = weights.final_norm()
         self._head = weights.lm_head(torch.float32)
@@ -133,7 +118,7 @@ class StreamedModel:
     def advance(self, layer: int) -> None:
         spec = self.weights.spec
         block = self.weights.block(layer, torch.float32)
-        for row, length in enumerate(self._lengths):  # one at a time, without its padding: nothing need be masked
+        for row, length in enumerate(self._lengths):  # one row at a time without its padding, so that no mask is needed
             hidden = self._hidden[row : row + 1, :length]
             mask = attention_mask(length, None, spec.windows[layer])
             cos, sin = self._cos[:length], self._sin[:length]
@@ -145,9 +130,8 @@ class StreamedModel:
         return last @ self._head.T
 
     def pieces(self, row: int) -> Iterator[tuple[int, torch.Tensor]]:
-        size = max(1, _LOGITS_BYTES // (4 * self.weights.spec.vocab_size))
-        for start in range(0, self._lengths[row], size):
-            yield start, self.logits(row, start, min(start + size, self._lengths[row]))
+        for start in range(0, self._lengths[row], self._piece_tokens):
+            yield start, self.logits(row, start, min(start + self._piece_tokens, self._lengths[row]))
 
 
 class EngineModel:
@@ -182,7 +166,9 @@ class TokenFigures:
         """Compares the predictions of ids[1:] given what stands before them."""
         parts = []
         for start, logits in model.pieces(row):
-            stop = min(start + len(logits), len(ids) - 1)  # the last token's prediction has nothing to be held against
+            stop = min(
+                start + len(logits), len(ids) - 1
+            )  # no token follows the last one, so its prediction is left out
             if stop > start:
                 expected = reference.logits(row, start, stop)
                 parts.append(compare_logits(expected, logits[: stop - start], ids[start + 1 : stop + 1]))
@@ -192,7 +178,7 @@ class TokenFigures:
             target.append(torch.cat(pieces).double())
 
     def extend(self, other: TokenFigures) -> None:
-        """Takes in another text's rows."""
+        """Adds another text's rows."""
         self.kl += other.kl
         self.agree += other.agree
         self.loss += other.loss
@@ -249,23 +235,23 @@ def measure_divergence(
 ) -> DivergenceResult:
     """Compares the checkpoint or engine `model` with the checkpoint `reference` on the texts of `options`.
 
-    checkpoint: of an engine, what it was built from; its divergence from that is measured too, on a few of the rows.
-    A session that is open already is used and left open; an engine's directory is opened and closed.
+    checkpoint: the checkpoint that an engine was built from; the engine's divergence from it is measured too, on a few of
+    the rows. An open session is used and left open; an engine's directory is opened and closed.
     InputError for models that do not share a vocabulary, rows beyond either model's context, or texts that are empty.
     """
     if isinstance(model, DecoderSession):
-        about = model.description
+        description = model.description
         settings: dict[str, object] = {
-            name: getattr(about, name) for name in ("backend", "dtype", "accuracy_level", "lm_head_bits")
+            name: getattr(description, name) for name in ("backend", "dtype", "accuracy_level", "lm_head_bits")
         }
         sizes = (model.vocab_size, model.limits.max_positions)
         result = _measure(EngineModel(model), model.directory, sizes, reference, options, settings)
         if checkpoint is None:
             return result
         few = options.model_copy(update={"rows": min(options.rows, _CHECKPOINT_ROWS)})
-        own = _measure(EngineModel(model), model.directory, sizes, checkpoint, few, settings)
+        second = _measure(EngineModel(model), model.directory, sizes, checkpoint, few, settings)
         return result.model_copy(
-            update={"from_checkpoint": own.pooled, "seconds": round(result.seconds + own.seconds, 2)}
+            update={"from_checkpoint": second.pooled, "seconds": round(result.seconds + second.seconds, 2)}
         )
     if is_engine(model):
         with DecoderSession.open(model, options.threads) as session:
@@ -283,7 +269,7 @@ def _measure(
     options: DivergenceOptions,
     settings: dict[str, object],
 ) -> DivergenceResult:
-    """`sizes`: the vocabulary of `other`, and the longest row it takes. `settings`: an engine's."""
+    """sizes: the vocabulary of `other`, and the longest row that it takes. settings: of an engine; empty for a checkpoint."""
     started = time.monotonic()
     limit_threads(options.threads)
     base = ModelWeights.open(reference)
@@ -335,7 +321,7 @@ def _require_comparable(base: ModelWeights, *, other: tuple[str, int, int], seq_
         if seq_len > limit
     ]
     if reasons:
-        raise InputError(f"{name} and {reference} cannot be compared so: {'; '.join(reasons)}.")
+        raise InputError(f"{name} and {reference} cannot be compared: {'; '.join(reasons)}.")
 
 
 def _digest(sets: list[TokenRows]) -> str:

@@ -1,4 +1,4 @@
-"""Token rows of text that nothing was calibrated on: two built-in texts that are there offline, or the user's files."""
+"""Token rows of text that no model was calibrated on: two built-in texts that need no download, or the user's files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from qtk.bench.options import CODE, ENGLISH
 from qtk.calibration.held_out import standard_library_modules
 from qtk.calibration.rows import TokenRows, as_token_rows, pack_rows
 from qtk.calibration.sources import Sample, samples
 from qtk.errors import InputError
 from qtk.models.tokenizer import ChatFormat, TextTokenizer
 
-CODE = "python-stdlib-heldout"
-ENGLISH = "python-docs-english"
 BUILT_IN = {
     CODE: "modules of Python's standard library that calibration never takes",
     ENGLISH: "the prose of Python's own reference documentation",
@@ -27,29 +26,29 @@ def held_out_rows(
 ) -> TokenRows:
     """At most `rows` rows of at most `seq_len` tokens from a built-in text or a .txt/.jsonl/.parquet file.
 
-    InputError when the source holds no row of two tokens (one that predicts another).
+    InputError when the source does not hold a row of two tokens (one to predict from, and one to predict).
     """
     if source == CODE:
-        found = _code_rows(tokenizer, rows, seq_len)
+        token_rows = _code_rows(tokenizer, rows, seq_len)
     elif source == ENGLISH:
-        found = pack_rows(_english(), tokenizer, rows, seq_len, chat_format)
+        token_rows = pack_rows(_english(), tokenizer, rows, seq_len, chat_format)
     elif Path(source).suffix:
-        found = pack_rows(samples(source, 0), tokenizer, rows, seq_len, chat_format)
+        token_rows = pack_rows(samples(source, 0), tokenizer, rows, seq_len, chat_format)
     else:
-        raise InputError(f"{source!r} is neither a file nor a held-out text; built in are {', '.join(BUILT_IN)}.")
-    found = [row for row in found if len(row) > 1]
-    if not found:
-        raise InputError(f"{source} holds no text to measure on.")
-    return as_token_rows(found, seq_len)
+        raise InputError(f"{source!r} is neither a file nor a built-in held-out text ({', '.join(BUILT_IN)}).")
+    token_rows = [row for row in token_rows if len(row) > 1]
+    if not token_rows:
+        raise InputError(f"{source} does not hold any text to measure on.")
+    return as_token_rows(token_rows, seq_len)
 
 
 def _by_hash(name: str) -> str:
-    """An order that is stable and has nothing to do with the alphabet."""
+    """A sort key: stable, and independent of the alphabet."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
 def _code_rows(tokenizer: TextTokenizer, count: int, seq_len: int) -> list[list[int]]:
-    """One full row a module, then a second one a module, and so on: few rows already come from many modules."""
+    """One full row of each module, then a second one of each, and so on: so that few rows already come from many modules."""
     bos = tokenizer.bos_ids
     room = seq_len - len(bos)
     modules = sorted(standard_library_modules(held_out=True), key=lambda module: _by_hash(module[0]))

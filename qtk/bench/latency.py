@@ -1,7 +1,7 @@
-"""How fast an engine is: the measure behind the published table, and what it hides.
+"""How fast an engine is: the rate of the published table, and the times that this rate hides.
 
 tokens_per_s = batch x output tokens / mean seconds of the whole call, prefill included, end-of-sequence ignored, random
-prompts; warm-up calls first, then at least `runs` calls and at least `seconds` seconds a shape.
+prompts; warm-up calls first, then at least `runs` calls and at least `seconds` seconds for each shape.
 """
 
 from __future__ import annotations
@@ -10,25 +10,13 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
+from qtk.bench.options import LatencyOptions, parse_shapes
+from qtk.engines.sessions.decoding import Decoding
 from qtk.engines.sessions.session import EngineSession, Generation
 from qtk.errors import InputError, listing
 from qtk.machine import machine
-
-
-class LatencyOptions(BaseModel):
-    """What `qtk bench latency` measures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    shapes: str = Field("16/8,64/32,256/128,1024/512", description="Prompt/output lengths in tokens, with commas.")
-    batch_size: int = Field(1, ge=1, description="Rows at once.")
-    warmups: int = Field(2, ge=0, description="Calls before the clock counts.")
-    runs: int = Field(10, ge=1, description="Least number of calls a shape.")
-    seconds: float = Field(10.0, ge=0, description="Least time a shape, in seconds.")
-    threads: int | None = Field(None, ge=1, description="Threads of the processor. Default: all that may be used.")
-    seed: int = Field(0, description="Seed of the random prompts.")
 
 
 class Quantiles(BaseModel):
@@ -42,7 +30,7 @@ class Quantiles(BaseModel):
 
     @staticmethod
     def of(seconds: list[float]) -> Quantiles | None:
-        """None where there is nothing to sum up (one output token has no step between tokens)."""
+        """None for an empty list (a call of one output token has no step between tokens)."""
         if not seconds:
             return None
         ms = np.asarray(seconds) * 1e3
@@ -51,7 +39,7 @@ class Quantiles(BaseModel):
 
 
 class ShapeLatency(BaseModel):
-    """One shape's result. Times in milliseconds; rates in tokens a second over all rows.
+    """One shape's result. Times in milliseconds; rates in tokens per second over all rows.
 
     decode_tokens_per_s counts the steps after the first token only. ttft: time to first token, the prefill.
     call_seconds: every measured call. standard_error: standard error of tokens_per_s.
@@ -71,9 +59,9 @@ class ShapeLatency(BaseModel):
 
 
 class LatencyReport(BaseModel):
-    """The whole measurement, with what it was measured on. first_call_ms: the first call of all, kept apart, because
-    runtimes that compile at first use pay there; compiled_before: whether they found their kernels compiled (None for
-    runtimes that compile none then)."""
+    """The whole measurement, and the machine and settings of it. first_call_ms: the first call of all, kept apart because
+    some runtimes compile their kernels in it. compiled_before: whether the kernels were found compiled; None for runtimes
+    that compile none at first use."""
 
     model_config = ConfigDict(frozen=True)
     engine: str
@@ -95,20 +83,6 @@ class LatencyReport(BaseModel):
         return f"{self.first_call_ms:.0f} ms{state[self.compiled_before]}"
 
 
-def parse_shapes(text: str) -> list[tuple[int, int]]:
-    """ "16/8,64/32" -> [(16, 8), (64, 32)]. InputError naming every entry that is no pair of positive numbers."""
-    shapes, wrong = [], []
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        first, _, second = entry.partition("/")
-        if first.isdigit() and second.isdigit() and int(first) and int(second):
-            shapes.append((int(first), int(second)))
-        else:
-            wrong.append(repr(entry))
-    if wrong or not shapes:
-        raise InputError(f"--shapes takes INPUT/OUTPUT pairs such as 64/32, not {', '.join(wrong) or 'nothing'}.")
-    return shapes
-
-
 def measure(
     session: EngineSession,
     options: LatencyOptions,
@@ -119,20 +93,21 @@ def measure(
 ) -> LatencyReport:
     """Measures every shape of the options. InputError, before any run, for shapes that the engine cannot take.
 
-    first_call_seconds: of the session's first call, where that was made before. on_failure is told "16/8" and what was
-    raised there, and the shape left out; without it the error ends the measurement.
+    first_call_seconds: the time of the session's first call, where the caller has made it already. on_failure is given
+    "16/8" and the exception of a shape that fails, and the other shapes go on; without it the exception ends the
+    measurement.
     """
     shapes = parse_shapes(options.shapes)
     limits = session.limits
-    wrong = [
+    reasons = [
         f"{entry}/{output}: {entry + output} tokens, the engine holds {limits.max_positions}"
         for entry, output in shapes
         if entry + output > limits.max_positions
     ]
     if options.batch_size > limits.max_batch:
-        wrong.append(f"batch {options.batch_size}, the engine takes {limits.max_batch}")
-    if wrong:
-        raise InputError(f"{session.directory} cannot run these shapes:\n{listing(wrong)}")
+        reasons.append(f"batch {options.batch_size}, the engine takes {limits.max_batch}")
+    if reasons:
+        raise InputError(f"{session.directory} cannot run these shapes:\n{listing(reasons)}")
     random = np.random.default_rng(options.seed)
     if first_call_seconds is None:
         first_call_seconds = time_first_call(session, shapes[0], options.batch_size, random)
@@ -163,7 +138,7 @@ def measure(
 def time_first_call(
     session: EngineSession, shape: tuple[int, int], batch: int, random: np.random.Generator | None = None
 ) -> float:
-    """Seconds of one call of (prompt, output) tokens: of a fresh session the one in which kernels are compiled."""
+    """Seconds of one call of (prompt, output) tokens. In a fresh session, kernels are compiled in this call."""
     begin = time.perf_counter()
     _call(session, random or np.random.default_rng(0), shape, batch)
     return time.perf_counter() - begin
@@ -208,4 +183,4 @@ def _measure_shape(
 def _call(session: EngineSession, random: np.random.Generator, shape: tuple[int, int], batch: int) -> Generation:
     ids = session.prompt_ids
     prompts = random.choice(session.vocab_size if ids is None else ids, (batch, shape[0])).tolist()
-    return session.generate(prompts, shape[1], ignore_eos=True)
+    return session.generate(prompts, shape[1], Decoding(ignore_eos=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel
 
@@ -12,6 +13,7 @@ from qtk.checkpoint.atomic import write_atomic
 from qtk.errors import InputError
 
 RESULT_NAME = "result.json"
+Result = TypeVar("Result", bound=BaseModel)
 
 
 def require_writable(path: Path, *, overwrite: bool = False) -> None:
@@ -64,10 +66,13 @@ def measure_into(
     kind: str,
     options: BaseModel,
     inputs: Mapping[str, Path],
-    measure: Callable[[], BaseModel],
+    measure: Callable[[], Result],
     *,
     overwrite: bool = False,
-) -> None:
-    """Runs `measure` and writes its result as `out`/result.json with a manifest: a measurement as a link of the chain."""
+) -> Result:
+    """Runs `measure`, writes its result as `out`/result.json with a manifest, and returns it: a measurement as a link of the
+    chain. Errors as of `result_directory`."""
     with result_directory(out, kind, options, inputs, overwrite=overwrite) as directory:
-        write_result(measure(), directory / RESULT_NAME)
+        result = measure()
+        write_result(result, directory / RESULT_NAME)
+    return result

@@ -1,4 +1,4 @@
-"""qtk accept: everything that could not be run without the target machine, run there and recorded."""
+"""qtk accept: runs the checks that need the machine an engine is for, and records them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from qtk.bench.options import AcceptOptions
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
 from qtk.errors import GateFailed
-from qtk.release.accept import AcceptOptions
 
 
 @click.command()
@@ -20,25 +20,18 @@ from qtk.release.accept import AcceptOptions
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
 def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: object) -> None:
-    """Run an engine's checks and published shapes on the machine it is for, and record them. Exit 3 if a check fails, or if
-    the engine's limits are too small for a shape.
+    """Run an engine's checks and the published shapes on the machine it is for, and record them. Exit 3 if a check fails, or
+    if the engine's limits are too small for a shape.
 
     \b
     qtk accept engine-a10 -o acceptance --reference int4
     """
     from qtk.bench.results import measure_into
-    from qtk.release.accept import Acceptance, accept
+    from qtk.release.accept import accept
 
     options = build(AcceptOptions, values)
-    made: list[Acceptance] = []
-
-    def measure() -> Acceptance:
-        made.append(accept(engine, options))
-        return made[0]
-
     inputs = {"engine": engine} | ({"reference": options.reference} if options.reference else {})
-    measure_into(out, "acceptance", options, inputs, measure, overwrite=overwrite)
-    result = made[0]
+    result = measure_into(out, "acceptance", options, inputs, lambda: accept(engine, options), overwrite=overwrite)
 
     def show(console: Console) -> None:
         rows = [(c.name, c.figure, "passed" if c.passed else "FAILED", c.meaning) for c in result.checks]

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qtk.bench.divergence import DivergenceOptions
+from qtk.bench.options import DivergenceOptions
 from qtk.cli.options import build, options_from
 from qtk.cli.output import emit, json_option, table
+
+if TYPE_CHECKING:
+    from qtk.bench.divergence import DivergenceResult
 
 
 @click.command("divergence")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--reference", required=True, type=click.Path(path_type=Path), help="The float model's directory.")
 @options_from(DivergenceOptions)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the result to this JSON file.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing result file.")
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="Also write the result to this directory.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
-def command(model: Path, reference: Path, output: Path | None, overwrite: bool, as_json: bool, **values: Any) -> None:
+def command(model: Path, reference: Path, out: Path | None, overwrite: bool, as_json: bool, **values: Any) -> None:
     """Measure KL divergence, perplexity and top-1 agreement of MODEL (a checkpoint or an engine) against the float model.
 
     \b
     qtk bench divergence int4 --reference merged
-    qtk bench divergence engine --reference merged --rows 32 --seq-len 512 -o divergence.json
+    qtk bench divergence engine --reference merged --rows 32 --seq-len 512 -o divergence
     qtk bench divergence int4 --reference merged --data held-out.jsonl
     """
     from qtk.bench.divergence import measure_divergence
-    from qtk.bench.results import require_writable, write_result
+    from qtk.bench.results import measure_into
 
     options = build(DivergenceOptions, values)
-    if output is not None:
-        require_writable(output, overwrite=overwrite)
-    result = measure_divergence(model, reference, options)
-    if output is not None:
-        write_result(result, output)
+
+    def measure() -> DivergenceResult:
+        return measure_divergence(model, reference, options)
+
+    if out is None:
+        result = measure()
+    else:
+        inputs = {"model": model, "reference": reference}
+        result = measure_into(out, "divergence", options, inputs, measure, overwrite=overwrite)
     columns = ("text", "tokens", "KL", "± SE", "KL p99", "KL max", "top-1", "± SE", "perplexity", "reference")
     rows = [
         (

@@ -21,8 +21,8 @@ from qtk.engines.options import BuildOptions
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
 def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: object) -> None:
-    """Build an inference engine from a float or quantized model, for a GPU or the CPU; or from what --prepare-only left,
-    with the options that were given there.
+    """Build an inference engine from a float or quantized model, for a GPU or the CPU; or from a directory that
+    --prepare-only wrote, with the options of the preparation.
 
     \b
     qtk build-engine int4 -o engine --gpu cpu
@@ -44,7 +44,7 @@ def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: ob
         ("limits", f"{limits.max_input_len} + {limits.max_output_len} tokens, {limits.max_batch} rows"),
         ("size", f"{sum(stage.bytes for stage in engine.stages) / 1e6:.1f} MB"),
         *[("note", note) for note in engine.notes],
-        *([] if engine.built else [("then, there", finishing_command(out))]),
+        *([] if engine.built else [("then, on that machine", finishing_command(out))]),
     ]
 
     def show(console: Console) -> None:

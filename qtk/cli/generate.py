@@ -9,12 +9,14 @@ import click
 
 from qtk.cli.options import build, options_from
 from qtk.cli.output import json_option
-from qtk.engines.sessions.text import GenerateOptions
+from qtk.engines.sessions.options import GenerateOptions
 
 
 @click.command()
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--prompt", "prompts", multiple=True, required=True, help="The text to continue; - reads stdin. Repeat.")
+@click.option(
+    "--prompt", "prompts", multiple=True, required=True, help="The text to continue; - reads it from stdin; repeatable."
+)
 @options_from(GenerateOptions)
 @json_option
 def command(engine: Path, prompts: tuple[str, ...], as_json: bool, **values: object) -> None:
@@ -22,8 +24,8 @@ def command(engine: Path, prompts: tuple[str, ...], as_json: bool, **values: obj
 
     \b
     qtk generate engine --prompt "def fibonacci(n):"
-    qtk generate engine --chat model --prompt "Write a quicksort in Python." --max-new-tokens 200
-    qtk generate engine --chat codefuse --prompt - --json < question.txt
+    qtk generate engine --chat-format model --prompt "Write a quicksort in Python." --max-new-tokens 200
+    qtk generate engine --chat-format codefuse --prompt - --json < question.txt
     """
     from qtk.engines.sessions.session import open_session
     from qtk.engines.sessions.text import generate_text

@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 
 from qtk.cli.output import table
-from qtk.engines.memory_table import MemoryPlan
+from qtk.engines.description import MemoryTable
 
 
-def show_memory(console: Console, title: str, memory: MemoryPlan) -> None:
-    """Prints both; the bound where the GPU's bandwidth is known."""
+def show_memory(console: Console, title: str, memory: MemoryTable) -> None:
+    """Prints the table, and the bound where the GPU's bandwidth is known."""
     rows: list[tuple[str, float, str]] = [(part.name, part.bytes / 2**30, part.how) for part in memory.parts]
     rows.append(("needed", memory.needed_bytes / 2**30, ""))
     if memory.available_bytes is not None:

@@ -1,4 +1,4 @@
-"""qtk plan: does it fit, and how fast could it be?"""
+"""qtk plan: does an engine fit its GPU, and how fast could it be?"""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from pathlib import Path
 import click
 
 from qtk.cli.memory import show_memory
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, old_spelling, options_from
 from qtk.cli.output import emit, json_option
-from qtk.engines.plan import PlanOptions
+from qtk.engines.options import PlanOptions
 from qtk.errors import GateFailed, listing
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @options_from(PlanOptions, skip=("prepare_only", "accuracy_level", "lm_head_bits", "dtype", "edgellm_bin"))
+@old_spelling("--no-symmetric", "--asym", flag=True)
 @json_option
 def command(model: Path, as_json: bool, **values: object) -> None:
-    """Say whether an engine fits a GPU, by parts, and the bound on its speed. A directory with config.json is enough.
+    """Say whether an engine fits a GPU, with a table of its parts, and the bound on its speed. A directory with config.json
+    is enough.
 
     \b
     qtk plan codefuse-deepseek-33b --gpu a10 --bits 4 --group-size 128

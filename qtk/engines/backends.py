@@ -1,83 +1,30 @@
-"""The builders of engines by backend name. Adding one: a file with a class like these, and a line here."""
+"""The interface of the builders of engines, and the questions that all of them answer alike."""
 
 from __future__ import annotations
 
-import importlib
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Protocol
 
-from qtk.checkpoint.writer import require_room
-from qtk.engines.description import EngineDescription, Limits
+from qtk.engines.description import EngineDescription
+from qtk.engines.jobs import BuildJob, EngineRequest, FinishJob
+from qtk.engines.memory import memory_refusals
 from qtk.engines.options import BuildOptions
-from qtk.quantization.model_weights import ModelWeights
-from qtk.targets.gpu import GpuProfile
-
-# backend -> module under qtk.engines with a class `Backend`; imported when used.
-BACKENDS = {
-    "onnxruntime": "onnxruntime.backend",
-    "tensorrt": "tensorrt.backend",
-    "tensorrt-full": "tensorrt.full_backend",
-    "tensorrt-edgellm": "edgellm.backend",
-    "tensorrt-llm": "tensorrt_llm.backend",
-}
-
-
-@dataclass(frozen=True)
-class BuildJob:
-    """One engine to build into `directory` (already made; it becomes the engine directory when all went well)."""
-
-    weights: ModelWeights
-    directory: Path
-    gpu: GpuProfile
-    limits: Limits
-    options: BuildOptions
-    on_block: Callable[[int], None]
-
-    @property
-    def name(self) -> str:
-        """What the engine directory will be called."""
-        return self.directory.name.removesuffix(".partial")
-
-
-@dataclass(frozen=True)
-class FinishJob:
-    """A directory of `--prepare-only` to be built into `directory` (already made, with what lies beside the graph in it).
-    `options` are those of the preparation, apart from where this machine's tools are."""
-
-    prepared: Path
-    description: EngineDescription
-    directory: Path
-    gpu: GpuProfile
-    options: BuildOptions
-
-    def carry(self, *names: str) -> None:
-        """Copies these directories of the prepared one, as they are, into the new one. MachineError where the disk is full."""
-        require_room(self.directory, sum(path.stat().st_size for name in names for path in self._files(name)))
-        for name in names:
-            shutil.copytree(self.prepared / name, self.directory / name)
-
-    def _files(self, name: str) -> list[Path]:
-        return [path for path in (self.prepared / name).rglob("*") if path.is_file()]
-
-
-def option_refusals(options: BuildOptions, dtypes: tuple[str, ...], head_bits: tuple[str, ...], why: str) -> list[str]:
-    """Why a backend that computes in `dtypes` and holds heads of `head_bits` does not take these options."""
-    reasons = []
-    if options.dtype not in ("auto", *dtypes):
-        reasons.append(f"--dtype {options.dtype}: {why} in {' or '.join(dtypes)}")
-    if options.lm_head_bits not in ("auto", *head_bits):
-        reasons.append(f"--lm-head-bits {options.lm_head_bits}: {why} with a head of {' or '.join(head_bits)} bits")
-    return reasons
+from qtk.targets.refusals import LinearPlan, refusals
+from qtk.targets.runtimes import Runtime, engine_parts, engine_runtimes, load_part, runtime
 
 
 class EngineBackend(Protocol):
-    """Turns a checkpoint into what one runtime takes."""
+    """Turns a checkpoint into what one runtime takes. Constructed from the runtime's record."""
 
-    def refusals(self, job: BuildJob) -> list[str]:
-        """Every reason why this model cannot become such an engine, before any work; empty when it can."""
+    def refusals(self, request: EngineRequest) -> list[str]:
+        """Every reason that config.json and the options tell why the model cannot become such an engine; empty when it can.
+
+        Asked by `qtk plan` as well, so without weights. Memory is checked for all backends alike.
+        """
+        ...
+
+    def weight_refusals(self, job: BuildJob) -> list[str]:
+        """Every further reason, which only the stored weights tell. Asked before any work."""
         ...
 
     def build(self, job: BuildJob) -> EngineDescription:
@@ -93,6 +40,39 @@ class EngineBackend(Protocol):
 
 
 def engine_backend(name: str) -> EngineBackend:
-    """The backend called `name`, a key of BACKENDS."""
-    backend: EngineBackend = importlib.import_module(f"qtk.engines.{BACKENDS[name]}").Backend()
+    """The builder of engines for the runtime called `name`. InputError for a runtime that qtk builds none for."""
+    backend: EngineBackend = load_part(engine_parts(name).builder)(runtime(name))
     return backend
+
+
+def gpu_refusals(name: str, request: EngineRequest) -> list[str]:
+    """Why the GPUs cannot hold the model: more GPUs than the runtime splits a model over, or too little memory."""
+    return _several_gpus(name, request) + memory_refusals(request.memory, request.gpus)
+
+
+def _several_gpus(name: str, request: EngineRequest) -> list[str]:
+    parts = engine_runtimes()
+    if request.gpus == 1 or parts[name].several_gpus:
+        return []
+    splitting = ", ".join(other for other, part in parts.items() if part.several_gpus)
+    return [f"--tp and --pp are for --backend {splitting}; a {name} engine runs on one device"]
+
+
+def table_refusals(
+    record: Runtime, request: EngineRequest, linears: Mapping[str, LinearPlan] | None = None
+) -> list[str]:
+    """Why the runtime does not take the quantized linears of a model, by its record. linears: in place of the request's."""
+    if not request.scheme.quantized:
+        return []
+    linears = request.linears if linears is None else linears
+    return refusals(record, request.gpu.sm, linears, tensor_parallel=request.options.tp)
+
+
+def option_refusals(options: BuildOptions, dtypes: tuple[str, ...], head_bits: tuple[str, ...], why: str) -> list[str]:
+    """Why a backend that computes in `dtypes` and holds heads of `head_bits` does not take these options."""
+    reasons = []
+    if options.dtype not in ("auto", *dtypes):
+        reasons.append(f"--dtype {options.dtype}: {why} in {' or '.join(dtypes)}")
+    if options.lm_head_bits not in ("auto", *head_bits):
+        reasons.append(f"--lm-head-bits {options.lm_head_bits}: {why} with a head of {' or '.join(head_bits)} bits")
+    return reasons

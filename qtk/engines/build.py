@@ -1,4 +1,4 @@
-"""Builds an engine directory from a model directory, with the backend that the GPU or the options name."""
+"""Builds an engine directory from a model directory, with the backend that the options or the GPU name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from pydantic import ValidationError
 from qtk.checkpoint.manifest import MANIFEST_NAME, ManifestRecorder, output_files, read_manifest
 from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import copy_companions
-from qtk.engines.backends import BACKENDS, BuildJob, FinishJob, engine_backend
-from qtk.engines.description import ENGINE_NAME, EngineDescription, is_engine, read_description
-from qtk.engines.memory_plan import cache_length, memory_plan
-from qtk.engines.memory_table import MemoryPlan
-from qtk.engines.options import BuildOptions, not_for, resolved_limits
+from qtk.engines.backends import engine_backend, gpu_refusals
+from qtk.engines.description import (
+    ENGINE_NAME,
+    EngineDescription,
+    MemoryTable,
+    is_engine,
+    read_description,
+)
+from qtk.engines.jobs import BuildJob, FinishJob
+from qtk.engines.options import BuildOptions, chosen_backend, not_for, resolved_limits
 from qtk.errors import InputError, listing
 from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress
@@ -25,33 +30,39 @@ from qtk.targets.gpu import GpuProfile, gpu_profile
 def build_engine(
     model_dir: Path | str, out_dir: Path | str, options: BuildOptions, *, overwrite: bool = False
 ) -> EngineDescription:
-    """Builds the engine of `model_dir` into `out_dir`: of a float or quantized checkpoint, or of what `--prepare-only` left.
+    """Builds the engine of `model_dir` into `out_dir`: from a float or quantized checkpoint, or from a directory that
+    `--prepare-only` wrote.
 
-    Raises InputError for an unknown GPU, limits beyond the model's context, and whatever the backend cannot take (all
-    reasons at once); MachineError when the build needs what this machine lacks. Nothing is left under `out_dir` then.
+    Raises InputError for an unknown GPU, limits beyond the model's context, and everything that the backend cannot take (all
+    reasons at once); MachineError when this machine lacks something that the build needs. Nothing is left under `out_dir`
+    then.
     """
     out = Path(out_dir)
     if is_engine(Path(model_dir)):
         return _finish(Path(model_dir), out, options, overwrite=overwrite)
     gpu = gpu_profile(options.gpu)
     name = backend_name(options, gpu)
-    if options.tp * options.pp > 1 and name != "tensorrt-llm":
-        raise InputError(f"--tp and --pp are for --backend tensorrt-llm; a {name} engine runs on one device.")
-    backend = engine_backend(name)
     weights = ModelWeights.open(model_dir)
     limits = resolved_limits(options, weights.spec, gpu)
     recorder = ManifestRecorder("engine", options.model_dump(mode="json"))
     recorder.add_input("model", weights.checkpoint.path, weights.checkpoint.files)
-    layers = weights.spec.num_layers
     with (
         PeakMemory() as memory,
-        Progress("build-engine", layers, "block") as progress,
+        Progress("build-engine", weights.spec.num_layers, "block") as progress,
         staged_directory(out, overwrite=overwrite, inputs=(weights.checkpoint.path,)) as directory,
     ):
-        job = BuildJob(weights, directory, gpu, limits, options, lambda layer: progress.advance(1))
-        if reasons := backend.refusals(job):
-            raise InputError(f"{model_dir} cannot become a {name} engine for {gpu.name}:\n{listing(reasons)}")
-        description = backend.build(job).model_copy(update={"memory": _memory(job)})
+        job = BuildJob(
+            spec=weights.spec,
+            scheme=weights.scheme,
+            gpu=gpu,
+            limits=limits,
+            options=options,
+            weights=weights,
+            directory=directory,
+            on_block=lambda layer: progress.advance(1),
+        )
+        _require_buildable(name, job)
+        description = engine_backend(name).build(job).model_copy(update={"memory": _memory(job)})
         copy_companions(weights.checkpoint, directory)
         description.save(directory)
         recorder.notes["backend"] = name
@@ -60,35 +71,40 @@ def build_engine(
 
 
 def backend_name(options: BuildOptions, gpu: GpuProfile) -> str:
-    """The backend in force. InputError when the GPU cannot be built for by it."""
-    name = gpu.default_backend if options.backend == "auto" else options.backend
+    """The backend in force. InputError when it does not build for the GPU."""
+    name = chosen_backend(options, gpu)
     if name not in gpu.backends:
         raise InputError(not_for(name, gpu))
-    if name not in BACKENDS:
-        raise InputError(f"Nothing builds for {gpu.name} ({gpu.title}) here. {gpu.advice}")
     return name
 
 
-def _memory(job: BuildJob) -> MemoryPlan | None:
+def _require_buildable(name: str, job: BuildJob) -> None:
+    """InputError, with every reason, for a model that cannot become such an engine."""
+    backend, memory = engine_backend(name), gpu_refusals(name, job)
+    reasons = [*backend.refusals(job), *backend.weight_refusals(job), *memory]
+    if reasons:
+        table = [f"{part.name}: {part.bytes / 2**30:.2f} GiB ({part.how})" for part in job.memory.parts if memory]
+        model = job.weights.checkpoint.path
+        raise InputError(f"{model} cannot become a {name} engine for {job.gpu.name}:\n{listing([*reasons, *table])}")
+
+
+def _memory(job: BuildJob) -> MemoryTable | None:
     """The table of an engine on one GPU; None for a processor, which has no figures, and for ranks on several GPUs."""
-    if job.gpu.is_cpu or job.options.tp * job.options.pp > 1:
-        return None
-    slots = cache_length(job.limits.max_positions)
-    return memory_plan(job.weights.spec, job.weights.scheme, job.limits, job.gpu, slots)
+    return None if job.gpu.is_cpu or job.gpus > 1 else job.memory
 
 
 def _finish(prepared: Path, out: Path, options: BuildOptions, *, overwrite: bool) -> EngineDescription:
     """Builds the prepared directory `prepared` into `out` with the options that it was prepared with."""
     description = read_description(prepared)
     if description.built:
-        raise InputError(f"{prepared} is a built engine already, not a model and not what --prepare-only leaves.")
+        raise InputError(f"{prepared} is a built engine already, neither a model nor a directory of --prepare-only.")
     chosen = _prepared_options(prepared, options)
     recorder = ManifestRecorder("engine", chosen.model_dump(mode="json"))
     recorder.add_input("prepared", prepared, output_files(prepared))
     with PeakMemory() as memory, staged_directory(out, overwrite=overwrite, inputs=(prepared,)) as directory:
-        own = {ENGINE_NAME, MANIFEST_NAME, *_graph_files(description)}
+        rewritten = {ENGINE_NAME, MANIFEST_NAME, *_graph_files(description)}
         for path in prepared.iterdir():
-            if path.is_file() and path.name not in own:
+            if path.is_file() and path.name not in rewritten:
                 shutil.copyfile(path, directory / path.name)
         job = FinishJob(prepared, description, directory, gpu_profile(description.gpu), chosen)
         finished = engine_backend(description.backend).finish(job)
@@ -102,19 +118,20 @@ def _graph_files(description: EngineDescription) -> set[str]:
     return {name for stage in description.stages for name in (stage.file, f"{stage.file}.data")}
 
 
-def _prepared_options(prepared: Path, asked: BuildOptions) -> BuildOptions:
-    """The options in force: those of the preparation, which no other may contradict, and where the tools are here."""
+def _prepared_options(prepared: Path, given: BuildOptions) -> BuildOptions:
+    """The options in force: those of the preparation, with the places of this machine's tools. InputError for given options
+    that contradict them."""
     try:
         before = BuildOptions.model_validate(read_manifest(prepared).options)
     except ValidationError as error:
-        raise InputError(f"{prepared / MANIFEST_NAME} holds no options of build-engine: {error}") from None
-    other = [
+        raise InputError(f"{prepared / MANIFEST_NAME} does not hold the options of build-engine: {error}") from None
+    contradictions = [
         f"--{name.replace('_', '-')} {value} (it was prepared with {getattr(before, name)})"
-        for name, value in asked.model_dump(exclude_defaults=True, exclude={"edgellm_bin", "prepare_only"}).items()
+        for name, value in given.model_dump(exclude_defaults=True, exclude={"edgellm_bin", "prepare_only"}).items()
         if value != getattr(before, name)
     ]
-    if asked.prepare_only:
-        other.append("--prepare-only (it is prepared)")
-    if other:
-        raise InputError(f"{prepared} was prepared already, so these cannot be chosen any more:\n{listing(other)}")
-    return before.model_copy(update={"prepare_only": False, "edgellm_bin": asked.edgellm_bin})
+    if given.prepare_only:
+        contradictions.append("--prepare-only (it is prepared already)")
+    if contradictions:
+        raise InputError(f"{prepared} is prepared, so these options cannot be changed:\n{listing(contradictions)}")
+    return before.model_copy(update={"prepare_only": False, "edgellm_bin": given.edgellm_bin})

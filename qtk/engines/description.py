@@ -1,4 +1,4 @@
-"""engine.json: what an engine is, so that whoever opens the directory needs nothing else."""
+"""engine.json: everything that a reader of an engine directory needs to know, its memory table included."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qtk.engines.memory_table import MemoryPlan
 from qtk.errors import InputError
 
 ENGINE_NAME = "engine.json"
+_CACHE_STEP = 128
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Limits(_Frozen):
-    """How much one call may ask for. `max_positions` bounds prompt and output together, in tokens."""
+class EngineLimits(_Frozen):
+    """The largest call that an engine takes. `max_positions` bounds prompt and output together, in tokens."""
 
     max_batch: int
     max_input_len: int
     max_output_len: int
     max_positions: int
 
+    @property
+    def cache_slots(self) -> int:
+        """The cache slots of each row that a plan freezes for this many positions: the next multiple of 128."""
+        return -(-self.max_positions // _CACHE_STEP) * _CACHE_STEP
+
 
 class Port(_Frozen):
-    """One input or output of the graph. A dimension is a number, or a name where the call decides it."""
+    """One input or output of the graph. A dimension is a number, or a name where the size depends on the call."""
 
     name: str
     dtype: str
@@ -36,7 +41,7 @@ class Port(_Frozen):
 
 
 class Stage(_Frozen):
-    """One graph or plan: `file` in the engine directory holding blocks first .. last - 1, and the memory it needs."""
+    """One graph or plan: `file` in the engine directory, which holds blocks first .. last - 1 in `bytes` bytes."""
 
     file: str
     layers: tuple[int, int]
@@ -46,21 +51,44 @@ class Stage(_Frozen):
 
 
 class Quantization(_Frozen):
-    """How the checkpoint's linears were stored; `bits` and `group_size` are the default, overrides are counted."""
+    """How the checkpoint's linears were stored, those with settings of their own left aside."""
 
     bits: int
     group_size: int
     symmetric: bool
     method: str
-    overridden_linears: int = 0
+
+
+class MemoryPart(_Frozen):
+    """One line of the memory table."""
+
+    name: str
+    bytes: int
+    how: str
+
+
+class MemoryTable(_Frozen):
+    """What an engine takes of its GPU's memory, part by part, and the bound that the GPU's bandwidth sets to its speed.
+
+    The bound is in tokens per second for each row, and None without a bandwidth (the cpu profile); bound_of says what is
+    read for a token.
+    """
+
+    gpu: str
+    available_bytes: int | None
+    parts: list[MemoryPart]
+    needed_bytes: int
+    fits: bool
+    decode_bound_tokens_per_s: float | None
+    bound_of: str
 
 
 class EngineDescription(_Frozen):
     """The content of engine.json.
 
     accuracy_level is ONNX Runtime's for INT4 products: 0 computes in the graph's dtype, 4 rounds activations to 8 bits.
-    lm_head_bits is 16 where the head stays in the graph's dtype. cache_length is set where a plan froze it. memory: what
-    the engine takes on its one GPU by the table, and the bound on its speed.
+    lm_head_bits is 16 where the head stays in the graph's dtype. cache_length is set where a plan froze it. memory: the
+    memory table of an engine on one GPU.
     """
 
     format: Literal["qtk-engine"] = "qtk-engine"
@@ -72,7 +100,7 @@ class EngineDescription(_Frozen):
     dtype: Literal["float32", "float16", "bfloat16"]
     accuracy_level: int | None = None
     lm_head_bits: int
-    limits: Limits
+    limits: EngineLimits
     cache_length: int | None = None
     vocab_size: int
     hidden_size: int
@@ -86,30 +114,30 @@ class EngineDescription(_Frozen):
     versions: dict[str, str] = Field(default_factory=dict)
     built: bool = True
     notes: tuple[str, ...] = ()
-    memory: MemoryPlan | None = None
+    memory: MemoryTable | None = None
 
     def save(self, directory: Path) -> None:
         (directory / ENGINE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def finishing_command(prepared: Path | str) -> str:
-    """The command that makes an engine of a prepared directory, on a machine that has what the build needs."""
+    """The command that turns a prepared directory into an engine, on a machine that has what the build needs."""
     return shlex.join(["qtk", "build-engine", str(prepared), "-o", f"{prepared}-built"])
 
 
 def is_engine(directory: Path) -> bool:
-    """Whether the directory says it is an engine."""
+    """Whether the directory holds an engine.json."""
     return (directory / ENGINE_NAME).is_file()
 
 
 def read_description(directory: Path) -> EngineDescription:
-    """The engine.json of a directory. InputError for a directory that is no engine, or one written by another version."""
+    """The engine.json of a directory. InputError for a directory that is not an engine, or was written by another version."""
     path = directory / ENGINE_NAME
     try:
         content = path.read_bytes()
     except OSError:
-        kind = "is no engine directory (it has no engine.json)" if directory.is_dir() else "is not a directory"
-        raise InputError(f"{directory} {kind}. `qtk build-engine MODEL -o ENGINE --gpu cpu` makes one.") from None
+        why = "is not an engine directory: engine.json is missing" if directory.is_dir() else "is not a directory"
+        raise InputError(f"{directory} {why}. `qtk build-engine MODEL -o ENGINE --gpu cpu` makes one.") from None
     try:
         description = EngineDescription.model_validate_json(content)
     except ValidationError as error:

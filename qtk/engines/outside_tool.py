@@ -1,4 +1,5 @@
-"""Runs another project's command: found or not, its whole output in a log that outlives a failure, stopped when we are."""
+"""Locates and runs an external tool. Its full output goes to a log that is kept on failure; it is killed when qtk is
+interrupted."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from qtk.errors import MachineError
 from qtk.progress import Progress
@@ -18,12 +20,12 @@ _GRACE_SECONDS = 10.0
 
 
 def find_tool(name: str, directory: Path | None = None) -> str | None:
-    """The executable `name` in `directory`, or on PATH where none is given; None when it is not there."""
+    """The executable `name` in `directory`, or on PATH without a directory; None when there is none."""
     return shutil.which(name, path=None if directory is None else str(directory))
 
 
 def tool_help(tool: str) -> str:
-    """What `TOOL --help` prints: which flags this version knows. MachineError when it does not even do that."""
+    """The text of `TOOL --help`, which says what flags this version knows. MachineError when the tool does not run."""
     try:
         answer = subprocess.run([tool, "--help"], capture_output=True, text=True, timeout=300, errors="replace")
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -36,33 +38,14 @@ def tool_help(tool: str) -> str:
 
 
 def run_tool(words: Sequence[str], directory: Path, *, environment: Mapping[str, str] | None = None) -> Path:
-    """Runs `words` inside `directory`, its output in NAME.log there, and returns that log.
+    """Runs `words` inside `directory`, with the tool's output in NAME.log there. Returns that log.
 
-    MachineError when it fails or is killed: with its last lines, the log kept as OUT.NAME.log beside the output directory,
-    which itself disappears. When we are stopped, so is the tool with everything it started.
+    MachineError when the tool fails or is killed: with its last lines, and the log kept as OUT.NAME.log beside the output
+    directory, which itself disappears. When qtk is stopped, the tool is stopped with everything it started.
     """
     name = Path(words[0]).name
     log = directory / f"{name}.log"
-    with log.open("wb") as stream:
-        stream.write(f"$ {shlex.join(words)}\n".encode())
-        stream.flush()
-        try:
-            process = subprocess.Popen(
-                list(words),
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, **(environment or {})},
-            )
-        except OSError as error:
-            raise MachineError(f"{words[0]} does not start: {error.strerror}.") from None
-        try:
-            code = _wait(process, name)
-        except BaseException:
-            _stop(process)
-            raise
+    code = run_logged(words, log, directory=directory, environment=environment)
     if code:
         kept = keep_log(log)
         how = f"exit code {code}" if code > 0 else f"killed by signal {-code}{_why(-code)}"
@@ -72,12 +55,56 @@ def run_tool(words: Sequence[str], directory: Path, *, environment: Mapping[str,
     return log
 
 
+def run_logged(
+    words: Sequence[str],
+    log: Path,
+    *,
+    directory: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    on_line: Callable[[str], bool] | None = None,
+) -> int:
+    """Runs `words` in a process group of its own, with its output in `log`, and returns its exit code (-N: killed by
+    signal N).
+
+    on_line is given each line of stdout; a true answer keeps the line out of the log. Without on_line, the progress on
+    stderr counts seconds. MachineError where the tool does not start. When qtk is stopped, the whole group is stopped.
+    """
+    with log.open("wb", buffering=0) as stream:
+        stream.write(f"$ {shlex.join(words)}\n".encode())
+        try:
+            process = subprocess.Popen(
+                list(words),
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=stream if on_line is None else subprocess.PIPE,
+                stderr=stream,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )
+        except OSError as error:
+            raise MachineError(f"{words[0]} does not start: {error.strerror}.") from None
+        try:
+            if on_line is not None:
+                assert process.stdout is not None
+                _read_lines(process.stdout, stream, on_line)
+            return _wait(process, Path(words[0]).name) if on_line is None else process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+
+
 def keep_log(log: Path) -> Path:
-    """A copy of a log in the directory being written, beside it, since that directory disappears with the failure."""
+    """Copies a log out of the output directory, which disappears with the failure, to a file beside it. Returns the copy."""
     directory = log.parent
     kept = directory.parent / f"{directory.name.removesuffix('.partial')}.{log.name}"
     shutil.copyfile(log, kept)
     return kept
+
+
+def _read_lines(stdout: IO[bytes], log: IO[bytes], on_line: Callable[[str], bool]) -> None:
+    for line in stdout:
+        if not on_line(line.decode(errors="replace")):
+            log.write(line)
 
 
 def _wait(process: subprocess.Popen[bytes], name: str) -> int:
@@ -90,7 +117,7 @@ def _wait(process: subprocess.Popen[bytes], name: str) -> int:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the tool and what it started: politely, then not."""
+    """Ends the tool and everything it started: with SIGTERM, and after a grace period with SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -1,93 +1,71 @@
-"""`qtk plan`: whether an engine would fit its GPU and how fast it could be, from config.json alone, before any work."""
+"""`qtk plan`: whether an engine fits its GPU and how fast it could be, from config.json alone, before any work."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from qtk.engines.description import Limits
-from qtk.engines.edgellm import backend as tensorrt_edgellm_backend
-from qtk.engines.linear_plans import linear_plans
-from qtk.engines.memory_plan import cache_length, memory_plan
-from qtk.engines.memory_table import MemoryPlan
-from qtk.engines.options import BuildOptions, not_for, resolved_limits
-from qtk.engines.tensorrt_llm import backend as tensorrt_llm_backend
-from qtk.engines.tensorrt_llm.checkpoint import Split
+from qtk.engines.backends import engine_backend, gpu_refusals
+from qtk.engines.description import MemoryTable, is_engine
+from qtk.engines.jobs import EngineRequest
+from qtk.engines.options import PlanOptions, chosen_backend, not_for, resolved_limits
 from qtk.errors import InputError
 from qtk.models.registry import spec_from_config
 from qtk.models.spec import ModelSpec
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme, float_scheme
-from qtk.targets.gpu import GpuProfile, gpu_profile
-from qtk.targets.table import refusals, target
-
-
-class PlanOptions(BuildOptions):
-    """The options of the engine that is planned, and how its weights will be stored."""
-
-    bits: Literal["auto", "4", "16"] = Field(
-        "auto", description="Width of the linears' weights. auto is what the model directory holds now."
-    )
-    group_size: int = Field(128, ge=1, description="Group size that goes with --bits 4.")
-    symmetric: bool = Field(True, description="Symmetric groups, that go with --bits 4.")
+from qtk.targets.gpu import gpu_profile
+from qtk.targets.refusals import defaults_for
+from qtk.targets.runtimes import runtime
 
 
 class EnginePlan(BaseModel):
-    """The memory table, and every reason why the engine cannot be as asked."""
+    """The memory table, and every reason why the engine cannot be built."""
 
     model: str
     parameters: int
     weights: str
-    memory: MemoryPlan
+    memory: MemoryTable
     refusals: list[str]
 
 
 def plan_engine(model_dir: Path | str, options: PlanOptions) -> EnginePlan:
-    """Plans the engine of a model directory; config.json is enough. InputError for options that no engine can have."""
+    """Plans the engine of a model directory; config.json is enough. InputError for options that no engine can have, and for
+    an engine directory, which is built already."""
     model_dir = Path(model_dir)
+    if is_engine(model_dir):
+        raise InputError(
+            f"{model_dir} is an engine, and `qtk plan` takes the model that an engine is built from. `qtk inspect "
+            f"{model_dir}` shows the engine; its engine.json holds the memory table."
+        )
     gpu = gpu_profile(options.gpu)
-    spec, scheme = _read(model_dir, options)
+    name = chosen_backend(options, gpu)
+    spec, scheme = _read(model_dir, options, name)
     limits = resolved_limits(options, spec, gpu)
-    memory = memory_plan(spec, scheme, limits, gpu, cache_length(limits.max_positions))
-    kinds = sorted({(linear.bits, linear.group_size) for linear in scheme.quantized_modules().values()})
+    request = EngineRequest(spec=spec, scheme=scheme, gpu=gpu, limits=limits, options=options)
     return EnginePlan(
         model=model_dir.name,
         parameters=spec.parameters(),
-        weights=", ".join(f"INT{bits} group {group}" for bits, group in kinds) or "float16",
-        memory=memory,
-        refusals=memory.refusals(options.tp * options.pp)[:1] + _backend_refusals(options, gpu, spec, scheme, limits),
+        weights=_weights(scheme),
+        memory=request.memory,
+        refusals=gpu_refusals(name, request) + _backend_refusals(name, request),
     )
 
 
-def _backend_refusals(
-    options: PlanOptions,
-    gpu: GpuProfile,
-    spec: ModelSpec,
-    scheme: QuantizationScheme,
-    limits: Limits,
-) -> list[str]:
-    """Why the default backend would not take the model as it is stored, scales' signs aside."""
-    name = gpu.default_backend if options.backend == "auto" else options.backend
-    if name not in gpu.backends:
-        return [not_for(name, gpu)]
-    reasons = _model_refusals(name, options, spec, limits)
-    plans = linear_plans(spec, scheme)
-    return reasons + (refusals(target(name), gpu.sm, plans, tensor_parallel=options.tp) if plans else [])
+def _backend_refusals(name: str, request: EngineRequest) -> list[str]:
+    """Why the backend would not take the model as config.json tells it."""
+    return engine_backend(name).refusals(request) if name in request.gpu.backends else [not_for(name, request.gpu)]
 
 
-def _model_refusals(name: str, options: PlanOptions, spec: ModelSpec, limits: Limits) -> list[str]:
-    """What the backends with runtimes of their own cannot take of a model's make."""
-    if name == "tensorrt-llm":
-        return tensorrt_llm_backend.model_refusals(spec, limits, Split(options.tp, options.pp))
-    one_device = [f"--tp and --pp are for --backend tensorrt-llm; a {name} engine runs on one device"]
-    reasons = one_device if options.tp * options.pp > 1 else []
-    return reasons + (tensorrt_edgellm_backend.model_refusals(spec, limits) if name == "tensorrt-edgellm" else [])
+def _weights(scheme: QuantizationScheme) -> str:
+    kinds = sorted({(linear.bits, linear.group_size) for linear in scheme.quantized_modules().values()})
+    return ", ".join(f"INT{bits} group {group}" for bits, group in kinds) or "float16"
 
 
-def _read(model_dir: Path, options: PlanOptions) -> tuple[ModelSpec, QuantizationScheme]:
+def _read(model_dir: Path, options: PlanOptions, backend: str) -> tuple[ModelSpec, QuantizationScheme]:
+    """The model, and how its linears are stored: as they are now, or as the options say."""
     if options.bits == "auto" and any(model_dir.glob("*.safetensors")):
         weights = ModelWeights.open(model_dir)
         return weights.spec, weights.scheme
@@ -97,12 +75,19 @@ def _read(model_dir: Path, options: PlanOptions) -> tuple[ModelSpec, Quantizatio
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     spec = spec_from_config(config, str(path))
-    return spec, _uniform(spec, options) if options.bits == "4" else float_scheme(spec)
+    if options.bits in ("auto", 16):
+        return spec, float_scheme(spec)
+    return spec, _uniform(spec, options, backend)
 
 
-def _uniform(spec: ModelSpec, options: PlanOptions) -> QuantizationScheme:
-    odd = sorted({linear.in_features for linear in spec.linears() if linear.in_features % options.group_size})
-    if odd:
-        raise InputError(f"--group-size {options.group_size} does not divide the input sizes {odd} of this model.")
-    scheme = LinearScheme(4, options.group_size, options.symmetric)
-    return QuantizationScheme(scheme, {name: scheme for name, _ in spec.all_linears()})
+def _uniform(spec: ModelSpec, options: PlanOptions, backend: str) -> QuantizationScheme:
+    """Every linear of the blocks quantized alike, and the head in float, as `qtk quantize` does by default."""
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
+    group_size = options.group_size
+    if group_size == "auto":
+        group_size = defaults_for(runtime(backend), shapes).group_size
+    uneven = sorted({inputs for _, inputs in shapes.values() if inputs % group_size})
+    if uneven:
+        raise InputError(f"--group-size {group_size} does not divide the input sizes {uneven} of this model.")
+    stored = LinearScheme(int(options.bits), group_size, options.sym)
+    return QuantizationScheme(stored, {**float_scheme(spec).modules, **dict.fromkeys(shapes, stored)})

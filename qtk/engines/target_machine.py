@@ -1,4 +1,4 @@
-"""Whether this machine is the one that an engine was built for: its GPU, and the library with the version that built it."""
+"""Whether this machine can run or build an engine: whether it has the GPU, and the library in the version that is needed."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from qtk.targets.gpu import GpuProfile
 
 
 def gpu_reasons(description: EngineDescription) -> list[str]:
-    """Why no GPU here runs the engine; empty where one of its compute capability is present."""
+    """Why no GPU here runs the engine; empty where a GPU of its compute capability is present."""
     if _matching(description.compute_capability):
         return []
-    return [f"it was compiled for a GPU of SM {description.compute_capability}; found here: {found_gpus()}"]
+    return [f"it was compiled for a GPU of SM {description.compute_capability}; GPUs here: {_gpu_names()}"]
 
 
 def build_reasons(gpu: GpuProfile) -> list[str]:
-    """Why no GPU here is the one to build for: what builds on the GPU itself builds for that one only."""
+    """Why no GPU here is the GPU to build for: a builder that runs on the GPU itself builds for that GPU only."""
     if _matching(gpu.compute_capability):
         return []
-    return [f"{gpu.title} is SM {gpu.compute_capability}; found here: {found_gpus()}"]
+    return [f"{gpu.title} is SM {gpu.compute_capability}; GPUs here: {_gpu_names()}"]
 
 
-def found_gpus() -> str:
-    """The GPUs here, for a sentence."""
+def _gpu_names() -> str:
+    """The GPUs of this machine, for a sentence."""
     hidden = "CUDA_VISIBLE_DEVICES" in os.environ and len(visible_gpus()) < len(gpus())
-    found = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for _, gpu in visible_gpus()) or "none"
-    return f"{found} (CUDA_VISIBLE_DEVICES hides others)" if hidden else found
+    names = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for _, gpu in visible_gpus()) or "none"
+    return f"{names} (CUDA_VISIBLE_DEVICES hides others)" if hidden else names
 
 
 def visible_gpus() -> list[tuple[int, Gpu]]:
-    """(number in the order of the bus, GPU) of those that CUDA_VISIBLE_DEVICES leaves; names instead of numbers leave all."""
-    numbered, asked = list(enumerate(gpus())), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked is None or asked.startswith(("GPU-", "MIG-")):
+    """(number in the order of the bus, GPU) of the GPUs that CUDA_VISIBLE_DEVICES leaves: all where it holds names."""
+    numbered, visible = list(enumerate(gpus())), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or visible.startswith(("GPU-", "MIG-")):
         return numbered
     numbers = []
-    for word in asked.split(","):
+    for word in visible.split(","):
         if not word.strip().isdigit():
-            break  # as CUDA reads it: what follows the first that is no number is not seen
+            break  # as CUDA reads it: everything from the first entry that is not a number on is ignored
         numbers.append(int(word))
     return [numbered[number] for number in numbers if number < len(numbered)]
 
 
 def gpu_environment(gpu: GpuProfile) -> dict[str, str]:
-    """What a tool that takes the first GPU must be started with, so that this is the one to build for."""
+    """The environment variables that make the GPU to build for the first one, which the tools take."""
     matching = _matching(gpu.compute_capability)
     if not matching or os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith(("GPU-", "MIG-")):
         return {}
@@ -56,9 +56,9 @@ def _matching(compute_capability: str | None) -> list[int]:
 
 
 def library_reasons(library: str, present: str | None, needed: str | None, install: str) -> list[str]:
-    """Why the library here does not run the engine. `needed`: the version that built it, None where not recorded."""
+    """Why the library here does not run the engine. `needed`: the version that built it, None where none is recorded."""
     if present is None:
         return [f"{library} is not installed: {install}"]
     if needed is not None and present != needed:
-        return [f"it was compiled by {library} {needed}, here is {present}: build it again"]
+        return [f"it was compiled by {library} {needed}, and this machine has {present}: build it again"]
     return []

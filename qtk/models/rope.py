@@ -1,5 +1,7 @@
 """Rotary position embedding: its settings in both spellings of config.json, and its tables of cosines and sines.
 
+torch is imported when a table is computed, so that reading a config stays light.
+
 Source: RoFormer (Su et al. 2021); linear scaling (kaiokendev 2023, Chen et al. 2023); Llama 3.1's frequency bands.
 """
 
@@ -8,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from qtk.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 # The kinds of scaling, and what each must be given.
 _NEEDED: dict[str, tuple[str, ...]] = {
@@ -64,6 +67,8 @@ class RopeSettings:
 
     def inverse_frequencies(self, head_dim: int) -> torch.Tensor:
         """[head_dim / 2] float32: the angle per position of each pair of channels, scaling applied."""
+        import torch
+
         inv_freq = 1.0 / self.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
         if self.kind == "linear":
             return inv_freq / self.factor
@@ -72,6 +77,8 @@ class RopeSettings:
         return inv_freq
 
     def _llama3(self, inv_freq: torch.Tensor) -> torch.Tensor:
+        import torch
+
         wavelength = 2 * math.pi / inv_freq
         low = self.original_max_positions / self.low_freq_factor
         high = self.original_max_positions / self.high_freq_factor
@@ -84,6 +91,8 @@ class RopeSettings:
 
     def tables(self, head_dim: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin), each [positions, head_dim / 2] float32, for positions 0.."""
+        import torch
+
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), self.inverse_frequencies(head_dim))
         return angles.cos(), angles.sin()
 

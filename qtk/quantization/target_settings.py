@@ -10,7 +10,8 @@ from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.scheme import GROUP_SIZES, resolve_scheme, scheme_refusals
 from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.targets.gpu import GpuProfile, gpu_profile
-from qtk.targets.table import LinearPlan, Target, defaults_for, refusals, target
+from qtk.targets.refusals import LinearPlan, defaults_for, refusals
+from qtk.targets.runtimes import Runtime, runtime
 
 _MOST = 1000  # reasons named in one message
 
@@ -68,7 +69,7 @@ def target_refusals(options: QuantizeOptions, spec: ModelSpec, scheme: Quantizat
         plans,
         container=options.container,
         # A symmetric weight uses the whole range of its codes by a scale of either sign, unless told not to.
-        negative_scales=any(s.symmetric and s.signed_scales for s in scheme.quantized_modules().values()),
+        signed_scales=any(s.symmetric and s.signed_scales for s in scheme.quantized_modules().values()),
     )
 
 
@@ -77,8 +78,8 @@ def _place(options: QuantizeOptions) -> str:
     return f"{row.title if row else options.backend}{f' on {gpu.title}' if gpu else ''}"
 
 
-def _target(options: QuantizeOptions) -> tuple[Target | None, GpuProfile | None]:
+def _target(options: QuantizeOptions) -> tuple[Runtime | None, GpuProfile | None]:
     gpu = gpu_profile(options.gpu) if options.gpu else None
     if options.backend != "auto":
-        return target(options.backend), gpu
-    return (target(gpu.default_backend) if gpu else None), gpu
+        return runtime(options.backend), gpu
+    return (runtime(gpu.default_backend) if gpu else None), gpu

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qtk.adapters.options import MergeOptions
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
-from qtk.bench.divergence import DivergenceOptions
-from qtk.bench.latency import LatencyOptions, parse_shapes
+from qtk.bench.options import DivergenceOptions, LatencyOptions, parse_shapes
 from qtk.calibration.options import CalibrationOptions
 from qtk.calibration.sources import FILE_ENDINGS
 from qtk.engines.options import BuildOptions

@@ -1,8 +1,8 @@
-"""Acceptance of an engine on the machine it is for: every check that needs that machine, and the published shapes.
+"""Accepts an engine on the machine it is for: every check that needs that machine, and the published shapes.
 
-What was compiled without a GPU was never run. This runs it, once, and records what came out, so that each "untested"
-becomes a result: the loop's two ways to the same logits, batches, repeatability, limits, distance from the checkpoint
-the engine was built from, and latency.
+An engine that was compiled without a GPU has never been run. `accept` runs it once and records the results, so that each
+"untested" becomes a figure: the loop's two ways to the same logits, batches, repeatability, limits, distance from the
+checkpoint that the engine was built from, and latency.
 """
 
 from __future__ import annotations
@@ -13,39 +13,24 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 import qtk
-from qtk.bench.divergence import DivergenceOptions, DivergenceResult, measure_divergence
-from qtk.bench.latency import LatencyOptions, LatencyReport, measure, parse_shapes, time_first_call
+from qtk.bench.divergence import DivergenceResult, measure_divergence
+from qtk.bench.latency import LatencyReport, measure, time_first_call
+from qtk.bench.options import AcceptOptions, DivergenceOptions, LatencyOptions, parse_shapes
 from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest
+from qtk.engines.sessions.decoding import Decoding
+from qtk.engines.sessions.options import GenerateOptions
 from qtk.engines.sessions.session import DecoderSession, EngineSession, open_session
-from qtk.engines.sessions.text import GenerateOptions, generate_text
+from qtk.engines.sessions.text import generate_text
 from qtk.errors import InputError
 from qtk.machine import machine
 from qtk.progress import Progress
 
+_TO_THE_END = Decoding(ignore_eos=True)
 _TEXT = "def fibonacci(n):"
 _NO_LOGITS = "the engine's runtime gives tokens, not logits"
-
-
-class AcceptOptions(BaseModel):
-    """What `qtk accept` runs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    shapes: str = Field(
-        "16/8,64/32,256/128,1024/512", description="Shapes of the latency table; those that fit are run."
-    )
-    seconds: float = Field(10.0, ge=0, description="Least time a shape, in seconds.")
-    reference: Path | None = Field(
-        None, description="The checkpoint the engine was built from, to measure the KL to it."
-    )
-    max_kl: float = Field(0.02, gt=0, description="The largest KL to that checkpoint that passes, nats a token.")
-    tolerance: float = Field(
-        0.25, gt=0, description="How far logits may lie apart that two ways of computing should give alike."
-    )
-    threads: int | None = Field(None, ge=1, description="Threads of the processor. Default: all that may be used.")
 
 
 class Check(BaseModel):
@@ -59,10 +44,11 @@ class Check(BaseModel):
 
 
 class Acceptance(BaseModel):
-    """The record. `engine_manifest_sha256` ties it to one engine; `machine` says what it ran on. checks_not_run: name -> why;
-    shapes_not_run: those that the engine's limits are too small for. verdict: failed by any check, else incomplete where a
-    shape was not run, else passed. first_call_ms comes before all checks, so it holds what is compiled at first use;
-    compiled_before: whether that was found compiled already (None where nothing is)."""
+    """The record. `engine_manifest_sha256` ties it to one engine, `machine` to one machine. checks_not_run: name -> reason.
+    shapes_not_run: the shapes that the engine's limits are too small for. verdict: failed where any check failed, else
+    incomplete where a shape was not run, else passed. first_call_ms is measured before all checks, so it includes the
+    compiling of kernels at first use; compiled_before: whether these were found compiled (None for runtimes that compile
+    none)."""
 
     model_config = ConfigDict(frozen=True)
     qtk_version: str
@@ -83,7 +69,7 @@ class Acceptance(BaseModel):
 
 
 class _Record:
-    """What has been found so far; a check that fails does not stop the others."""
+    """The results so far; a check that fails does not stop the others."""
 
     def __init__(self, progress: Progress) -> None:
         self.checks: list[Check] = []
@@ -93,7 +79,7 @@ class _Record:
     def run(self, name: str, meaning: str, check: Callable[[], float], most: float) -> None:
         try:
             figure = check()
-        except Exception as error:  # whatever the runtime raises is the finding
+        except Exception as error:  # whatever the runtime raises is a result
             self.failed(name, meaning, error)
         else:
             passed = bool(figure <= most)
@@ -101,28 +87,33 @@ class _Record:
         self._progress.advance(1, name)
 
     def failed(self, name: str, meaning: str, error: Exception) -> None:
-        said = f"{meaning}: {type(error).__name__}: {error}"
-        self.checks.append(Check(name=name, passed=False, figure=None, meaning=said))
+        reason = f"{meaning}: {type(error).__name__}: {error}"
+        self.checks.append(Check(name=name, passed=False, figure=None, meaning=reason))
 
 
 def accept(engine: Path, options: AcceptOptions) -> Acceptance:
-    """Runs everything. A check that fails does not stop the others. MachineError when the engine cannot run here."""
+    """Runs everything on an engine directory. MachineError when the engine cannot run here."""
+    with open_session(engine, options.threads) as session:
+        return accept_session(session, options)
+
+
+def accept_session(session: EngineSession, options: AcceptOptions) -> Acceptance:
+    """Runs everything on a session that has not been used yet. A check that fails does not stop the others."""
     checks = len(_TOKEN_CHECKS) + len(_LOGIT_CHECKS) + 5
-    with open_session(engine, options.threads) as session, Progress("accept", checks, "checks") as progress:
+    with Progress("accept", checks, "checks") as progress:
         record = _Record(progress)
         fitting, not_run = _fitting(session, options)
         first_call = _first_call(session, fitting, record)
         _run_checks(session, options, record)
         divergence = _divergence(session, options, record)
         latency = _latency(session, options, fitting, first_call, record)
-        # The last of all, when every buffer has been used.
+        # Last, when every buffer has been used.
         _memory(session, record)
-        compiled_before, description = session.compiled_before, session.description
-    manifest = engine / MANIFEST_NAME
+    description, manifest = session.description, session.directory / MANIFEST_NAME
     failed = any(not check.passed for check in record.checks)
     return Acceptance(
         qtk_version=qtk.__version__,
-        engine=engine.name,
+        engine=session.directory.name,
         engine_manifest_sha256=file_digest(manifest).sha256 if manifest.is_file() else None,
         backend=description.backend,
         gpu=description.gpu,
@@ -130,7 +121,7 @@ def accept(engine: Path, options: AcceptOptions) -> Acceptance:
         machine=machine().as_dict(),
         verdict="failed" if failed else "incomplete" if not_run else "passed",
         first_call_ms=None if first_call is None else first_call * 1e3,
-        compiled_before=compiled_before,
+        compiled_before=session.compiled_before,
         checks=record.checks,
         checks_not_run=record.not_run,
         shapes_not_run=not_run,
@@ -192,19 +183,19 @@ def _latency(
     if not fitting or first_call is None:
         return None
     shapes = ",".join(f"{entry}/{output}" for entry, output in fitting)
-    asked = LatencyOptions(shapes=shapes, seconds=options.seconds, threads=options.threads)
+    latency_options = LatencyOptions(shapes=shapes, seconds=options.seconds, threads=options.threads)
 
     def failed(shape: str, error: Exception) -> None:
         record.failed(f"latency {shape}", "the shape's calls", error)
 
-    return measure(session, asked, first_call_seconds=first_call, on_failure=failed)
+    return measure(session, latency_options, first_call_seconds=first_call, on_failure=failed)
 
 
 def _memory(session: EngineSession, record: _Record) -> None:
     table, used = session.description.memory, session.memory_bytes()
     if table is None or used is None:
         record.not_run["memory"] = (
-            "the runtime does not tell what it takes" if table else "the engine has no memory table"
+            "the runtime does not report the memory it takes" if table else "the engine has no memory table"
         )
         return
     record.run("memory", "device memory taken, as a share of the table's", lambda: used / table.needed_bytes, 1.0)
@@ -219,15 +210,15 @@ def _prompt(session: EngineSession, length: int, seed: int) -> list[int]:
 def _repeatability(session: EngineSession) -> float:
     """Tokens that differ between two runs of one greedy call."""
     new = min(32, session.limits.max_output_len)
-    first, second = (session.generate([_prompt(session, 40, 1)], new, ignore_eos=True).tokens[0] for _ in range(2))
+    first, second = (session.generate([_prompt(session, 40, 1)], new, _TO_THE_END).tokens[0] for _ in range(2))
     return float(sum(a != b for a, b in zip(first, second, strict=True)))
 
 
 def _decode_against_scoring(session: DecoderSession) -> float:
-    """How far below the best logit the tokens of step-by-step decoding lie when the row is scored as a whole."""
+    """The most that a token of step-by-step decoding lies below the best logit when the row is scored as a whole."""
     prompt = _prompt(session, 40, 2)
     new = min(32, session.limits.max_positions - len(prompt))
-    tokens = session.generate([prompt], new, ignore_eos=True).tokens[0]
+    tokens = session.generate([prompt], new, _TO_THE_END).tokens[0]
     logits = session.logits([prompt + tokens[:-1]])[0, len(prompt) - 1 :]
     if not np.isfinite(logits).all():
         return float("inf")
@@ -235,7 +226,7 @@ def _decode_against_scoring(session: DecoderSession) -> float:
 
 
 def _batch(session: DecoderSession) -> float:
-    """How far a row's last logits move when an unequal row runs beside it (0 for an engine of one row)."""
+    """The most that a row's logits change when a row of another length runs beside it (0 for an engine of one row)."""
     if session.limits.max_batch < 2:
         return 0.0
     rows = [_prompt(session, 48, 3), _prompt(session, 19, 4)]
@@ -244,13 +235,13 @@ def _batch(session: DecoderSession) -> float:
 
 
 def _batched_decoding(session: DecoderSession) -> float:
-    """How far below the best logit the tokens of rows that were decoded together lie when each row is scored alone."""
+    """The most that a token of rows decoded together lies below the best logit when each row is scored alone."""
     if session.limits.max_batch < 2:
         return 0.0
     rows = [_prompt(session, 29, 6), _prompt(session, 11, 7)]
     new = max(1, min(16, session.limits.max_positions - max(map(len, rows))))
     lost = 0.0
-    for row, tokens in zip(rows, session.generate(rows, new, ignore_eos=True).tokens, strict=True):
+    for row, tokens in zip(rows, session.generate(rows, new, _TO_THE_END).tokens, strict=True):
         logits = session.logits([row + tokens[:-1]])[0, len(row) - 1 :]
         lost = max(lost, float((logits.max(-1) - logits[np.arange(len(tokens)), tokens]).max()))
     return lost
@@ -263,8 +254,8 @@ def _text_of(session: EngineSession) -> Callable[[], float]:
     def check() -> float:
         pieces: list[str] = []
         most = max(1, min(16, session.limits.max_positions - len(tokenizer.encode(_TEXT)) - 1))
-        made = generate_text(session, [_TEXT], GenerateOptions(max_new_tokens=most), on_text=pieces.append).rows[0]
-        return float(("".join(pieces) != made.text) + (made.text != tokenizer.decode(made.tokens)))
+        row = generate_text(session, [_TEXT], GenerateOptions(max_new_tokens=most), on_text=pieces.append).rows[0]
+        return float(("".join(pieces) != row.text) + (row.text != tokenizer.decode(row.tokens)))
 
     return check
 
@@ -273,11 +264,11 @@ def _whole_length(session: EngineSession) -> float:
     """Tokens missing from a call that fills the engine to its last position; a longer one must be refused."""
     prompt = _prompt(session, session.limits.max_input_len, 5)
     new = session.limits.max_positions - len(prompt)
-    made = session.generate([prompt], new, ignore_eos=True).tokens[0]
+    tokens = session.generate([prompt], new, _TO_THE_END).tokens[0]
     try:
-        session.generate([prompt], new + 1, ignore_eos=True)
+        session.generate([prompt], new + 1, _TO_THE_END)
     except InputError:
-        return float(new - len(made))
+        return float(new - len(tokens))
     return float("inf")
 
 

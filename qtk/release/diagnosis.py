@@ -12,15 +12,10 @@ from pydantic import BaseModel, ConfigDict
 
 import qtk
 from qtk.machine import fast_matmul_dtype, limit_threads, machine, package_versions
+from qtk.targets.runtimes import RUNTIMES, Dependency, Runtime, dependencies
 
-# distribution -> (what qtk does with it, how to get it)
+# distribution -> (what qtk does with it, how to get it), beside what the runtimes' records name
 _EXTRAS = {
-    "tensorrt-rtx-cu13": (
-        "compiles engines for NVIDIA GPUs, with no GPU in the machine",
-        "pip install 'qtk[tensorrt]'",
-    ),
-    "tensorrt": ("compiles engines with full TensorRT, on a machine with a GPU", "pip install tensorrt"),
-    "tensorrt-llm": ("builds and runs TensorRT-LLM engines, on a machine with a GPU", "pip install tensorrt-llm"),
     "peft": ("trains the demo's adapter; the yardstick of the merge's tests", "pip install 'qtk[demo]'"),
     "datasets": ("calibration text from the hub", "pip install 'qtk[datasets]'"),
     "pyarrow": ("calibration text from .parquet files", "pip install 'qtk[datasets]'"),
@@ -40,11 +35,6 @@ _EXTRAS = {
 # program -> (what qtk does with it, how to get it)
 _TOOLS = {
     "nvidia-smi": ("tells the GPUs of this machine", "install NVIDIA's driver"),
-    "trtllm-build": ("builds TensorRT-LLM engines", "pip install tensorrt-llm, on a machine with a GPU"),
-    "tensorrt-edgellm-export": (
-        "exports for TensorRT Edge-LLM",
-        "make edgellm in a checkout, or pip install 'tensorrt-edgellm[export]' into an environment of its own",
-    ),
     "bwrap": ("the strongest sandbox for generated programs", "apt-get install bubblewrap"),
     "javac": ("compiles Java answers", "apt-get install default-jdk-headless"),
     "g++": ("compiles C++ answers", "apt-get install g++"),
@@ -90,8 +80,19 @@ class Diagnosis(BaseModel):
 def diagnose() -> Diagnosis:
     """Looks at this machine. Takes about a second, most of it to import torch; changes nothing."""
     limit_threads(None)
-    versions = package_versions(*_EXTRAS)
+    needs = dependencies()
+    versions = package_versions(*_EXTRAS, *(need.name for need in needs if need.kind == "package"))
     parts = [
+        *(
+            Part(
+                name=need.name,
+                kind=need.kind,
+                found=versions.get(need.name) if need.kind == "package" else shutil.which(need.name),
+                purpose=need.purpose,
+                get=need.install,
+            )
+            for need in needs
+        ),
         *(Part(name=n, kind="package", found=versions.get(n), purpose=p, get=g) for n, (p, g) in _EXTRAS.items()),
         *(Part(name=n, kind="program", found=shutil.which(n), purpose=p, get=g) for n, (p, g) in _TOOLS.items()),
     ]
@@ -121,21 +122,26 @@ def _gflops(dtype_name: str) -> float:
 
 
 def _abilities(found: set[str]) -> tuple[Ability, ...]:
-    gpus = machine().gpus
-    no_gpu = "" if gpus else "no NVIDIA GPU is seen (nvidia-smi lists none)"
-    rtx = "tensorrt-rtx-cu13" in found
-    need_rtx = "" if rtx else "tensorrt-rtx-cu13 is missing"
-    return (
-        Ability(what="merge, quantize, build and measure CPU engines", possible=True),
-        Ability(what="build TensorRT-RTX engines for a GPU elsewhere", possible=rtx, why=need_rtx),
-        Ability(
-            what="run TensorRT-RTX engines",
-            possible=rtx and bool(gpus),
-            why="; ".join(filter(None, (no_gpu, need_rtx))),
+    engines = [ability for record in RUNTIMES.values() for ability in _engine_abilities(record, found)]
+    return (Ability(what="merge, quantize, build and measure CPU engines", possible=True), *engines)
+
+
+def _engine_abilities(record: Runtime, found: set[str]) -> list[Ability]:
+    """Building and running the engines of a runtime that needs more than qtk's own dependencies."""
+    parts = record.engine
+    if parts is None or not (parts.to_build or parts.to_run):
+        return []
+    elsewhere = "" if parts.built_on_gpu else " for a GPU elsewhere"
+    experimental = " (experimental: not run on a GPU here)" if parts.experimental else ""
+    return [
+        _ability(
+            f"build {record.title} engines{elsewhere}{experimental}", parts.to_build, found, gpu=parts.built_on_gpu
         ),
-        Ability(
-            what="build TensorRT-LLM engines",
-            possible="trtllm-build" in found and bool(gpus),
-            why="; ".join(filter(None, (no_gpu, "" if "trtllm-build" in found else "trtllm-build is missing"))),
-        ),
-    )
+        _ability(f"run {record.title} engines{experimental}", parts.to_run, found, gpu=record.min_sm is not None),
+    ]
+
+
+def _ability(what: str, needs: tuple[Dependency, ...], found: set[str], *, gpu: bool) -> Ability:
+    reasons = ["no NVIDIA GPU is seen (nvidia-smi lists none)"] if gpu and not machine().gpus else []
+    reasons += [f"{need.name} is missing" for need in needs if need.name not in found]
+    return Ability(what=what, possible=not reasons, why="; ".join(reasons))

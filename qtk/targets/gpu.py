@@ -1,14 +1,15 @@
-"""GPU profiles: what each GPU is, from gpus/*.yaml. The machine's processor is the profile "cpu"."""
+"""GPU profiles: the figures of each GPU, from gpus/*.yaml. The machine's processor is the profile "cpu"."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from qtk.errors import InputError
 from qtk.shipped import read_yaml, shipped_directory, shipped_names
+from qtk.targets.runtimes import RUNTIMES
 
 CPU = "cpu"
 _ROOM = "gpus"
@@ -17,7 +18,8 @@ _ROOM = "gpus"
 class GpuProfile(BaseModel):
     """One GPU. Memory in GiB as sold, bandwidth in 10**9 bytes/s, fp16 in 10**12 dense tensor-core operations/s.
 
-    The profile "cpu" has no figures of its own: those fields are None there.
+    The profile "cpu" has no figures of its own: those fields are None there. `backends` are the runtimes that qtk builds
+    engines for and that run on this GPU; `advice` tells a user what to do where the usual backend does not work.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,9 +31,17 @@ class GpuProfile(BaseModel):
     ecc_in_memory: bool = False
     bandwidth_gb_s: float | None = Field(None, gt=0)
     fp16_tflops: float | None = Field(None, gt=0)
-    backends: tuple[str, ...]
     advice: str = ""
     sources: tuple[str, ...]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def backends(self) -> tuple[str, ...]:
+        return tuple(
+            record.name
+            for record in RUNTIMES.values()
+            if record.engine and (record.min_sm is None if self.sm is None else record.runs_on(self.sm))
+        )
 
     @property
     def is_cpu(self) -> bool:
@@ -44,7 +54,7 @@ class GpuProfile(BaseModel):
 
     @property
     def memory_bytes(self) -> int | None:
-        """What programs can use: memory as sold, less the sixteenth that error correction takes on GDDR."""
+        """The memory that programs can use: as sold, less the sixteenth that error correction takes on GDDR."""
         if self.memory_gib is None:
             return None
         total = int(self.memory_gib * 2**30)
@@ -52,18 +62,21 @@ class GpuProfile(BaseModel):
 
     @property
     def default_backend(self) -> str:
-        """What `--backend auto` means here."""
-        return "onnxruntime" if self.is_cpu else "tensorrt"
+        """What `--backend auto` means: the first runtime for a processor or for GPUs, even where this GPU needs another one
+        (`advice` says which)."""
+        return next(
+            record.name for record in RUNTIMES.values() if record.engine and (record.min_sm is None) == self.is_cpu
+        )
 
 
 def gpu_names() -> list[str]:
-    """The names that `--gpu` takes, sorted."""
+    """The values of `--gpu`, sorted."""
     return shipped_names(_ROOM)
 
 
 @functools.cache
 def gpu_profile(name: str) -> GpuProfile:
-    """The profile called `name` (as listed by `qtk gpus`), whatever its case. InputError lists the closest names."""
+    """The profile called `name`, in upper or lower case. InputError lists the closest names."""
     wanted = name.strip().lower()
     known = gpu_names()
     if wanted not in known:
@@ -74,5 +87,5 @@ def gpu_profile(name: str) -> GpuProfile:
 
 
 def gpu_profiles() -> list[GpuProfile]:
-    """Every shipped profile, by name."""
+    """Every shipped profile, sorted by name."""
     return [gpu_profile(name) for name in gpu_names()]

@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import make_tiny, write_byte_tokenizer
 
-from qtk.bench import divergence
-from qtk.bench.divergence import DivergenceOptions, clustered, measure_divergence
-from qtk.bench.held_out_rows import CODE, ENGLISH, held_out_rows
+from qtk.bench.divergence import StreamedModel, clustered, measure_divergence
+from qtk.bench.held_out_rows import held_out_rows
+from qtk.bench.options import CODE, ENGLISH, DivergenceOptions
 from qtk.calibration.held_out import is_held_out, standard_library_modules
 from qtk.errors import InputError
 from qtk.models.tokenizer import TextTokenizer
+from qtk.quantization.model_weights import ModelWeights
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +43,9 @@ def naive(directory: Path, rows: list[list[int]]) -> list[torch.Tensor]:
         return [loaded(torch.tensor([row])).logits[0, :-1].log_softmax(-1) for row in rows]
 
 
-def test_equals_a_naive_float64_computation(pair, tmp_path, monkeypatch) -> None:
+def test_equals_a_naive_float64_computation(pair, tmp_path) -> None:
     reference, model = pair
-    # Rows of unequal length (padding must not count), and logits in pieces of 10 tokens.
-    monkeypatch.setattr(divergence, "_LOGITS_BYTES", 4 * 320 * 10)
+    # Rows of unequal length: padding must not count.
     messages = [{"role": "user", "content": text} for text in ("def f(x):", "a longer question, then: " * 2, "?")]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(json.dumps({"messages": [m]}) for m in messages))
@@ -78,6 +78,18 @@ def test_equals_a_naive_float64_computation(pair, tmp_path, monkeypatch) -> None
     error = math.sqrt(len(kl) / (len(kl) - 1) * sum(s * s for s in sums)) / everything.numel()
     assert text.kl.standard_error == pytest.approx(error, rel=1e-3)
     assert result.pooled.kl == text.kl
+
+
+def test_logits_come_in_pieces_of_bounded_size_that_make_the_whole(tiny) -> None:
+    weights = ModelWeights.open(tiny("llama"))
+    rows = held_out_rows(CODE, TextTokenizer(tiny("llama")), 2, 32)
+    model = StreamedModel(weights, logits_bytes=4 * 320 * 10)
+    model.begin(rows)
+    for layer in range(model.blocks):
+        model.advance(layer)
+    starts, logits = zip(*model.pieces(1), strict=True)
+    assert starts == (0, 10, 20, 30)
+    torch.testing.assert_close(torch.cat(logits), model.logits(1, 0, 32))
 
 
 def test_a_model_does_not_diverge_from_itself(tiny) -> None:
@@ -178,9 +190,9 @@ def test_what_cannot_be_compared_is_refused(tiny, tmp_path) -> None:
     other = make_tiny(tmp_path / "other", "llama", vocab_size=322, max_position_embeddings=64)
     with pytest.raises(InputError, match=r"vocabularies differ: 322 in .* 320 in .*; .*other takes at most 64 tokens"):
         measure_divergence(other, tiny("llama"), DivergenceOptions(rows=2, seq_len=128))
-    with pytest.raises(InputError, match="neither a file nor a held-out text"):
+    with pytest.raises(InputError, match="neither a file nor a built-in held-out text"):
         measure_divergence(tiny("llama"), tiny("llama"), DivergenceOptions(data=("wikitext",), rows=2, seq_len=32))
     empty = tmp_path / "empty.txt"
     empty.write_text("")
-    with pytest.raises(InputError, match="no text to measure on"):
+    with pytest.raises(InputError, match="does not hold any text to measure on"):
         measure_divergence(tiny("llama"), tiny("llama"), DivergenceOptions(data=(str(empty),), rows=2, seq_len=32))

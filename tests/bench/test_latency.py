@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from qtk.bench.latency import LatencyOptions, Quantiles, measure, parse_shapes
+from qtk.bench.latency import Quantiles, measure
+from qtk.bench.options import LatencyOptions, parse_shapes
+from qtk.checkpoint.manifest import read_manifest, verify_chain
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession, Generation
@@ -16,11 +18,11 @@ from qtk.errors import InputError
 class TimedSession(DecoderSession):
     """A real session whose calls also say how long they took: 0.5 s for the prompt, 0.1 s for each later token."""
 
-    def generate(self, prompts, max_new_tokens, **settings) -> Generation:  # type: ignore[no-untyped-def]
-        made = super().generate(prompts, max_new_tokens, **settings)
-        assert settings["ignore_eos"]
-        assert [len(tokens) for tokens in made.tokens] == [max_new_tokens] * len(prompts)
-        return Generation(made.tokens, made.finish, 0.5, [0.1] * len(made.token_seconds))
+    def generate(self, prompts, max_new_tokens, decoding, on_token=None) -> Generation:  # type: ignore[no-untyped-def]
+        generation = super().generate(prompts, max_new_tokens, decoding, on_token)
+        assert decoding.ignore_eos
+        assert [len(tokens) for tokens in generation.tokens] == [max_new_tokens] * len(prompts)
+        return Generation(generation.tokens, generation.finish, 0.5, [0.1] * len(generation.token_seconds))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def engine(tiny, tmp_path_factory):
 
 def test_rates_follow_their_definitions(engine) -> None:
     opened = DecoderSession.open(engine, 1)
-    session = TimedSession(engine, opened.description, opened._executor)
+    session = TimedSession(engine, opened.description, opened.executor)
     options = LatencyOptions(shapes="16/6,8/1", batch_size=2, warmups=1, runs=3, seconds=0)
     report = measure(session, options)
     long, single = report.shapes
@@ -88,4 +90,23 @@ def test_command(engine, run_qtk) -> None:
     assert "First call: " in shown.stdout
     refused = run_qtk("bench", "latency", engine.parent)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "no engine.json" in refused.stderr
+    assert "engine.json is missing" in refused.stderr
+
+
+def test_the_result_becomes_a_directory_of_the_chain(engine, tmp_path, run_qtk) -> None:
+    words = ("bench", "latency", engine, "--shapes", "8/2", "--warmups", "0", "--runs", "1", "--seconds", "0")
+    done = run_qtk(*words, "-o", tmp_path / "latency", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / "latency" / "result.json").read_text())
+    assert read_manifest(tmp_path / "latency").kind == "latency"
+    assert not [finding for finding in verify_chain(tmp_path / "latency") if finding.bad]
+    again = run_qtk(*words, "-o", tmp_path / "latency")
+    assert (again.returncode, "--overwrite" in again.stderr) == (2, True)
+    assert run_qtk(*words, "-o", tmp_path / "latency", "--overwrite").returncode == 0
+
+
+def test_a_file_name_for_the_result_is_answered(engine, tmp_path, run_qtk) -> None:
+    done = run_qtk("bench", "latency", engine, "-o", tmp_path / "latency.json")
+    assert done.returncode == 2
+    assert f"a directory is written, with the result in result.json. Give -o {tmp_path / 'latency'}." in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -104,28 +104,41 @@ def test_generate_streams_and_reports(engine, run_qtk) -> None:
     result = json.loads(done.stdout)
     assert [row["prompt_tokens"] for row in result["rows"]] == [8, 1]
     assert streamed.stdout == result["rows"][0]["text"] + "\n"
-    chat = run_qtk("generate", engine, "--chat", "codefuse", "--prompt", "hi", "--max-new-tokens", "3", "--json")
+    chat = run_qtk("generate", engine, "--chat-format", "codefuse", "--prompt", "hi", "--max-new-tokens", "3", "--json")
     assert json.loads(chat.stdout)["rows"][0]["prompt_tokens"] == len("<s>human\nhi\n<s>bot\n") - 4
 
 
-def test_generate_refuses_what_it_cannot_do(engine, int4, tmp_path, run_qtk) -> None:
-    for words, sentence in (
-        ((int4, "--prompt", "x"), "no engine.json"),
-        ((tmp_path / "absent", "--prompt", "x"), "is not a directory"),
-        ((engine, "--prompt", "x" * 600), "the engine holds 512"),
-    ):
-        done = run_qtk("generate", *words)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert sentence in done.stderr
+@pytest.mark.parametrize(
+    ("directory", "prompt", "sentence"),
+    [
+        ("int4", "x", "engine.json is missing"),
+        ("absent", "x", "is not a directory"),
+        ("engine", "x" * 600, "the engine holds 512"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_do(engine, int4, tmp_path, run_qtk, directory, prompt, sentence) -> None:
+    place = {"int4": int4, "absent": tmp_path / "absent", "engine": engine}[directory]
+    done = run_qtk("generate", place, "--prompt", prompt)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
 
 
-def test_a_damaged_engine_is_named(engine, tmp_path, run_qtk) -> None:
+def test_the_old_spelling_of_the_chat_format_answers_with_the_new_one(engine, run_qtk) -> None:
+    done = run_qtk("generate", engine, "--chat", "codefuse", "--prompt", "hi", "--max-new-tokens", "1")
+    assert done.returncode == 0
+    assert "qtk: --chat is now --chat-format codefuse." in done.stderr
+
+
+def test_an_engine_without_its_graph_is_named(engine, tmp_path, run_qtk) -> None:
     damaged = shutil.copytree(engine, tmp_path / "damaged")
     (damaged / "model.onnx").unlink()
     done = run_qtk("generate", damaged, "--prompt", "x")
     assert done.returncode == 2
     assert "model.onnx is missing" in done.stderr
-    shutil.copyfile(engine / "model.onnx", damaged / "model.onnx")
+
+
+def test_an_engine_with_damaged_weights_is_named(engine, tmp_path, run_qtk) -> None:
+    damaged = shutil.copytree(engine, tmp_path / "damaged")
     (damaged / "model.onnx.data").write_bytes(b"short")
     done = run_qtk("generate", damaged, "--prompt", "x")
     assert done.returncode == 2

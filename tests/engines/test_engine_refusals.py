@@ -10,7 +10,7 @@ import pytest
 from support.quantized_checkpoint import write_quantized
 
 from qtk.engines.build import build_engine
-from qtk.engines.description import EngineDescription, Limits, Stage
+from qtk.engines.description import EngineDescription, EngineLimits, Stage
 from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError, MachineError
@@ -30,7 +30,7 @@ def compiled(out: Path, **changes: object) -> Path:
         "compute_capability": "8.6",
         "dtype": "float16",
         "lm_head_bits": 16,
-        "limits": Limits(max_batch=1, max_input_len=64, max_output_len=32, max_positions=96),
+        "limits": EngineLimits(max_batch=1, max_input_len=64, max_output_len=32, max_positions=96),
         "cache_length": 128,
         "vocab_size": 320,
         "hidden_size": 128,
@@ -50,12 +50,16 @@ def test_a_plan_for_another_gpu_or_by_another_version_says_both(tmp_path, preten
     engine = compiled(tmp_path / "engine", versions={"tensorrt-rtx-cu13": "0.0.1"})
     done = run_qtk("bench", "latency", engine)
     assert (done.returncode, done.stdout) == (4, "")
-    assert "compiled for a GPU of SM 8.6; found here: none" in done.stderr
+    assert "compiled for a GPU of SM 8.6; GPUs here: none" in done.stderr
     pretend_gpu("8.9")
-    with pytest.raises(MachineError, match=r"found here: NVIDIA A10 \(8\.9\)") as caught:
+    with pytest.raises(MachineError, match=r"GPUs here: NVIDIA A10 \(8\.9\)") as caught:
         DecoderSession.open(engine)
     installed = package_versions("tensorrt-rtx-cu13")
-    expected = "compiled by tensorrt-rtx-cu13 0.0.1, here is" if installed else "tensorrt-rtx-cu13 is not installed"
+    expected = (
+        "compiled by tensorrt-rtx-cu13 0.0.1, and this machine has"
+        if installed
+        else "tensorrt-rtx-cu13 is not installed"
+    )
     assert expected in str(caught.value)
 
 
@@ -128,7 +132,7 @@ def test_another_tool_s_act_order_and_zero_points_are_refused_before_work(tiny, 
     name = "model.layers.2.mlp.down_proj"
     reordered = {**tensors, f"{name}.g_idx": tensors[f"{name}.g_idx"].flip(0).contiguous()}
     save_file(reordered, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="takes no act-order"):
+    with pytest.raises(InputError, match="does not take act-order"):
         build()
     config["quantization_config"]["desc_act"] = False
     (model / "config.json").write_text(json.dumps(config))
@@ -138,7 +142,7 @@ def test_another_tool_s_act_order_and_zero_points_are_refused_before_work(tiny, 
         build()  # ONNX Runtime takes zero points, and they are read as they are
         return
     with pytest.raises(
-        InputError, match=r"says sym: true, and model\.layers\.2\.mlp\.down_proj have other zero points"
+        InputError, match=r"says sym: true, but model\.layers\.2\.mlp\.down_proj have other zero points"
     ):
         build()
     assert not (tmp_path / "engine").exists()

@@ -9,8 +9,10 @@ import pytest
 from conftest import TINY
 from support.quantized_checkpoint import write_quantized
 
-from qtk.engines.memory_plan import model_bytes
-from qtk.engines.plan import PlanOptions, plan_engine
+from qtk.engines.build import build_engine
+from qtk.engines.memory import model_bytes
+from qtk.engines.options import BuildOptions, PlanOptions
+from qtk.engines.plan import plan_engine
 from qtk.errors import InputError
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.scheme_model import LinearScheme
@@ -36,7 +38,7 @@ def deepseek(tmp_path) -> Path:
 
 
 def test_deepseek_33b_on_an_a10(deepseek) -> None:
-    plan = plan_engine(deepseek, PlanOptions(gpu="a10", bits="4", group_size=128))
+    plan = plan_engine(deepseek, PlanOptions(gpu="a10", bits=4, group_size=128))
     assert plan.memory.fits
     assert plan.parameters == pytest.approx(33.34e9, rel=0.001)
     # Published for this card: 20.5 to 21.7 tokens/s, so the bound must lie above, and not far.
@@ -44,17 +46,17 @@ def test_deepseek_33b_on_an_a10(deepseek) -> None:
     cache = next(part for part in plan.memory.parts if part.name == "cache")
     assert cache.bytes == 62 * 2 * 8 * 128 * 2 * 1536
     assert not plan_engine(deepseek, PlanOptions(gpu="a10")).memory.fits, "in float16"
-    assert not plan_engine(deepseek, PlanOptions(gpu="a10", bits="4", max_batch_size=32)).memory.fits
+    assert not plan_engine(deepseek, PlanOptions(gpu="a10", bits=4, max_batch_size=32)).memory.fits
 
 
-def test_weights_are_counted_as_they_are_stored(tiny, tmp_path) -> None:
-    for variant in ("llama", "llama-tied", "qwen2"):
-        int4 = write_quantized(tiny(variant), tmp_path / variant, "gptq", LinearScheme(4, 32, True))
-        weights = ModelWeights.open(int4)
-        names = [n for n in weights.checkpoint.names if not n.endswith(("qzeros", "g_idx"))]
-        stored = sum(weights.checkpoint.info(name).nbytes for name in names)
-        final_norm = weights.spec.hidden_size * 2
-        assert model_bytes(weights.spec, weights.scheme).total == stored - final_norm
+@pytest.mark.parametrize("variant", ["llama", "llama-tied", "qwen2"])
+def test_weights_are_counted_as_they_are_stored(tiny, tmp_path, variant: str) -> None:
+    int4 = write_quantized(tiny(variant), tmp_path / variant, "gptq", LinearScheme(4, 32, True))
+    weights = ModelWeights.open(int4)
+    names = [n for n in weights.checkpoint.names if not n.endswith(("qzeros", "g_idx"))]
+    stored = sum(weights.checkpoint.info(name).nbytes for name in names)
+    final_norm = weights.spec.hidden_size * 2
+    assert model_bytes(weights.spec, weights.scheme).total == stored - final_norm
 
 
 def test_plan_command(deepseek, tiny, run_qtk) -> None:
@@ -68,22 +70,72 @@ def test_plan_command(deepseek, tiny, run_qtk) -> None:
     assert json.loads(run_qtk("plan", tiny(), "--gpu", "a10", "--json").stdout)["weights"] == "float16"
 
 
-def test_what_a_backend_cannot_take_is_said_before_work(tiny, deepseek) -> None:
-    def reasons(model, backend: str, **more) -> str:
-        return " ".join(plan_engine(model, PlanOptions(gpu="a10", backend=backend, **more)).refusals)
+def reasons(model: Path, backend: str, **options: int) -> str:
+    return " ".join(plan_engine(model, PlanOptions(gpu="a10", backend=backend, **options)).refusals)
 
-    assert "Qwen3ForCausalLM" in reasons(tiny("qwen3"), "tensorrt-llm")
-    for backend in ("tensorrt-llm", "tensorrt-edgellm"):
-        assert "16 tokens, so prompt and output must stay within it" in reasons(tiny("mistral-window"), backend)
-    assert "--tp 3 does not divide 4 attention heads" in reasons(tiny(), "tensorrt-llm", tp=3)
-    assert "runs on one device" in reasons(tiny(), "tensorrt", tp=2)
+
+@pytest.mark.parametrize(
+    ("variant", "backend", "options", "sentence"),
+    [
+        ("qwen3", "tensorrt-llm", {}, "Qwen3ForCausalLM"),
+        ("mistral-window", "tensorrt-llm", {}, "16 tokens, so prompt and output must stay within it"),
+        ("mistral-window", "tensorrt-edgellm", {}, "16 tokens, so prompt and output must stay within it"),
+        ("llama", "tensorrt-edgellm", {}, "the model is not quantized"),
+        ("llama", "tensorrt-llm", {"tp": 3}, "--tp 3 does not divide 4 attention heads"),
+        ("llama", "tensorrt", {"tp": 2}, "--tp and --pp are for --backend tensorrt-llm"),
+    ],
+)
+def test_what_a_backend_cannot_take_is_said_before_work(tiny, variant, backend, options, sentence) -> None:
+    assert sentence in reasons(tiny(variant), backend, **options)
+
+
+def test_several_gpus_hold_what_one_cannot(deepseek) -> None:
     assert "2 x NVIDIA A10 have" in reasons(deepseek, "tensorrt-llm", tp=2)
     assert reasons(deepseek, "tensorrt-llm", tp=4) == "", "in float16 four of them hold it"
 
 
+def test_bits_and_groups_are_named_as_in_quantize(deepseek, run_qtk) -> None:
+    def weights(*words: str) -> str:
+        return json.loads(run_qtk("plan", deepseek, "--gpu", "a10", *words, "--json").stdout)["weights"]
+
+    assert weights("--bits", "4") == "INT4 group 128", "the largest group that divides every layer"
+    assert weights("--bits", "4", "--group-size", "64") == "INT4 group 64"
+    assert weights("--bits", "8", "--group-size", "auto") == "INT8 group 128"
+    assert weights("--bits", "16") == "float16"
+
+
+def test_asymmetric_weights_are_refused_where_the_backend_takes_none(deepseek, run_qtk) -> None:
+    done = run_qtk("plan", deepseek, "--gpu", "a10", "--bits", "4", "--asym")
+    assert done.returncode == 3
+    assert "TensorRT-RTX takes symmetric weights only" in done.stderr
+
+
+@pytest.mark.parametrize(("old", "new"), [("--symmetric", "--sym"), ("--no-symmetric", "--asym")])
+def test_old_spellings_answer_with_the_new_ones(deepseek, run_qtk, old: str, new: str) -> None:
+    done = run_qtk("plan", deepseek, "--gpu", "a10", "--bits", "4", old)
+    assert f"qtk: {old} is now {new}." in done.stderr
+    assert ("takes symmetric weights only" in done.stderr) == (new == "--asym")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"), [(("--bits", "5"), "5 bits are not"), (("--group-size", "0"), "group size 0")]
+)
+def test_impossible_settings_are_named(deepseek, run_qtk, words: tuple[str, str], sentence: str) -> None:
+    done = run_qtk("plan", deepseek, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+
+
+def test_an_engine_is_not_planned_as_a_model(tiny, tmp_path, run_qtk) -> None:
+    build_engine(tiny(), tmp_path / "engine", BuildOptions(max_input_len=32, max_output_len=8))
+    done = run_qtk("plan", tmp_path / "engine")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is an engine, and `qtk plan` takes the model that an engine is built from" in done.stderr
+
+
 def test_impossible_plans(deepseek) -> None:
     with pytest.raises(InputError, match="does not divide"):
-        plan_engine(deepseek, PlanOptions(gpu="a10", bits="4", group_size=96))
+        plan_engine(deepseek, PlanOptions(gpu="a10", bits=4, group_size=96))
     with pytest.raises(InputError, match="context is 16384"):
         plan_engine(deepseek, PlanOptions(gpu="a10", max_input_len=16384, max_output_len=1))
     (deepseek / "config.json").write_text(json.dumps({**TINY, "architectures": ["Mamba"]}))

@@ -17,7 +17,7 @@ from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.scheme import resolve_scheme
 from qtk.quantization.target_settings import for_target, settled_scheme, target_refusals
-from qtk.targets.table import TARGETS
+from qtk.targets.runtimes import RUNTIMES
 
 SIZES = {
     "hidden_size": 576,
@@ -76,14 +76,14 @@ def test_the_target_decides(gpu: str | None, backend: str, container: str, group
 
 
 def test_every_container_of_the_table_is_one_that_qtk_writes() -> None:
-    assert {name for row in TARGETS.values() for name in row.containers} <= set(FORMATS)
+    assert {name for row in RUNTIMES.values() for name in row.containers} <= set(FORMATS)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"gpu": "a10", "sym": False}, ["symmetric weights only", "--sym", "(14 linears)"]),
-        ({"gpu": "a10", "bits": 8}, ["no 8-bit weights"]),
+        ({"gpu": "a10", "bits": 8}, ["does not take 8-bit weights"]),
         ({"gpu": "a10", "backend": "tensorrt-llm", "group_size": 32}, ["not 32", "--group-size 64"]),
         ({"gpu": "a10", "backend": "tensorrt-llm", "container": "compressed-tensors", "group_size": 32}, ["not 32"]),
         ({"gpu": "rtx5090", "backend": "tensorrt-llm"}, ["SM120", "tensorrt-edgellm"]),
@@ -105,7 +105,7 @@ def test_an_8_bit_head_is_refused_where_build_engine_would() -> None:
         chosen = for_target(QuantizeOptions(gpu=gpu, lm_head_bits="8"), untied)
         scheme = resolve_scheme(untied, chosen)
         reasons = "\n".join(target_refusals(chosen, untied, scheme))
-        assert ("no 8-bit weights: lm_head" in reasons) is refused
+        assert ("does not take 8-bit weights: lm_head" in reasons) is refused
 
 
 def test_reasons_of_container_groups_and_target_come_together(monkeypatch) -> None:

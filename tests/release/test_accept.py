@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from support.executors import changed
 from support.quantized_checkpoint import write_quantized
 
+from qtk.bench.options import AcceptOptions
 from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
-from qtk.engines.onnxruntime.executor import OnnxRuntimeExecutor
 from qtk.engines.options import BuildOptions
+from qtk.engines.sessions.executor import Forward
+from qtk.engines.sessions.session import DecoderSession
 from qtk.quantization.scheme_model import LinearScheme
-from qtk.release.accept import AcceptOptions, accept
+from qtk.release.accept import Acceptance, accept, accept_session
 
+NOISE = np.random.default_rng(0)
+Change = Callable[[np.ndarray, Forward], np.ndarray]
 QUICK = AcceptOptions(shapes="16/8,64/65", seconds=0)
 
 
@@ -69,16 +76,20 @@ def test_a_shape_beyond_the_limits_leaves_the_record_incomplete(engine, tmp_path
     assert record["checks_not_run"].keys() == {"divergence", "memory"}
 
 
-def test_a_shape_that_fails_leaves_the_others(engine, monkeypatch) -> None:
+def accept_changed(engine: Path, options: AcceptOptions, change: Change) -> Acceptance:
+    """The acceptance of an engine whose logits go through `change`."""
+    return accept_session(changed(DecoderSession.open(engine, 1), change), options)
+
+
+def test_a_shape_that_fails_leaves_the_others(engine) -> None:
     """As where memory ends at the longest shape: what came before is worth keeping."""
 
-    def most(logits: np.ndarray, step) -> np.ndarray:  # type: ignore[no-untyped-def]
-        if step.position_ids.max() == 70:
+    def most(logits: np.ndarray, forward: Forward) -> np.ndarray:
+        if forward.position_ids.max() == 70:
             raise RuntimeError("out of device memory")
         return logits
 
-    broken(monkeypatch, most)
-    record = accept(engine, AcceptOptions(shapes="16/8,64/30,8/4", seconds=0))
+    record = accept_changed(engine, AcceptOptions(shapes="16/8,64/30,8/4", seconds=0), most)
     assert record.latency is not None
     assert [shape.input_len for shape in record.latency.shapes] == [16, 8]
     failed = {check.name: check.meaning for check in record.checks if not check.passed}
@@ -86,42 +97,67 @@ def test_a_shape_that_fails_leaves_the_others(engine, monkeypatch) -> None:
     assert record.verdict == "failed"
 
 
-def test_the_first_call_comes_first_and_its_failure_is_kept(engine, monkeypatch) -> None:
+def test_the_first_call_comes_first(engine) -> None:
     lengths: list[int] = []
-    broken(monkeypatch, lambda logits, step: lengths.append(step.input_ids.shape[1]) or logits)
-    accept(engine, AcceptOptions(shapes="23/3", seconds=0))
+
+    def watch(logits: np.ndarray, forward: Forward) -> np.ndarray:
+        lengths.append(forward.input_ids.shape[1])
+        return logits
+
+    accept_changed(engine, AcceptOptions(shapes="23/3", seconds=0), watch)
     assert lengths[:3] == [23, 1, 1]
-    broken(monkeypatch, lambda logits, step: 1 / 0)
-    record = accept(engine, QUICK)
+
+
+def test_a_first_call_that_fails_is_recorded(engine) -> None:
+    def fail(logits: np.ndarray, forward: Forward) -> np.ndarray:
+        raise ZeroDivisionError
+
+    record = accept_changed(engine, QUICK, fail)
     assert (record.verdict, record.first_call_ms, record.latency) == ("failed", None, None)
     assert record.checks[0].name == "first call"
     assert "ZeroDivisionError" in record.checks[0].meaning
 
 
-def broken(monkeypatch: pytest.MonkeyPatch, change) -> None:  # type: ignore[no-untyped-def]
-    run = OnnxRuntimeExecutor.run
-    monkeypatch.setattr(OnnxRuntimeExecutor, "run", lambda self, step: change(run(self, step).copy(), step))
+def noise(logits: np.ndarray, forward: Forward) -> np.ndarray:
+    """Other logits in each run."""
+    return logits + NOISE.normal(0, 5, logits.shape).astype(np.float32)
 
 
-def test_each_fault_is_found_by_its_check(engine, monkeypatch) -> None:
-    def failed() -> set[str]:
-        return {check.name for check in accept(engine, QUICK).checks if not check.passed}
+def shifted_when_decoding(logits: np.ndarray, forward: Forward) -> np.ndarray:
+    return np.roll(logits, 1, -1) if forward.input_ids.shape[1] == 1 else logits
 
-    assert failed() == set()
-    random = np.random.default_rng(0)
-    faults = {
-        "repeatability": lambda logits, step: logits + random.normal(0, 5, logits.shape).astype(np.float32),
-        "decode against scoring": lambda logits, step: (
-            np.roll(logits, 1, -1) if step.input_ids.shape[1] == 1 else logits
-        ),
-        "batch": lambda logits, step: logits + 1.0 * (step.input_ids.shape[0] > 1),
-        "batched decoding": lambda logits, step: np.roll(logits, 1, -1) if step.input_ids.shape == (2, 1) else logits,
-        "whole length": lambda logits, step: 1 / 0 if step.position_ids.max() == 126 else logits,
-    }
-    for name, fault in faults.items():
-        with monkeypatch.context() as patch:
-            broken(patch, fault)
-            assert name in failed()
+
+def moved_in_a_batch(logits: np.ndarray, forward: Forward) -> np.ndarray:
+    return logits + 1.0 * (forward.input_ids.shape[0] > 1)
+
+
+def shifted_when_decoding_a_batch(logits: np.ndarray, forward: Forward) -> np.ndarray:
+    return np.roll(logits, 1, -1) if forward.input_ids.shape == (2, 1) else logits
+
+
+def broken_at_the_last_position(logits: np.ndarray, forward: Forward) -> np.ndarray:
+    if forward.position_ids.max() == 126:
+        raise RuntimeError("beyond the cache")
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("check", "fault"),
+    [
+        ("repeatability", noise),
+        ("decode against scoring", shifted_when_decoding),
+        ("batch", moved_in_a_batch),
+        ("batched decoding", shifted_when_decoding_a_batch),
+        ("whole length", broken_at_the_last_position),
+    ],
+)
+def test_each_fault_is_found_by_its_check(engine, check: str, fault: Change) -> None:
+    record = accept_changed(engine, QUICK, fault)
+    assert check in {result.name for result in record.checks if not result.passed}
+
+
+def test_a_sound_engine_passes_every_check(engine) -> None:
+    assert [check.name for check in accept(engine, QUICK).checks if not check.passed] == []
 
 
 def test_a_failed_check_exits_3_and_is_recorded(engine, tiny, tmp_path, run_qtk) -> None:

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from qtk.engines.build import build_engine
-from qtk.engines.options import BuildOptions
-from qtk.engines.plan import PlanOptions, plan_engine
+from qtk.engines.options import BuildOptions, PlanOptions
+from qtk.engines.plan import plan_engine
 from qtk.errors import InputError
 from qtk.targets.gpu import gpu_names, gpu_profile, gpu_profiles
 

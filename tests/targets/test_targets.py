@@ -1,4 +1,4 @@
-"""The target table: one test a row, and sentences that name every offender and the nearest setting that works."""
+"""The runtimes' records: one test for each, and sentences that name every offender and the nearest setting that works."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 from qtk.errors import InputError
 from qtk.targets.gpu import gpu_profiles
-from qtk.targets.table import TARGETS, LinearPlan, compressed, defaults_for, refusals, target
+from qtk.targets.refusals import LinearPlan, compressed, defaults_for, refusals
+from qtk.targets.runtimes import RUNTIMES, runtime
 
 GOOD = LinearPlan(256, 256, 4, 64, True)
 
@@ -18,8 +19,8 @@ def model(plan: LinearPlan, layers: int = 3) -> dict[str, LinearPlan]:
     return {f"model.layers.{layer}.{name}": plan for layer in range(layers) for name in names}
 
 
-# backend -> (preferred container, an SM it takes, SMs it refuses, plan fields that it refuses and what the sentence says)
-ROWS = {
+# runtime -> (preferred container, an SM it takes, SMs it refuses, plan fields that it refuses and what the sentence says)
+RECORDS = {
     "onnxruntime": ("gptq", None, [], [({"bits": 3}, "bits:4"), ({"group_size": 16}, "--group-size 32")]),
     "tensorrt": (
         "gptq",
@@ -55,46 +56,44 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("backend", TARGETS)
-def test_row(backend: str) -> None:
-    container, sm, bad_sms, bad_plans = ROWS[backend]
-    row = target(backend)
-    assert row.sources
-    assert not row.act_order
-    assert defaults_for(row, {"a": (256, 256)}).container == container
-    assert refusals(row, sm, model(GOOD), container=container, negative_scales=row.negative_scales) == []
-    assert refusals(row, sm, model(replace(GOOD, bits=16, group_size=7, symmetric=False))) == []
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_record(name: str) -> None:
+    container, sm, bad_sms, bad_plans = RECORDS[name]
+    record = runtime(name)
+    assert defaults_for(record, {"a": (256, 256)}).container == container
+    assert refusals(record, sm, model(GOOD), container=container, signed_scales=record.signed_scales) == []
+    assert refusals(record, sm, model(replace(GOOD, bits=16, group_size=7, symmetric=False))) == []
     for bad in bad_sms:
-        (reason,) = refusals(row, bad, model(GOOD))
+        (reason,) = refusals(record, bad, model(GOOD))
         assert f"this GPU is SM{bad}" in reason
     for fields, said in bad_plans:
-        (reason,) = refusals(row, sm, model(replace(GOOD, **fields)))
+        (reason,) = refusals(record, sm, model(replace(GOOD, **fields)))
         assert said in reason
         assert "(12 linears)" in reason
-    (reason,) = refusals(row, sm, model(GOOD), container="exl3")
+    (reason,) = refusals(record, sm, model(GOOD), container="exl3")
     assert f"--container {container}" in reason
-    (reason,) = refusals(row, sm, model(GOOD), act_order=True)
-    assert "act-order" in reason
 
 
-def test_every_backend_of_a_gpu_profile_has_a_row_that_takes_its_sm() -> None:
+def test_every_backend_of_a_gpu_takes_its_sm() -> None:
     for profile in gpu_profiles():
         for backend in profile.backends:
-            reasons = refusals(target(backend), profile.sm, model(GOOD))
+            reasons = refusals(runtime(backend), profile.sm, model(GOOD))
             assert not reasons, (profile.name, backend, reasons)
 
 
 def test_only_full_tensorrt_refuses_negative_scales() -> None:
-    refusing = [name for name, row in TARGETS.items() if refusals(row, row.min_sm, model(GOOD), negative_scales=True)]
+    refusing = [
+        name for name, record in RUNTIMES.items() if refusals(record, record.min_sm, model(GOOD), signed_scales=True)
+    ]
     assert refusing == ["tensorrt-full"]
 
 
 def test_the_default_group_is_the_largest_that_divides_all() -> None:
-    llm = target("tensorrt-llm")
+    llm = runtime("tensorrt-llm")
     assert defaults_for(llm, {"a": (256, 512), "b": (256, 256)}).group_size == 128
     assert defaults_for(llm, {"a": (256, 576), "b": (256, 1536)}).group_size == 64
     assert defaults_for(llm, {"a": (256, 96)}).group_size == 64
-    assert defaults_for(target("onnxruntime"), {"a": (256, 96)}).group_size == 32
+    assert defaults_for(runtime("onnxruntime"), {"a": (256, 96)}).group_size == 32
 
 
 def test_all_reasons_and_offenders_come_at_once() -> None:
@@ -103,7 +102,7 @@ def test_all_reasons_and_offenders_come_at_once() -> None:
         "model.layers.2.mlp.down_proj": replace(GOOD, group_size=32, in_features=288),
         "lm_head": replace(GOOD, bits=8),
     }
-    reasons = refusals(target("tensorrt-llm"), 120, plans, container="gguf")
+    reasons = refusals(runtime("tensorrt-llm"), 120, plans, container="gguf")
     text = "\n".join(reasons)
     assert len(reasons) == 6
     for word in ("SM120", "'gguf'", "lm_head", "layers.1.mlp.up_proj", "layers.2.mlp.down_proj", "bits:16"):
@@ -112,12 +111,12 @@ def test_all_reasons_and_offenders_come_at_once() -> None:
 
 
 def test_a_rank_s_share_is_what_must_divide() -> None:
-    row = target("tensorrt-llm")
-    assert refusals(row, 86, model(GOOD), tensor_parallel=4) == []
-    (reason,) = refusals(row, 86, model(GOOD), tensor_parallel=8)[:1]
+    record = runtime("tensorrt-llm")
+    assert refusals(record, 86, model(GOOD), tensor_parallel=4) == []
+    (reason,) = refusals(record, 86, model(GOOD), tensor_parallel=8)[:1]
     assert "each of 8 ranks" in reason
     assert "a smaller --tp" in reason
-    (reason,) = refusals(row, 86, model(replace(GOOD, group_size=128)), tensor_parallel=4)
+    (reason,) = refusals(record, 86, model(replace(GOOD, group_size=128)), tensor_parallel=4)
     assert "[256, 64] in groups of 128" in reason
     assert "o_proj" in reason
     assert "q_proj" not in reason
@@ -132,4 +131,4 @@ def test_names_are_written_once_with_their_layers() -> None:
 
 def test_an_unknown_backend_lists_the_known() -> None:
     with pytest.raises(InputError, match="tensorrt-edgellm"):
-        target("tensorflow")
+        runtime("tensorflow")

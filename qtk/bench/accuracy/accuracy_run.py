@@ -76,7 +76,7 @@ def run_accuracy(options: AccuracyOptions, source: AnswerSource, output: Output)
             answers=str(source.path) if source.role == "answers" else None,
             rules=options.rules,
             chat_format=source.options.chat_format if source.options else None,
-            decoding=source.options.decoding() if source.options else {},
+            decoding=source.options.answer_settings() if source.options else {},
             sandbox={"level": level, "promise": promise(level), "limits": _limits(scores)} if level else {},
             scores=scores,
             skipped=skipped,
@@ -130,7 +130,7 @@ def _staged(options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loa
     identity = canonical_digest(
         {
             "options": options.model_dump(mode="json", exclude={"workers", "k"}),
-            "source": [source.role, source.digest(), source.options.decoding() if source.options else None],
+            "source": [source.role, source.digest(), source.options.answer_settings() if source.options else None],
             "tasks": [data.sha256 for data in loaded],
         }
     )

@@ -18,7 +18,7 @@ from qtk.bench.accuracy.suites.suites import SuitePart
 from qtk.bench.accuracy.suites.tasks import Task
 from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest, output_files
 from qtk.engines.description import is_engine, read_description
-from qtk.engines.sessions.session import SESSIONS, DecoderSession, EngineSession
+from qtk.engines.sessions.session import DecoderSession, EngineSession, gives_logits
 from qtk.errors import InputError
 
 ANSWERS_NAME = "generations.jsonl"
@@ -48,7 +48,7 @@ class ModelSource:
 
     @property
     def without_logits(self) -> str | None:
-        if is_engine(self.path) and (backend := read_description(self.path).backend) in SESSIONS:
+        if is_engine(self.path) and not gives_logits(backend := read_description(self.path).backend):
             return (
                 f"The engine's backend, {backend}, gives tokens only: use the checkpoint, or an engine of --backend "
                 "onnxruntime or tensorrt."

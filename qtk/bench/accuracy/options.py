@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from qtk.engines.sessions.decoding import Decoding
+
 Rules = Literal["qtk", "codefuse", "bigcode"]
 ChatFormat = Literal["none", "model", "codefuse"]
 
@@ -64,6 +66,10 @@ class ModelOptions(BaseModel):
     batch_size: int | None = Field(None, ge=1, description="Rows at once. Default: what the engine takes.")
     threads: int | None = Field(None, ge=1, description="CPU threads. Default: all usable cores.")
 
-    def decoding(self) -> dict[str, Any]:
+    def answer_settings(self) -> dict[str, Any]:
         """What decides the answers: neither the threads nor the rows at once do, because each row has a seed of its own."""
         return self.model_dump(mode="json", exclude={"threads", "batch_size"})
+
+    def decoding(self, seeds: tuple[int, ...]) -> Decoding:
+        """How each token is chosen. seeds: one for each row of a batch."""
+        return Decoding(temperature=self.temperature, top_p=self.top_p, seed=seeds)

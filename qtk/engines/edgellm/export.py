@@ -1,4 +1,4 @@
-"""Holds what NVIDIA's exporter wrote against our own weights: every linear, every attention node, the rope and the sizes.
+"""Compares the output of NVIDIA's exporter with our own weights: every linear, every attention node, the rope and the sizes.
 
 The codes are compared one by one: the layout of Int4GroupwiseGemmPluginV2 is that of tensorrt-edgellm 0.11
 (checkpoint/repacking.py there), tiles of 128 outputs and 64 inputs in the order in which the kernel's threads read them.
@@ -26,29 +26,33 @@ _TILE = (128, 64)
 
 
 def check_export(path: Path, weights: ModelWeights) -> None:
-    """That NVIDIA's loader took every linear as we mean it (one INT4 plugin node each, our sizes, group, scales and codes), and
-    heads, cache, rope and sizes of the model. `path`: the graph, beside its config.json. MachineError, with all that differs.
+    """Checks that NVIDIA's loader read every linear as we mean it (one INT4 plugin node each, with our sizes, group, scales
+    and codes), and the model's heads, cache, rope and sizes.
+
+    path: the graph, beside its config.json. MachineError, with every difference.
     """
     model = onnx.load(path)
-    wrong = _linears(model.graph, weights) + _attention(model.graph, weights.spec)
-    wrong += _config(path.with_name("config.json"), weights.spec)
-    if wrong:
-        raise MachineError(f"{EXPORT} wrote another model than it was given:\n{listing(wrong)}")
+    differences = _linears(model.graph, weights) + _attention(model.graph, weights.spec)
+    differences += _config(path.with_name("config.json"), weights.spec)
+    if differences:
+        raise MachineError(f"{EXPORT} wrote another model than it was given:\n{listing(differences)}")
 
 
 def _linears(graph: onnx.GraphProto, weights: ModelWeights) -> list[str]:
     stored = {tensor.name: tensor for tensor in graph.initializer}
     nodes = {node.input[1].rpartition(".")[0]: node for node in graph.node if node.op_type == GEMM}
-    wrong = []
+    differences = []
     for module, linear in weights.spec.all_linears():
         key = next((name for name in nodes if name == module or name.endswith(f".{module}")), None)
         if key is None:
-            wrong.append(f"{module}: no {GEMM} node")
+            differences.append(f"{module}: no {GEMM} node")
             continue
         node = nodes.pop(key)
         packed, scales = (torch.from_numpy(numpy_helper.to_array(stored[name]).copy()) for name in node.input[1:3])
-        wrong += [f"{module}: {reason}" for reason in _linear(node, packed, scales, linear, weights.linear(module))]
-    return wrong + [f"{name}: an INT4 node that belongs to no linear" for name in nodes]
+        differences += [
+            f"{module}: {difference}" for difference in _linear(node, packed, scales, linear, weights.linear(module))
+        ]
+    return differences + [f"{name}: an INT4 node that does not belong to a linear" for name in nodes]
 
 
 def _linear(
@@ -58,18 +62,18 @@ def _linear(
     linear: Linear,
     weight: QuantizedLinear | torch.Tensor,
 ) -> list[str]:
-    """What of one linear differs."""
+    """The differences in one linear."""
     assert isinstance(weight, QuantizedLinear)
-    said, wrong = _attributes(node), []
-    if (said.get("gemm_n"), said.get("gemm_k")) != (linear.out_features, linear.in_features):
-        wrong.append(f"sizes {said.get('gemm_n')} x {said.get('gemm_k')}")
-    if said.get("group_size") != weight.group_size:
-        wrong.append(f"group {said.get('group_size')}, not {weight.group_size}")
+    attributes, differences = _attributes(node), []
+    if (attributes.get("gemm_n"), attributes.get("gemm_k")) != (linear.out_features, linear.in_features):
+        differences.append(f"sizes {attributes.get('gemm_n')} x {attributes.get('gemm_k')}")
+    if attributes.get("group_size") != weight.group_size:
+        differences.append(f"group {attributes.get('group_size')}, not {weight.group_size}")
     if not torch.equal(scales, weight.scales.to(torch.float16).t()):
-        wrong.append("other scales")
+        differences.append("other scales")
     if not torch.equal(packed.contiguous().view(torch.uint8).flatten(), fragment_order(weight.codes).flatten()):
-        wrong.append("other codes")
-    return wrong
+        differences.append("other codes")
+    return differences
 
 
 def fragment_order(codes: torch.Tensor) -> torch.Tensor:
@@ -89,31 +93,33 @@ def fragment_order(codes: torch.Tensor) -> torch.Tensor:
 
 def _attention(graph: onnx.GraphProto, spec: ModelSpec) -> list[str]:
     nodes = [node for node in graph.node if node.op_type == ATTENTION]
-    wrong = [] if len(nodes) == spec.num_layers else [f"{len(nodes)} attention nodes for {spec.num_layers} layers"]
+    differences = (
+        [] if len(nodes) == spec.num_layers else [f"{len(nodes)} attention nodes for {spec.num_layers} layers"]
+    )
     heads = {"num_q_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads, "head_size": spec.head_dim}
     expected = {**heads, "enable_fp8_kv_cache": 0, "sliding_window_size": -1}
     for number, node in enumerate(nodes):
-        said = _attributes(node)
-        wrong += [
-            f"attention node {number}: {name} {said.get(name)}, not {value}"
+        attributes = _attributes(node)
+        differences += [
+            f"attention node {number}: {name} {attributes.get(name)}, not {value}"
             for name, value in expected.items()
-            if said.get(name) != value
+            if attributes.get(name) != value
         ]
     caches = [value for value in graph.input if value.name.startswith("past_key_values_")]
     for value in caches:
         tensor = value.type.tensor_type
         shape = [dimension.dim_value for dimension in tensor.shape.dim]
         if tensor.elem_type != onnx.TensorProto.FLOAT16 or shape[-2:] != [spec.num_kv_heads, spec.head_dim]:
-            wrong.append(
+            differences.append(
                 f"{value.name}: {onnx.TensorProto.DataType.Name(tensor.elem_type)} {shape}, not float16 by heads"
             )
     if len(caches) != spec.num_layers:
-        wrong.append(f"{len(caches)} caches for {spec.num_layers} layers")
-    return wrong
+        differences.append(f"{len(caches)} caches for {spec.num_layers} layers")
+    return differences
 
 
 def _config(path: Path, spec: ModelSpec) -> list[str]:
-    """What the runtime reads beside the graph: sizes, and the rope, which is no part of the graph."""
+    """The differences in the file that the runtime reads beside the graph: sizes, and the rope, which is not part of the graph."""
     try:
         config: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -127,13 +133,13 @@ def _config(path: Path, spec: ModelSpec) -> list[str]:
         "head_dim": spec.head_dim,
         "kv_cache_dtype": "fp16",
     }
-    wrong = [f"{path.name}: {k} {config.get(k)}, not {v}" for k, v in expected.items() if config.get(k) != v]
+    differences = [f"{path.name}: {k} {config.get(k)}, not {v}" for k, v in expected.items() if config.get(k) != v]
     scaling = {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
     try:
         rope = RopeSettings.from_config({"rope_parameters": scaling}, spec.max_positions)
-    except Exception as error:  # whatever it holds, it is not ours
-        return [*wrong, f"{path.name}: rope_scaling {scaling}: {error}"]
-    return wrong if rope == spec.rope else [*wrong, f"{path.name}: rope {scaling}, not {spec.rope}"]
+    except Exception as error:  # whatever the file holds, it is not our rope
+        return [*differences, f"{path.name}: rope_scaling {scaling}: {error}"]
+    return differences if rope == spec.rope else [*differences, f"{path.name}: rope {scaling}, not {spec.rope}"]
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, object]:

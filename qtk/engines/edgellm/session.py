@@ -1,7 +1,7 @@
-"""A TensorRT Edge-LLM engine through NVIDIA's runtime, in a process of Edge-LLM's own environment (edgellm_worker.py).
+"""Runs a TensorRT Edge-LLM engine with NVIDIA's runtime, in a process of Edge-LLM's own environment (worker.py).
 
-UNTESTED on hardware. The runtime takes text, not token ids: a prompt is given as its text, and what the runtime counts
-must be what was meant. Tokens are handed on when the call is over.
+UNTESTED on hardware. The runtime takes text, not token ids: a prompt is handed over as its text, and the runtime's count of
+its tokens must equal ours. Tokens come when the call is over.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 import re
 import subprocess
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from qtk.engines.description import EngineDescription
 from qtk.engines.edgellm.tools import INSTALL, edgellm_bin
-from qtk.engines.sessions.sampling import row_seeds
-from qtk.engines.sessions.session import EngineSession, Generation, OnToken
+from qtk.engines.sessions.decoding import GREEDY, Decoding
+from qtk.engines.sessions.session import EngineSession, GeneratedRows, Generation, OnToken
 from qtk.engines.target_machine import gpu_reasons
 from qtk.errors import InputError, MachineError, listing
 
@@ -30,7 +30,8 @@ _WORD = re.compile(r" ?[A-Za-z]+")
 
 
 class EdgeLlmSession(EngineSession):
-    """Owns the worker; a second one is started where end-of-sequence is to be ignored, which is a process's setting."""
+    """Owns the worker process. Whether it ignores end-of-sequence is fixed when it starts, so a call that wants the other
+    behaviour starts another worker."""
 
     prompt_bound = True
 
@@ -39,7 +40,7 @@ class EdgeLlmSession(EngineSession):
         tools = edgellm_bin()
         reasons = gpu_reasons(description)
         if tools is None:
-            reasons.append(f"tensorrt-edgellm is not found: {INSTALL}")
+            reasons.append(f"tensorrt-edgellm is not installed: {INSTALL}")
         if tools is None or reasons:
             raise MachineError(f"{directory} cannot run here:\n{listing(reasons)}")
         self._python = tools / "python"
@@ -48,15 +49,15 @@ class EdgeLlmSession(EngineSession):
         self.prompt_ids = self._words()
 
     def _words(self) -> np.ndarray:
-        """Ids of whole words: a row of them is read back from its text as the same ids.
+        """Ids of whole words, whose text is tokenized into the same ids again.
 
-        Each is tried behind another of its kind, because some tokenizers (SentencePiece) drop the space of a first word.
+        Each word is tried behind itself, because some tokenizers (SentencePiece) drop the space of the first word.
         """
         texts = {token: self.tokenizer.decode([token]) for token in range(self.vocab_size)}
         words = [token for token, text in texts.items() if _WORD.fullmatch(text)]
         again = self.tokenizer.encode_batch([self.tokenizer.decode([token, token]) for token in words])
         kept = [token for token, ids in zip(words, again, strict=True) if ids == [token, token]]
-        # Any two must stay apart, which those without a space of their own do not.
+        # Any two words must stay apart, so words that bring no space of their own are left out.
         spaced = [token for token in kept if self.tokenizer.decode([token, token]).count(" ") >= 1]
         return np.array(spaced, np.int64)
 
@@ -64,41 +65,31 @@ class EdgeLlmSession(EngineSession):
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        *,
-        stop: Collection[int] | None = None,
-        ignore_eos: bool = False,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | Sequence[int] | None = None,
+        decoding: Decoding = GREEDY,
         on_token: OnToken | None = None,
     ) -> Generation:
         self.check_call(prompts, max_new_tokens)
-        ends = self.ends(stop, ignore_eos)
-        texts = [self.tokenizer.decode(row, skip_special=False) for row in prompts]
-        call = {"prompts": texts, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        answer = self._ask({**call, "seeds": row_seeds(seed, len(prompts))}, ignore_eos)
-        tokens: list[list[int]] = []
-        finish: list[Literal["stop", "length"]] = []
-        for number, (row, got) in enumerate(zip(prompts, answer["rows"], strict=True)):
-            if got["prompt_tokens"] != len(row):
+        call = {
+            "prompts": [self.tokenizer.decode(row, skip_special=False) for row in prompts],
+            "max_new_tokens": max_new_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "seeds": decoding.row_seeds(len(prompts)),
+        }
+        answer = self._ask(call, decoding.ignore_eos)
+        generated = GeneratedRows(len(prompts), self.ends(decoding), on_token)
+        for number, (prompt, row) in enumerate(zip(prompts, answer["rows"], strict=True)):
+            if row["prompt_tokens"] != len(prompt):
                 raise InputError(
-                    f"Edge-LLM reads the text of row {number} as {got['prompt_tokens']} tokens, and it has {len(row)}: its "
-                    "tokenizer differs from the engine's, or the row is no plain text."
+                    f"Edge-LLM reads the text of row {number} as {row['prompt_tokens']} tokens, but the row has "
+                    f"{len(prompt)}: its tokenizer differs from the engine's, or the row is not plain text."
                 )
-            kept: list[int] = []
-            ended = bool(got["stopped"])
-            for token in got["tokens"]:
-                if token in ends:
-                    ended = True
-                    break
-                kept.append(token)
-                if on_token is not None and on_token(number, token):
-                    ended = True
-                    break
-            tokens.append(kept)
-            finish.append("stop" if ended else "length")
+            for token in row["tokens"]:
+                generated.take(number, token)
+            if row["stopped"]:
+                generated.end(number)
         first, *later = answer["seconds"] or [0.0]
-        return Generation(tokens, finish, first, later)
+        return Generation(generated.tokens, generated.finish, first, later)
 
     def _ask(self, call: dict[str, Any], ignore_eos: bool) -> dict[str, Any]:
         if self._worker is None or self._ignores_eos != ignore_eos:
@@ -106,7 +97,7 @@ class EdgeLlmSession(EngineSession):
         worker = self._worker
         assert worker is not None
         assert worker.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # where it has ended: _answer finds that and tells
+        with contextlib.suppress(BrokenPipeError):  # the worker has ended: _answer reports that
             worker.stdin.write(json.dumps(call) + "\n")
             worker.stdin.flush()
         return self._answer()
@@ -128,6 +119,11 @@ class EdgeLlmSession(EngineSession):
         weakref.finalize(self, _end, self._worker)
         self._answer()
 
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process id; None while there is no worker."""
+        return None if self._worker is None else self._worker.pid
+
     def close(self) -> None:
         if self._worker is not None:
             _end(self._worker)
@@ -148,7 +144,7 @@ class EdgeLlmSession(EngineSession):
 
 
 def _end(worker: subprocess.Popen[str]) -> None:
-    """The worker ends when its input does; one that does not is killed."""
+    """Closes the worker's input, at which it ends; kills a worker that does not."""
     if worker.stdin is not None and not worker.stdin.closed:
         with contextlib.suppress(BrokenPipeError):
             worker.stdin.close()

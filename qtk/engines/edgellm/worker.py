@@ -1,7 +1,7 @@
-"""One TensorRT Edge-LLM engine held ready, in Edge-LLM's own environment: its runtime pins packages that qtk cannot have.
+"""Holds one TensorRT Edge-LLM engine ready, in Edge-LLM's own environment: its runtime pins packages that qtk cannot have.
 
-ENV/bin/python edgellm_worker.py ENGINE CHECKPOINT        UNTESTED on hardware: tested against a stand-in module only.
-Imports nothing of qtk. A line of JSON in, a line of JSON out:
+ENV/bin/python worker.py ENGINE CHECKPOINT        UNTESTED on hardware: tested with a stand-in module only.
+Imports nothing from qtk. A line of JSON in, a line of JSON out:
 {"prompts": [text], "max_new_tokens": n, "temperature": t, "top_p": p, "seeds": [s or null a prompt]} ->
 {"rows": [{"tokens": [ids], "prompt_tokens": n, "stopped": bool}], "seconds": [to the first token, to the next, ...]}
 """
@@ -20,7 +20,7 @@ WAIT_MS = 200
 
 
 def main(engine: str, checkpoint: str) -> None:
-    # What the native runtime prints must not mix with the answers.
+    # The native runtime prints to stdout, which must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     api = importlib.import_module("tensorrt_edgellm.runtime").load()
@@ -30,7 +30,7 @@ def main(engine: str, checkpoint: str) -> None:
     for line in sys.stdin:
         try:
             answer = generate(api, runtime, json.loads(line))
-        except Exception as error:  # whatever the runtime raises is for the asking side to tell
+        except Exception as error:  # whatever the runtime raises is reported by the other side
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -70,7 +70,7 @@ def generate(api: Any, runtime: Any, call: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(api: Any, channel: Any, row: dict[str, Any], number: int, open_rows: set[int]) -> int:
-    """Adds what a channel brings to its row; closes the row at its end. Returns the number of new tokens."""
+    """Adds the new tokens of a channel to its row; closes the row at its end. Returns the number of new tokens."""
     chunk = channel.wait_pop(timeout_ms=WAIT_MS)
     if chunk is None:
         if channel.is_finished() or channel.is_cancelled():
@@ -86,7 +86,7 @@ def read(api: Any, channel: Any, row: dict[str, Any], number: int, open_rows: se
 
 
 def generation_request(api: Any, call: dict[str, Any]) -> Any:
-    """The call in the runtime's types: texts as they are, no chat template, nothing reused from an earlier call."""
+    """The call in the runtime's types: texts as they are, without a chat template, and nothing reused from an earlier call."""
     request = api.LLMGenerationRequest()
     request.requests = []
     for text, seed in zip(call["prompts"], call["seeds"], strict=True):

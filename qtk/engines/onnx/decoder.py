@@ -91,7 +91,7 @@ class _GraphWriter:
         else:
             file.output("hidden_out", self.dtype, ["batch", "tokens", spec.hidden_size])
             file.node("Identity", [hidden], "hidden_out")
-        # The cache's outputs come last, so that output 0 is the result.
+        # The cache's outputs come last, so that output 0 is the result of the stage.
         file.outputs.insert(0, file.outputs.pop())
         facts = {"architecture": spec.architecture, "layers": f"{self.first}:{self.last}"}
         file.save("decoder", facts)
@@ -111,7 +111,8 @@ class _GraphWriter:
         return self.has_head and self.spec.tie_word_embeddings and self.options.lm_head_bits == 16
 
     def _stored_embedding_dtype(self) -> torch.dtype:
-        """float32 rows of a bf16 or fp16 table are read as they were saved and widened after the look-up: half the size."""
+        """The dtype of the table in the file. For a float32 graph, a bf16 or fp16 table stays as it was saved and its rows are
+        widened after the look-up: half the size."""
         saved = self.weights.checkpoint.info(EMBEDDING).dtype
         wide = self.dtype == torch.float32 and saved.itemsize == 2 and not self._head_reads_embedding()
         return saved if wide else self.dtype
@@ -174,7 +175,7 @@ class _GraphWriter:
     def _heads(self, prefix: str, x: str) -> tuple[str, str, str]:
         """[batch, tokens, all heads * head_dim] -> q, k, v [batch, heads, tokens, head_dim]; q and k turned by position.
 
-        The heads are laid out and turned together: at one token a step it is the number of nodes that costs.
+        All heads are laid out and turned together: when one token is decoded at a time, the number of nodes decides the time.
         """
         file, spec = self.file, self.spec
         q, kv = spec.num_heads, spec.num_kv_heads
@@ -201,7 +202,8 @@ class _GraphWriter:
         return self.file.node("TensorScatter", [past, update, "write_indices"], present, axis=2, mode="linear")
 
     def _product(self, prefix: str, linears: Sequence[Linear], x: str) -> str:
-        """x times the weights of linears that read the same input, side by side in one matrix where they are stored alike."""
+        """x times the weights of linears that read the same input. Weights that are stored alike lie side by side in one
+        matrix."""
         names = [prefix + linear.name for linear in linears]
         weights = [self.weights.linear(name) for name in names]
         fused = _side_by_side(weights)
@@ -265,7 +267,7 @@ class _GraphWriter:
         file.output("logits", self.dtype, ["batch", "wanted", spec.vocab_size])
 
     def _stored_head(self) -> QuantizedLinear | None:
-        """The head where the checkpoint itself holds it quantized."""
+        """The head, where the checkpoint itself holds it quantized; else None."""
         if not self.weights.scheme.of(LM_HEAD_MODULE).quantized:
             return None
         weight = self.weights.linear(LM_HEAD_MODULE)

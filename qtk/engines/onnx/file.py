@@ -1,4 +1,4 @@
-"""An ONNX model written in one pass: nodes are kept, weights go straight to the external data file.
+"""Writes an ONNX model in one pass: nodes are kept in memory, weights go straight to the external data file.
 
 ONNX lets an initializer name a file, an offset and a length instead of holding bytes (external data). So a model of
 any size is written with no more memory than its largest single tensor.
@@ -34,9 +34,9 @@ Dimension = int | str
 
 
 class GraphFile:
-    """The graph in the making. Use as a context manager, then `save`.
+    """A graph that is being written, to directory/NAME.onnx, and its weights to directory/NAME.onnx.data.
 
-    GRAPH is written to directory/model.onnx, its weights to directory/model.onnx.data.
+    Use it as a context manager; `save` writes the graph when all weights are there.
     """
 
     def __init__(self, directory: Path, name: str = "model") -> None:
@@ -75,13 +75,13 @@ class GraphFile:
         return list(outputs)
 
     def constant(self, name: str, values: Sequence[int]) -> str:
-        """A small int64 vector held in the graph itself (a shape, axes), made once a name."""
+        """A small int64 vector held in the graph itself (a shape, axes), added once for each name."""
         if name not in self._initializers:
             self._initializers[name] = helper.make_tensor(name, TensorProto.INT64, [len(values)], list(values))
         return name
 
     def tensor(self, name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> str:
-        """A weight, converted to `dtype`. InputError, naming it, when a value does not fit `dtype`."""
+        """A weight, converted to `dtype`. InputError, with the weight's name, when a value does not fit `dtype`."""
         dtype = dtype or tensor.dtype
         return self.tensor_in_rows(name, tuple(tensor.shape), dtype, [tensor])
 
@@ -95,7 +95,7 @@ class GraphFile:
         return self._declare(name, ONNX_TYPES[dtype], shape, offset)
 
     def packed(self, name: str, onnx_type: int, shape: tuple[int, ...], raw: torch.Tensor) -> str:
-        """A tensor of a type that torch lacks (4-bit integers), given as the bytes ONNX lays it out in (uint8)."""
+        """A tensor of a type that torch lacks (4-bit integers), given as uint8 bytes in ONNX's layout."""
         offset = self._begin()
         self._data.write(_bytes(raw))
         return self._declare(name, onnx_type, shape, offset)

@@ -14,39 +14,52 @@ import onnxruntime as ort
 
 from qtk.engines.description import EngineDescription
 from qtk.engines.onnxruntime.rewrite import LAST_POSITION, POSITIONS, rewritten
-from qtk.engines.sessions.executor import Step
+from qtk.engines.sessions.executor import Forward
 from qtk.errors import InputError
 from qtk.machine import threads_for
 
-# Attention reads the masked tail of the cache too, so the cache grows with the call: finely while it is short, coarsely
-# when growing means copying much.
+# Attention reads the masked tail of the cache too, so the cache grows with the call: in small steps while it is short, in
+# large ones when growing means copying much.
 CACHE_STEPS = (32, 128)
 PREFILL_CHUNK = 256
 _DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
 class OnnxRuntimeExecutor:
-    """An executor (see executor.py) over one ONNX Runtime session."""
+    """An executor (see sessions/executor.py) over one ONNX Runtime session.
 
-    chunk_tokens = PREFILL_CHUNK
-    chunk_logits = PREFILL_CHUNK
+    chunk: tokens and logits of one run. cache_steps: the fewest and the most slots that the cache grows by at once.
+    rewrite: whether calls of one row may run the rewritten graph (see rewrite.py). These three are for tests and
+    measurements. InputError for a graph that ONNX Runtime cannot load on a processor.
+    """
+
     compiled_before: bool | None = None
 
     def __init__(
-        self, directory: Path, description: EngineDescription, threads: int | None, accuracy_level: int | None
+        self,
+        directory: Path,
+        description: EngineDescription,
+        threads: int | None,
+        *,
+        chunk: int = PREFILL_CHUNK,
+        cache_steps: tuple[int, int] = CACHE_STEPS,
+        rewrite: bool = True,
     ) -> None:
         if description.dtype not in _DTYPES:
-            raise InputError(f"{directory} computes in {description.dtype}, which ONNX Runtime lacks on a processor.")
-        level = description.accuracy_level if accuracy_level is None else accuracy_level
+            raise InputError(
+                f"{directory} computes in {description.dtype}, which ONNX Runtime does not support on a processor."
+            )
+        self.chunk_tokens = self.chunk_logits = chunk
+        self._cache_steps = cache_steps
         self._dtype = _DTYPES[description.dtype]
         self._description = description
         self._path = directory / description.stages[0].file
-        self._options = session_options(threads, 0 if level is None else level)
+        self._options = session_options(threads, description.accuracy_level or 0)
         # Where a graph that is given as bytes finds its weights.
         self._options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self._path.parent)
         )
-        self._open(for_one_row=True)
+        self._open(rewrite=rewrite)
         self._cache_names = [
             (f"past_{kind}.{layer}", f"present_{kind}.{layer}")
             for layer in range(description.num_layers)
@@ -57,12 +70,12 @@ class OnnxRuntimeExecutor:
         self._batch = 0
         self._length = 0
 
-    def _open(self, *, for_one_row: bool) -> None:
-        """Loads the graph: rewritten (see onnxruntime_rewrite.py) for calls of one row where it can be, else as it is."""
+    def _open(self, *, rewrite: bool) -> None:
+        """Loads the graph: rewritten for calls of one row where that is wanted and possible, else as it is."""
         path, options = self._path, self._options
         try:
-            graph = rewritten(path, self._description) if for_one_row else None
-            self._rewritten = graph is not None
+            graph = rewritten(path, self._description) if rewrite else None
+            self.uses_rewrite = graph is not None
             self._session = ort.InferenceSession(
                 graph or str(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
@@ -76,12 +89,17 @@ class OnnxRuntimeExecutor:
     def memory_bytes(self) -> int | None:
         return None
 
+    def cache(self) -> dict[str, np.ndarray]:
+        """The cache as it is now, by the graph's names of its inputs: [batch, kv_heads, slots, head_dim]."""
+        return {past: array for (past, _), array in zip(self._cache_names, self._cache, strict=False)}
+
     def start(self, batch: int) -> None:
-        if batch > 1 and self._rewritten:
-            # For good: both graphs' weights at once would take twice the memory, and loading is not free.
+        if batch > 1 and self.uses_rewrite:
+            # The rewritten graph does not come back: the weights of both at once would take twice the memory, and loading
+            # takes time.
             del self._session, self._binding
             self._batch, self._cache, self._bound = 0, [], {}
-            self._open(for_one_row=False)
+            self._open(rewrite=False)
         # Stale slots need no wiping: a slot is written before any mask lets a token look at it.
         if batch != self._batch:
             self._batch = batch
@@ -90,7 +108,7 @@ class OnnxRuntimeExecutor:
 
     def reserve(self, positions: int) -> int:
         if positions > self._length:
-            least, most = CACHE_STEPS
+            least, most = self._cache_steps
             step = min(most, max(least, self._length // 4 // least * least))
             self._resize(-(-positions // step) * step)
         return self._length
@@ -125,19 +143,19 @@ class OnnxRuntimeExecutor:
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
 
-    def run(self, step: Step) -> np.ndarray:
-        self._bind_input("input_ids", step.input_ids)
-        self._bind_input("logits_positions", step.logits_positions)
-        if self._rewritten:
-            last = step.position_ids[:, -1].astype(np.int32)
+    def run(self, forward: Forward) -> np.ndarray:
+        self._bind_input("input_ids", forward.input_ids)
+        self._bind_input("logits_positions", forward.logits_positions)
+        if self.uses_rewrite:
+            last = forward.position_ids[:, -1].astype(np.int32)
             self._bind_input(LAST_POSITION, last)
             self._bind_input(POSITIONS, np.array(last.max() + 1, np.int32))
         else:
-            self._bind_input("position_ids", step.position_ids)
-            self._bind_input("write_indices", step.write_indices)
-            for name, mask in step.masks.items():
+            self._bind_input("position_ids", forward.position_ids)
+            self._bind_input("write_indices", forward.write_indices)
+            for name, mask in forward.masks.items():
                 self._bind_input(name, mask)
-        batch, wanted, _ = step.logits_positions.shape
+        batch, wanted, _ = forward.logits_positions.shape
         logits = self._bind_logits((batch, wanted, self._description.vocab_size))
         self._session.run_with_iobinding(self._binding)
         return logits if logits.dtype == np.float32 else logits.astype(np.float32)
@@ -165,7 +183,8 @@ class OnnxRuntimeExecutor:
 
 
 def session_options(threads: int | None, accuracy_level: int) -> ort.SessionOptions:
-    """ONNX Runtime's settings. The accuracy level is always set: unset means 4, rounding activations to 8 bits."""
+    """ONNX Runtime's settings. The accuracy level is always set: ONNX Runtime's default is 4, which rounds activations to
+    8 bits."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads_for(threads)
     options.inter_op_num_threads = 1

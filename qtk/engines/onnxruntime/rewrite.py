@@ -1,9 +1,9 @@
-"""A rewrite of the portable graph at load, for ONNX Runtime and calls of one row: its own operators for parts of a block.
+"""Rewrites the portable graph when it is loaded, for calls of one row: parts of a block become ONNX Runtime's own operators.
 
-The file stays as it is, standard operators only. In memory, what lies between the q/k/v product and the output of attention
-(ten nodes) becomes GroupQueryAttention, which reads the cache up to the row's length and needs no mask; an addition and the
-norm after it become SkipSimplifiedLayerNormalization. GroupQueryAttention takes no chunk of a prompt in a batch of several
-rows, so those run the graph as it is.
+The file stays as it is, with standard operators only. In memory, the ten nodes between the q/k/v product and the output of
+attention become GroupQueryAttention, which reads the cache up to the row's length and needs no mask. An addition and the norm
+after it become SkipSimplifiedLayerNormalization. GroupQueryAttention does not take a prompt in chunks in a batch of several
+rows, so such batches run the graph as it is.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ LAST_POSITION, POSITIONS = "last_position", "positions"
 
 
 def rewritten(path: Path, description: EngineDescription) -> bytes | None:
-    """The rewritten graph, its weights still in their file beside `path`; None for a graph of another make (norms between
-    the product and the rotation, as Qwen3 has them)."""
+    """The rewritten graph, its weights still in their file beside `path`; None for a graph with other nodes there (Qwen3 has
+    norms between the product and the rotation)."""
     model = onnx.load(path, load_external_data=False)
     graph = model.graph
-    made = {output: node for node in graph.node for output in node.output}
+    producers = {output: node for node in graph.node for output in node.output}
     kept = {node.name: node for node in graph.node}
     swaps: dict[str, onnx.NodeProto] = {}
     for attention in [node for node in graph.node if node.op_type == "Attention"]:
-        parts = _attention_parts(attention, made, graph)
+        parts = _attention_parts(attention, producers, graph)
         if parts is None:
             return None
         inside, last = parts
@@ -37,7 +37,7 @@ def rewritten(path: Path, description: EngineDescription) -> bytes | None:
             kept.pop(node.name)
         swaps[last.name] = _group_query_attention(inside, last, graph, description)
     for norm in [node for node in graph.node if node.op_type == "RMSNormalization"]:
-        add = made.get(norm.input[0])
+        add = producers.get(norm.input[0])
         if add is not None and add.op_type == "Add":
             kept.pop(norm.name)
             swaps[add.name] = _added_norm(add, norm)
@@ -55,12 +55,12 @@ def rewritten(path: Path, description: EngineDescription) -> bytes | None:
 
 
 def _attention_parts(
-    attention: onnx.NodeProto, made: dict[str, onnx.NodeProto], graph: onnx.GraphProto
+    attention: onnx.NodeProto, producers: dict[str, onnx.NodeProto], graph: onnx.GraphProto
 ) -> tuple[list[onnx.NodeProto], onnx.NodeProto] | None:
     """(the nodes from the layout of the heads to the output of attention, in order; the last of them)."""
-    inside = [made[name] for name in attention.input[1:3]] + [attention]
+    inside = [producers[name] for name in attention.input[1:3]] + [attention]
     for kind in ("Split", "RotaryEmbedding", "Split", "Transpose", "Reshape"):
-        node = made.get((attention if kind == "Split" and len(inside) == 3 else inside[0]).input[0])
+        node = producers.get((attention if kind == "Split" and len(inside) == 3 else inside[0]).input[0])
         if node is None or node.op_type != kind:
             return None
         inside.insert(0, node)

@@ -1,8 +1,7 @@
-"""What runs the graph: the one interface between the generation loop and a runtime, and the runtimes by name."""
+"""What runs the graph: the one interface between qtk's generation loop and a runtime."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ import numpy as np
 
 from qtk.engines.description import EngineDescription
 from qtk.errors import InputError
+from qtk.targets.runtimes import engine_parts, engine_runtimes, load_part
 
 
 @dataclass(frozen=True)
-class Step:
+class Forward:
     """The graph's inputs for one run, without the cache. Whole numbers are int64, masks bool (True = may look).
 
     input_ids, position_ids [batch, tokens] · write_indices [batch] · masks: name -> [batch, 1, tokens, cache] ·
@@ -40,15 +40,16 @@ class Step:
 
 
 class Executor(Protocol):
-    """Owns the weights, the cache and the runtime's buffers."""
+    """Owns the weights, the cache and the runtime's buffers. Constructed from (engine directory, its description, threads)."""
 
-    # The most tokens that one run takes well (longer prompts come in several runs), and the most logits it gives a row.
+    # The most tokens that one run takes well (a longer prompt comes in several runs), and the most logits that one run
+    # gives for each row.
     chunk_tokens: int
     chunk_logits: int
 
     @property
     def compiled_before(self) -> bool | None:
-        """Whether what is compiled at first use was found compiled; None for a runtime that compiles nothing then."""
+        """Whether the kernels that the runtime compiles at first use were found compiled; None where it compiles none."""
         ...
 
     def memory_bytes(self) -> int | None:
@@ -60,38 +61,29 @@ class Executor(Protocol):
         ...
 
     def reserve(self, positions: int) -> int:
-        """Makes room for `positions` cache slots, keeping what is there. Returns the cache length that masks must have."""
+        """Makes room for `positions` cache slots and keeps what is there. Returns the cache length that masks must have."""
         ...
 
     def keep_rows(self, rows: Sequence[int]) -> bool:
-        """Lets go of all rows but these: row rows[i] becomes row i, rows[i] >= i. False where the batch stays as it is."""
+        """Drops all rows but these: row rows[i] becomes row i, rows[i] >= i. False where the batch stays as it is."""
         ...
 
-    def run(self, step: Step) -> np.ndarray:
+    def run(self, forward: Forward) -> np.ndarray:
         """Logits [batch, wanted, vocab] float32. The array may be overwritten by the next run."""
         ...
 
     def close(self) -> None:
-        """Lets go of weights and buffers; nothing can be run afterwards. A second time does nothing."""
+        """Releases weights and buffers; nothing can be run afterwards. A second call does nothing."""
         ...
 
 
-# backend -> (module, class): imported when used, so that no runtime is needed for what does not use it.
-EXECUTORS = {
-    "onnxruntime": ("qtk.engines.onnxruntime.executor", "OnnxRuntimeExecutor"),
-    "tensorrt": ("qtk.engines.tensorrt.executor", "TensorRtExecutor"),
-    "tensorrt-full": ("qtk.engines.tensorrt.executor", "TensorRtExecutor"),
-}
-
-
-def open_executor(
-    directory: Path, description: EngineDescription, threads: int | None, accuracy_level: int | None
-) -> Executor:
-    """The executor of an engine's backend. InputError for a backend that qtk does not run itself."""
-    if description.backend not in EXECUTORS:
+def open_executor(directory: Path, description: EngineDescription, threads: int | None) -> Executor:
+    """The executor of an engine's backend. InputError for a backend whose runtime brings a generation loop of its own."""
+    place = engine_parts(description.backend).executor
+    if not place:
+        run_by_qtk = [name for name, parts in engine_runtimes().items() if parts.executor]
         raise InputError(
-            f"{directory} is a {description.backend} engine; qtk runs {', '.join(EXECUTORS)} engines itself."
+            f"{directory} is a {description.backend} engine; qtk runs {', '.join(run_by_qtk)} engines itself."
         )
-    module, name = EXECUTORS[description.backend]
-    executor: Executor = getattr(importlib.import_module(module), name)(directory, description, threads, accuracy_level)
+    executor: Executor = load_part(place)(directory, description, threads)
     return executor

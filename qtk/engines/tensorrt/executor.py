@@ -1,8 +1,9 @@
-"""The plans on a GPU. UNTESTED on hardware: no GPU was there when this was written; `qtk accept` turns that into a record.
+"""Runs the plans on a GPU. UNTESTED on hardware: there was no GPU when this was written; `qtk accept` tests it and keeps a
+record.
 
-Owns device buffers and nothing else: what goes into them is decided by session.py, which is tested with ONNX Runtime.
-Every buffer is allocated once at its largest; a cache input and its output are one address, as TensorRT requires; the
-hidden state goes from stage to stage on the device, through two buffers by turns; all stages share one workspace.
+Owns device buffers and nothing else: sessions/session.py, which is tested with ONNX Runtime, decides what goes into them.
+Every buffer is allocated once at its largest size. A cache input and its output are one address, as TensorRT requires. The
+hidden state goes from stage to stage on the device, alternating between two buffers. All stages share one workspace.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from qtk.engines.description import EngineDescription, Port
-from qtk.engines.sessions.executor import Step
-from qtk.engines.tensorrt.library import SCORED_POSITIONS, made, require_library, stderr_log
+from qtk.engines.sessions.executor import Forward
+from qtk.engines.tensorrt.library import SCORED_POSITIONS, require_library, stderr_log, succeeded
 from qtk.engines.tensorrt.runtime_cache import RuntimeCache
 from qtk.errors import InputError, MachineError
 
@@ -26,7 +27,7 @@ _TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int64": np.int
 
 
 class Cuda:
-    """The few calls of the CUDA runtime that are needed, each raising MachineError where it fails, on one device."""
+    """The few calls of the CUDA runtime that are needed, on one device. Each raises MachineError where it fails."""
 
     def __init__(self, compute_capability: str | None) -> None:
         try:
@@ -47,13 +48,13 @@ class Cuda:
         """The first device of this SM. CUDA numbers only what CUDA_VISIBLE_DEVICES leaves."""
         kinds = self.api.cudaDeviceAttr
         which = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
-        found = []
+        present = []
         for device in range(self.call("cudaGetDeviceCount")):
-            found.append(".".join(str(self.call("cudaDeviceGetAttribute", kind, device)) for kind in which))
-            if found[-1] == compute_capability:
+            present.append(".".join(str(self.call("cudaDeviceGetAttribute", kind, device)) for kind in which))
+            if present[-1] == compute_capability:
                 return device
         raise MachineError(
-            f"The engine needs a GPU of SM {compute_capability}; CUDA sees {', '.join(found) or 'none'}."
+            f"The engine needs a GPU of SM {compute_capability}; CUDA sees {', '.join(present) or 'none'}."
         )
 
     def zeros(self, count: int) -> int:
@@ -81,11 +82,10 @@ class Cuda:
 
 
 class TensorRtExecutor:
-    """An executor (see executor.py) over one plan a pipeline stage."""
+    """An executor (see sessions/executor.py) with one plan for each pipeline stage."""
 
-    def __init__(
-        self, directory: Path, description: EngineDescription, threads: int | None, accuracy_level: int | None
-    ) -> None:
+    def __init__(self, directory: Path, description: EngineDescription, threads: int | None) -> None:
+        """`threads` is not used: the processor only waits."""
         self._trt = require_library(directory, description)
         limits = description.limits
         self.chunk_tokens = limits.max_input_len
@@ -98,7 +98,7 @@ class TensorRtExecutor:
         self._cache = RuntimeCache(directory)
         self._decoded = False
         self._log = stderr_log(self._trt)
-        self._runtime = made(self._trt.Runtime(self._log), "start its runtime")
+        self._runtime = succeeded(self._trt.Runtime(self._log), "start its runtime")
         self._plans = [self._plan(directory / stage.file) for stage in description.stages]
         self._contexts = [
             self._context(plan, stage.file) for plan, stage in zip(self._plans, description.stages, strict=True)
@@ -121,13 +121,13 @@ class TensorRtExecutor:
         # Stages run one after the other, so they can share one workspace; a single plan may keep its own.
         memory = strategy.USER_MANAGED if len(self._plans) > 1 else strategy.STATIC
         if not hasattr(plan, "create_runtime_config"):
-            return made(plan.create_execution_context(memory), f"make a context of {name}")
+            return succeeded(plan.create_execution_context(memory), f"make a context of {name}")
         config = plan.create_runtime_config()
         config.set_execution_context_allocation_strategy(memory)
         if hasattr(config, "create_runtime_cache"):  # full TensorRT has a config too, but neither of these
             config.set_runtime_cache(self._cache.of(config))
             config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        return made(plan.create_execution_context(config), f"make a context of {name}")
+        return succeeded(plan.create_execution_context(config), f"make a context of {name}")
 
     def _allocate(self, cuda: Cuda) -> dict[str, int]:
         """Name -> address of one buffer a name (see `buffer_name`), which the contexts are given."""
@@ -138,7 +138,7 @@ class TensorRtExecutor:
                 if name not in addresses:
                     shape = [self._most[d] if isinstance(d, str) else d for d in port.shape]
                     addresses[name] = cuda.zeros(math.prod(shape) * np.dtype(_TYPES[port.dtype]).itemsize)
-                made(context.set_tensor_address(port.name, addresses[name]), f"bind {port.name} of {stage.file}")
+                succeeded(context.set_tensor_address(port.name, addresses[name]), f"bind {port.name} of {stage.file}")
         if len(self._contexts) > 1:
             size = max(1, *(plan.device_memory_size_v2 for plan in self._plans))
             addresses["workspace"] = cuda.zeros(size)
@@ -156,21 +156,21 @@ class TensorRtExecutor:
         return self._length
 
     def keep_rows(self, rows: Sequence[int]) -> bool:
-        return False  # a GPU decodes a few rows too many as fast as without them
+        return False  # a GPU decodes a few superfluous rows as fast as it would decode without them
 
-    def run(self, step: Step) -> np.ndarray:
+    def run(self, forward: Forward) -> np.ndarray:
         cuda = self._cuda
         assert cuda is not None
-        values = {name: np.ascontiguousarray(array) for name, array in step.inputs().items()}
+        values = {name: np.ascontiguousarray(array) for name, array in forward.inputs().items()}
         for name, array in values.items():
             cuda.upload(self._addresses[name], array)
-        batch, tokens = step.input_ids.shape
-        sizes = {"batch": batch, "tokens": tokens, "wanted": step.logits_positions.shape[1]}
+        batch, tokens = forward.input_ids.shape
+        sizes = {"batch": batch, "tokens": tokens, "wanted": forward.logits_positions.shape[1]}
         for stage, context in zip(self._description.stages, self._contexts, strict=True):
             for port in stage.inputs:
                 shape = tuple(sizes[d] if isinstance(d, str) else d for d in port.shape)
-                made(context.set_input_shape(port.name, shape), f"take {port.name} {list(shape)} in {stage.file}")
-            made(context.execute_async_v3(int(cuda.stream)), f"run {stage.file}")
+                succeeded(context.set_input_shape(port.name, shape), f"take {port.name} {list(shape)} in {stage.file}")
+            succeeded(context.execute_async_v3(int(cuda.stream)), f"run {stage.file}")
         logits = np.empty((batch, sizes["wanted"], self._description.vocab_size), _TYPES[self._description.dtype])
         cuda.download(logits, self._addresses["logits"])
         cuda.wait()
@@ -189,7 +189,7 @@ class TensorRtExecutor:
 
 
 def buffer_name(port: Port, stage: int) -> str:
-    """The buffer of a port of stage `stage`. A cache's output is its input's; hidden states go through two by turns, since a
-    stage in the middle must not write what it still reads."""
+    """The buffer of a port of stage `stage`. A cache's output shares the buffer of its input. Hidden states alternate between
+    two buffers, since a stage in the middle must not write what it still reads."""
     hidden = {"hidden_in": f"hidden {(stage - 1) % 2}", "hidden_out": f"hidden {stage % 2}"}
     return hidden.get(port.name, port.name.replace("present_", "past_"))

@@ -10,8 +10,9 @@ from qtk.progress import note
 
 
 class RuntimeCache:
-    """The cache of one engine directory, shared by the contexts of its plans. `found`: whether a usable one was there;
-    None for a library without such caches. Beside the engine and not in it: its manifest knows every file that belongs there.
+    """The cache of one engine directory, shared by the contexts of its plans. `found`: whether a usable file was there; None
+    for a library without such caches. The file lies beside the engine and not in it, because the engine's manifest lists every
+    file of the directory.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -21,13 +22,13 @@ class RuntimeCache:
         self._cache: Any = None
 
     def of(self, config: Any) -> Any:
-        """TensorRT-RTX's cache object, made by the first config that asks, with what the file holds."""
+        """TensorRT-RTX's cache object with the content of the file. The first config creates it."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             content = self._content()
             self.found = bool(content) and bool(self._cache.deserialize(content))
             if content and not self.found:
-                note(f"{self.file} was made by another GPU, driver or TensorRT-RTX; it is made anew.")
+                note(f"{self.file} is from another GPU, driver or TensorRT-RTX, so kernels are compiled again.")
         return self._cache
 
     def _content(self) -> bytes:
@@ -37,7 +38,7 @@ class RuntimeCache:
             return b""
 
     def save(self) -> None:
-        """Writes the file, whole or not at all. What cannot be written is said and no error: the engine runs without."""
+        """Writes the file, whole or not at all. A file that cannot be written is only reported: the engine runs without it."""
         if self._cache is None:
             return
         try:

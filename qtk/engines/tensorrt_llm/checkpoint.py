@@ -35,7 +35,7 @@ Weight = torch.Tensor | QuantizedLinear
 
 @dataclass(frozen=True)
 class Split:
-    """How a model is cut: `tensor_parallel` ranks share each layer, `pipeline_parallel` stages share the layers."""
+    """How a model is split: `tensor_parallel` ranks share each layer, `pipeline_parallel` stages share the layers."""
 
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
@@ -63,7 +63,7 @@ def write_checkpoint(
 ) -> None:
     """Writes config.json and rank*.safetensors into `directory`, one linear in memory at a time.
 
-    The caller has made sure that the sizes divide (see the target table and `Backend.refusals`).
+    The caller has made sure that the sizes divide (see targets/refusals.py and `TensorRtLlmBackend.refusals`).
     """
     spec = weights.spec
     (directory / "config.json").write_text(json.dumps(checkpoint_config(weights, split), indent=2) + "\n")
@@ -144,7 +144,7 @@ def checkpoint_config(weights: ModelWeights, split: Split) -> dict[str, Any]:
 
 
 def rotary_scaling(rope: RopeSettings) -> dict[str, Any] | None:
-    """The `rotary_scaling` of config.json, in the words of a Hugging Face rope_scaling. Lost, it costs the model its sense."""
+    """The `rotary_scaling` of config.json, with the keys of a Hugging Face rope_scaling. If it is dropped, the model produces nonsense."""
     if rope.kind == "linear":
         return {"type": "linear", "factor": rope.factor}
     if rope.kind == "llama3":

@@ -1,6 +1,7 @@
-"""A TensorRT-LLM engine through TensorRT-LLM's own LLM API. UNTESTED on hardware: tested against a stand-in module only.
+"""Runs a TensorRT-LLM engine with TensorRT-LLM's own LLM API. UNTESTED on hardware: tested with a stand-in module only.
 
-TensorRT-LLM owns loop, cache and sampling. Here is what turns a call into its arguments, and its stream into a Generation.
+TensorRT-LLM owns the loop, the cache and sampling. This file turns a call into its arguments, and its streams into a
+Generation.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import json
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qtk.engines.description import EngineDescription
-from qtk.engines.sessions.sampling import row_seeds
-from qtk.engines.sessions.session import EngineSession, Generation, OnToken
+from qtk.engines.sessions.decoding import GREEDY, Decoding
+from qtk.engines.sessions.session import EngineSession, GeneratedRows, Generation, OnToken
 from qtk.engines.target_machine import gpu_reasons, library_reasons
 from qtk.errors import InputError, MachineError, listing
 
@@ -29,47 +30,41 @@ class TensorRtLlmSession(EngineSession):
     def __init__(self, directory: Path, description: EngineDescription) -> None:
         super().__init__(directory, description)
         self._api, llm = _require(directory, description)
-        # Token ids go in and come out: the tokenizer beside the engine is ours to apply.
+        # Token ids go in and come out: qtk applies the tokenizer beside the engine.
         self._llm = llm(model=str(directory / "engine"), skip_tokenizer_init=True)
 
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        *,
-        stop: Collection[int] | None = None,
-        ignore_eos: bool = False,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | Sequence[int] | None = None,
+        decoding: Decoding = GREEDY,
         on_token: OnToken | None = None,
     ) -> Generation:
         start = time.perf_counter()
         self.check_call(prompts, max_new_tokens)
-        ends = self.ends(stop, ignore_eos)
-        streams = []
-        for prompt, row_seed in zip(prompts, row_seeds(seed, len(prompts)), strict=True):
-            settings = sampling_settings(max_new_tokens, ends, temperature, top_p, row_seed)
-            sampling = self._api.SamplingParams(**settings)
-            streams.append(self._llm.generate_async(list(prompt), sampling, streaming=True))
-        tokens: list[list[int]] = [[] for _ in prompts]
-        finish: list[Literal["stop", "length"]] = ["length"] * len(prompts)
-        open_rows = dict(enumerate(streams))
+        ends = self.ends(decoding)
+        streams = {}
+        for row, seed in enumerate(decoding.row_seeds(len(prompts))):
+            sampling = self._api.SamplingParams(**sampling_settings(max_new_tokens, ends, decoding, seed))
+            streams[row] = self._llm.generate_async(list(prompts[row]), sampling, streaming=True)
+        generated = GeneratedRows(len(prompts), ends, on_token)
         seconds: list[float] = []
-        while open_rows:
+        while streams:
             most = 0
-            for row, stream in list(open_rows.items()):
-                output = next(stream, None)
-                new = [] if output is None else list(output.outputs[0].token_ids)[len(tokens[row]) :]
+            for row, stream in list(streams.items()):
+                result = next(stream, None)
+                output = None if result is None else result.outputs[0]
+                new = [] if output is None else list(output.token_ids)[len(generated.tokens[row]) :]
                 most = max(most, len(new))
-                if output is None or output.outputs[0].finish_reason is not None:
-                    del open_rows[row]
-                if _take(row, new, tokens[row], ends, on_token):
-                    finish[row] = "stop"
-                    if open_rows.pop(row, None) is not None:
-                        stream.abort()
-                elif output is not None and output.outputs[0].finish_reason == "stop":
-                    finish[row] = "stop"
+                for token in new:
+                    generated.take(row, token)
+                done = output is None or output.finish_reason is not None
+                if not done and row not in generated.open_rows:
+                    stream.abort()
+                if output is not None and output.finish_reason == "stop":
+                    generated.end(row)
+                if done or row not in generated.open_rows:
+                    del streams[row]
             now = time.perf_counter()
             if most and not seconds:
                 seconds = [now - start]
@@ -77,22 +72,11 @@ class TensorRtLlmSession(EngineSession):
                 # A stream may hand over several tokens at once: each gets its share of the time.
                 seconds += [(now - start) / most] * most
             start = now if most else start
-        return Generation(tokens, finish, seconds[0] if seconds else 0.0, seconds[1:])
-
-
-def _take(row: int, new: Sequence[int], tokens: list[int], ends: Collection[int], on_token: OnToken | None) -> bool:
-    """Adds new tokens to a row until one ends it. Whether one did."""
-    for token in new:
-        if token in ends:
-            return True
-        tokens.append(token)
-        if on_token is not None and on_token(row, token):
-            return True
-    return False
+        return Generation(generated.tokens, generated.finish, seconds[0] if seconds else 0.0, seconds[1:])
 
 
 def sampling_settings(
-    max_new_tokens: int, ends: Collection[int], temperature: float, top_p: float, seed: int | None
+    max_new_tokens: int, ends: Collection[int], decoding: Decoding, seed: int | None
 ) -> dict[str, Any]:
     """Arguments of TensorRT-LLM's SamplingParams. Without sampling settings it takes the most likely token."""
     first, *others = sorted(ends) or [-1]
@@ -104,21 +88,21 @@ def sampling_settings(
     }
     settings |= {"stop_token_ids": others} if others else {}
     settings |= {} if ends else {"ignore_eos": True}
-    if temperature > 0:
-        settings |= {"temperature": temperature, "top_p": top_p}
+    if decoding.temperature > 0:
+        settings |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
         settings |= {} if seed is None else {"seed": seed}
     return settings
 
 
 def _require(directory: Path, description: EngineDescription) -> tuple[Any, Any]:
     """(the module tensorrt_llm, its LLM class of the engine backend). MachineError, with every reason, when this machine
-    cannot run the engine: no such GPU, no TensorRT-LLM, another version of it, or one that has no engines any more."""
+    cannot run the engine: no such GPU, no TensorRT-LLM, another version of it, or a version without an engine backend."""
     config = directory / "engine" / "config.json"
     try:
         needed = str(json.loads(config.read_text(encoding="utf-8"))["version"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"{config} does not say which TensorRT-LLM built the engine, which alone can run it. Build it again."
+            f"{config} does not say which TensorRT-LLM built the engine, and only that version runs it. Build it again."
         ) from None
     reasons = gpu_reasons(description)
     module: Any = None

@@ -191,10 +191,10 @@ def test_what_was_prepared_is_built_on_the_target_by_one_command(stand_in, prete
     (tools / "tensorrt-edgellm-build").write_text(BUILDER.format(mode="good"))
     (tools / "tensorrt-edgellm-build").chmod(0o755)
     here = BuildOptions(edgellm_bin=tools)
-    with pytest.raises(MachineError, match=r"NVIDIA A10 is SM 8\.6; found here: none"):
+    with pytest.raises(MachineError, match=r"NVIDIA A10 is SM 8\.6; GPUs here: none"):
         build_engine(out, tmp_path / "engine", here)
     pretend_gpu("12.0")
-    with pytest.raises(MachineError, match=r"found here: NVIDIA A10 \(12\.0\)"):
+    with pytest.raises(MachineError, match=r"GPUs here: NVIDIA A10 \(12\.0\)"):
         build_engine(out, tmp_path / "engine", here)
     pretend_gpu("8.6")
     build_engine(out, tmp_path / "engine", here)
@@ -214,7 +214,7 @@ def test_what_was_prepared_is_built_on_the_target_by_one_command(stand_in, prete
         ("missing", r"layers\.1\.mlp\.down_proj: no Int4GroupwiseGemmPluginV2 node"),
         ("size", r"layers\.1\.mlp\.down_proj: sizes 256 x 576"),
         ("group", r"layers\.1\.mlp\.down_proj: group 128, not 64"),
-        ("stray", r"extra: an INT4 node that belongs to no linear"),
+        ("stray", r"extra: an INT4 node that does not belong to a linear"),
         ("attention", r"1 attention nodes for 2 layers"),
         ("heads", r"attention node 0: num_kv_heads 3, not 2"),
         ("cache", r"past_key_values_0: FLOAT \["),

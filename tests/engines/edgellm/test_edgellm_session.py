@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import write_byte_tokenizer
+from support.executors import TO_THE_END
 
-from qtk.bench.latency import LatencyOptions, measure
-from qtk.engines.description import EngineDescription, Limits, Stage
+from qtk.bench.latency import measure
+from qtk.bench.options import LatencyOptions
+from qtk.engines.description import EngineDescription, EngineLimits, Stage
 from qtk.engines.edgellm import tools as edgellm_tools
 from qtk.engines.edgellm.tools import edgellm_bin
+from qtk.engines.sessions.decoding import Decoding
+from qtk.engines.sessions.options import GenerateOptions
 from qtk.engines.sessions.session import open_session
-from qtk.engines.sessions.text import GenerateOptions, generate_text
+from qtk.engines.sessions.text import generate_text
 from qtk.errors import InputError, MachineError
 
-# The runtime's types and calls that edgellm_worker.py uses: answers each text with its bytes again, counting up, and says
-# on stdout what it was asked (as the real one talks there).
+# The runtime's types and calls that worker.py uses: answers each text with its bytes again, counting up, and writes to stdout, as the
+# real runtime does.
 RUNTIME = """
 import enum, os, queue, types
 class FinishReason(enum.Enum): LENGTH = 1; END_ID = 2
@@ -106,7 +111,7 @@ def engine(tmp_path) -> Path:
         compute_capability="8.6",
         dtype="float16",
         lm_head_bits=16,
-        limits=Limits(max_batch=2, max_input_len=64, max_output_len=32, max_positions=96),
+        limits=EngineLimits(max_batch=2, max_input_len=64, max_output_len=32, max_positions=96),
         vocab_size=258,
         hidden_size=128,
         num_layers=2,
@@ -119,32 +124,57 @@ def engine(tmp_path) -> Path:
     return out
 
 
-def test_a_call_goes_to_its_runtime_as_text_and_comes_back_as_tokens(engine, tools, pretend_gpu) -> None:
+@pytest.fixture
+def session(engine, tools, pretend_gpu):
+    """A session on the stand-in runtime."""
     pretend_gpu("8.6")
-    session = open_session(engine)
+    with open_session(engine) as session:
+        yield session
+
+
+def test_a_call_goes_to_its_runtime_as_text_and_comes_back_as_tokens(session) -> None:
     rows = [session.tokenizer.encode(text) for text in ("ab", "xyz")]
-    made = session.generate(rows, 4)
-    assert made.tokens == [[99, 100, 101, 102], [123, 124, 125, 126]]
-    assert (made.finish, len(made.token_seconds)) == (["length", "length"], 3)
-    assert session.generate([rows[1]], 20).tokens == [[123, 124, 125, 126, 127, 128, 129]]
-    assert session.generate([rows[1]], 20).finish == ["stop"]
-    assert len(session.generate([rows[1]], 20, ignore_eos=True).tokens[0]) == 20, "in a process that ignores it"
-    cut = session.generate([rows[0]], 9, stop=[101], on_token=lambda row, token: False)
-    assert (cut.tokens, cut.finish) == ([[99, 100]], ["stop"])
+    generation = session.generate(rows, 4)
+    assert generation.tokens == [[99, 100, 101, 102], [123, 124, 125, 126]]
+    assert (generation.finish, len(generation.token_seconds)) == (["length", "length"], 3)
     assert generate_text(session, ["ab"], GenerateOptions(max_new_tokens=2)).rows[0].tokens == [99, 100]
-    with pytest.raises(InputError, match="reads the text of row 0 as 4 tokens, and it has 3"):
-        session.generate([session.tokenizer.encode("off")], 2)
-    with pytest.raises(MachineError, match="out of device memory"):
-        session.generate([session.tokenizer.encode("boom")], 2)
-    assert session.generate([rows[0]], 1).tokens == [[99]], "the worker outlives a call that failed"
-    with pytest.raises(InputError, match="row 0: 65 tokens; the engine takes 64"):
-        session.generate([session.tokenizer.encode("a" * 65)], 1)
-    session._worker.kill()  # type: ignore[attr-defined]
-    session._worker.wait()  # type: ignore[attr-defined]
+
+
+def test_a_row_ends_where_the_runtime_or_the_caller_ends_it(session) -> None:
+    (row,) = [session.tokenizer.encode("xyz")]
+    ended = session.generate([row], 20)
+    assert (ended.tokens, ended.finish) == ([[123, 124, 125, 126, 127, 128, 129]], ["stop"])
+    assert len(session.generate([row], 20, TO_THE_END).tokens[0]) == 20, "in a process that ignores end-of-sequence"
+    cut = session.generate([row], 9, Decoding(stop=frozenset({125})), lambda row, token: False)
+    assert (cut.tokens, cut.finish) == ([[123, 124]], ["stop"])
+    enough = session.generate([row], 9, on_token=lambda row, token: token == 124)
+    assert (enough.tokens, enough.finish) == ([[123, 124]], ["stop"])
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("off", InputError, "reads the text of row 0 as 4 tokens, but the row has 3"),
+        ("boom", MachineError, "out of device memory"),
+        ("a" * 65, InputError, "row 0: 65 tokens; the engine takes 64"),
+    ],
+)
+def test_a_call_that_fails_is_a_sentence_and_the_worker_outlives_it(session, text, error, words) -> None:
+    session.generate([session.tokenizer.encode("ab")], 1)
+    worker = session.worker_pid
+    with pytest.raises(error, match=words):
+        session.generate([session.tokenizer.encode(text)], 2)
+    assert session.generate([session.tokenizer.encode("ab")], 1).tokens == [[99]]
+    assert session.worker_pid == worker
+
+
+def test_a_worker_that_is_killed_is_reported_and_replaced(session) -> None:
+    row = session.tokenizer.encode("ab")
+    session.generate([row], 1)
+    os.kill(session.worker_pid, signal.SIGKILL)
     with pytest.raises(MachineError, match="runtime ended with exit code -9"):
-        session.generate([rows[0]], 1)
-    assert session.generate([rows[0]], 1).tokens == [[99]], "and a new one is started"
-    session.close()
+        session.generate([row], 1)
+    assert session.generate([row], 1).tokens == [[99]]
 
 
 def test_random_prompts_are_words_that_are_read_back_as_they_were(
@@ -183,13 +213,13 @@ def test_words_of_a_tokenizer_that_drops_the_first_space(engine, tools, pretend_
 def test_what_is_missing_is_said_all_at_once(engine, tmp_path, run_qtk, monkeypatch) -> None:
     monkeypatch.setattr(edgellm_tools, "CHECKOUT_BIN", tmp_path / "none")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    with pytest.raises(MachineError, match=r"(?s)found here: none.*make edgellm.*tensorrt-edgellm\[export\]==0\.11\.0"):
+    with pytest.raises(MachineError, match=r"(?s)GPUs here: none.*make edgellm.*tensorrt-edgellm\[export\]==0\.11\.0"):
         open_session(engine)
     done = run_qtk("bench", "latency", engine)
     assert (done.returncode, done.stdout) == (4, "")
 
 
-def test_its_commands_are_found_where_asked_on_path_or_in_the_checkout(tools, tmp_path, monkeypatch) -> None:
+def test_its_commands_are_found_in_the_given_directory_on_path_or_in_the_checkout(tools, tmp_path, monkeypatch) -> None:
     assert edgellm_bin() == tools
     assert edgellm_bin(tools) == tools
     assert edgellm_bin(tmp_path) is None, "what is asked for is not replaced by another"
@@ -207,6 +237,6 @@ def test_a_real_engine_generates() -> None:
     session = open_session(os.environ["QTK_EDGELLM_ENGINE"])
     assert session.prompt_ids is not None
     prompt = session.prompt_ids[:16].tolist()
-    first, second = (session.generate([prompt], 16, ignore_eos=True).tokens for _ in range(2))
+    first, second = (session.generate([prompt], 16, TO_THE_END).tokens for _ in range(2))
     assert first == second
     assert len(first[0]) == 16

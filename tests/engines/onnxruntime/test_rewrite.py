@@ -10,10 +10,10 @@ import collections
 import numpy as np
 import onnx
 import pytest
+from support.executors import TO_THE_END, open_on_processor
 from support.quantized_checkpoint import write_quantized
 
 from qtk.engines.build import build_engine
-from qtk.engines.onnxruntime import executor as onnxruntime_executor
 from qtk.engines.onnxruntime.rewrite import rewritten
 from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession
@@ -50,19 +50,16 @@ def test_norms_between_the_product_and_the_rotation_leave_the_graph_as_it_is(tin
 @pytest.mark.parametrize(
     ("variant", "dtype"), [("llama", "float32"), ("mistral-window", "float32"), ("llama", "float16")]
 )
-def test_one_row_has_the_numbers_of_the_portable_graph(tiny, tmp_path, monkeypatch, variant: str, dtype: str) -> None:
+def test_one_row_has_the_numbers_of_the_portable_graph(tiny, tmp_path, variant: str, dtype: str) -> None:
     """Chunks of 16 and a cache that grows, so that a prompt meets its own earlier chunks."""
-    monkeypatch.setattr(onnxruntime_executor.OnnxRuntimeExecutor, "chunk_tokens", 16)
-    monkeypatch.setattr(onnxruntime_executor.OnnxRuntimeExecutor, "chunk_logits", 16)
     model = write_quantized(tiny(variant), tmp_path / "q", "gptq", LinearScheme(4, 32, True))
     build_engine(model, tmp_path / "engine", VERIFY.model_copy(update={"dtype": dtype}))
-    one = DecoderSession.open(tmp_path / "engine", 1)
-    monkeypatch.setattr(onnxruntime_executor, "rewritten", lambda path, description: None)
-    plain = DecoderSession.open(tmp_path / "engine", 1)
+    rewritten_graph = open_on_processor(tmp_path / "engine", 1, chunk=16)
+    portable = open_on_processor(tmp_path / "engine", 1, chunk=16, rewrite=False)
     row = np.random.default_rng(0).integers(2, 320, 61).tolist()
     tolerance = 2e-5 if dtype == "float32" else 0.03
-    np.testing.assert_allclose(one.logits([row]), plain.logits([row]), atol=tolerance, rtol=1e-3)
-    tokens = [session.generate([row], 40, ignore_eos=True).tokens for session in (one, plain)]
+    np.testing.assert_allclose(rewritten_graph.logits([row]), portable.logits([row]), atol=tolerance, rtol=1e-3)
+    tokens = [session.generate([row], 40, TO_THE_END).tokens for session in (rewritten_graph, portable)]
     assert dtype == "float16" or tokens[0] == tokens[1]
 
 
@@ -70,9 +67,9 @@ def test_a_session_that_meets_a_batch_goes_on_with_the_portable_graph(tiny, tmp_
     build_engine(tiny(), tmp_path / "engine", VERIFY)
     session = DecoderSession.open(tmp_path / "engine", 1)
     rows = [np.random.default_rng(seed).integers(2, 320, 20 + seed).tolist() for seed in (1, 2)]
-    before = session.generate([rows[0]], 12, ignore_eos=True).tokens[0]
-    both = session.generate(rows, 12, ignore_eos=True).tokens
-    assert [before, both[1]] == [both[0], session.generate([rows[1]], 12, ignore_eos=True).tokens[0]]
+    before = session.generate([rows[0]], 12, TO_THE_END).tokens[0]
+    both = session.generate(rows, 12, TO_THE_END).tokens
+    assert [before, both[1]] == [both[0], session.generate([rows[1]], 12, TO_THE_END).tokens[0]]
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -81,7 +78,9 @@ def test_the_cache_is_written_in_place(tiny, tmp_path, rows: int) -> None:
     build_engine(tiny(), tmp_path / "engine", VERIFY)
     session = DecoderSession.open(tmp_path / "engine", 1)
     session.logits([[5, 6, 7, 8, 9]] * rows)
-    for array in session._executor._cache:  # type: ignore[attr-defined]
+    cache = session.executor.cache()  # type: ignore[attr-defined]
+    assert len(cache) == 6
+    for array in cache.values():
         assert array.shape == (rows, 2, 32, 32)
         assert np.abs(array[:, :, :5]).max(axis=(1, 3)).all()
         assert not array[:, :, 5:].any()

@@ -22,8 +22,8 @@ from support.quantized_checkpoint import write_quantized
 
 from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
-from qtk.engines.description import Limits, read_description
-from qtk.engines.memory_plan import memory_plan
+from qtk.engines.description import EngineLimits, read_description
+from qtk.engines.memory import memory_refusals, memory_table
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError, MachineError
 from qtk.quantization.model_weights import ModelWeights
@@ -261,12 +261,12 @@ def test_what_a_version_or_gpu_cannot_take(int4, tiny, tmp_path) -> None:
 def test_more_gpus_hold_what_one_cannot(int4) -> None:
     weights = ModelWeights.open(int4("llama"))
     spec = replace(weights.spec, num_layers=120, hidden_size=8192, intermediate_size=28672, num_heads=64, head_dim=128)
-    limits = Limits(max_batch=1, max_input_len=1024, max_output_len=512, max_positions=1536)
+    limits = EngineLimits(max_batch=1, max_input_len=1024, max_output_len=512, max_positions=1536)
     scheme = QuantizationScheme(GROUP_64, {name: GROUP_64 for name, _ in spec.all_linears()})
-    plan = memory_plan(spec, scheme, limits, gpu_profile("a10"), 1536)
-    assert "GiB are needed, NVIDIA A10 has" in plan.refusals()[0]
-    assert "2 x NVIDIA A10 have" in plan.refusals(2)[0]
-    assert plan.refusals(4) == []
+    memory = memory_table(spec, scheme, limits, gpu_profile("a10"))
+    assert "GiB are needed, NVIDIA A10 has" in memory_refusals(memory)[0]
+    assert "2 x NVIDIA A10 have" in memory_refusals(memory, 2)[0]
+    assert memory_refusals(memory, 4) == []
 
 
 def test_without_the_tool_nothing_is_written_and_prepare_only_is_named(int4, tmp_path, monkeypatch) -> None:
@@ -367,7 +367,7 @@ def test_another_gpu_than_the_one_asked_for_is_refused(int4, stand_in, tmp_path,
     """trtllm-build builds for the GPU that it finds, whatever qtk was told."""
     stand_in("build")
     pretend_gpu("8.9")
-    with pytest.raises(MachineError, match=r"NVIDIA A10 is SM 8\.6; found here: NVIDIA A10 \(8\.9\)"):
+    with pytest.raises(MachineError, match=r"NVIDIA A10 is SM 8\.6; GPUs here: NVIDIA A10 \(8\.9\)"):
         prepare(int4("llama"), tmp_path / "out", prepare_only=False)
     assert not (tmp_path / "out").exists()
 

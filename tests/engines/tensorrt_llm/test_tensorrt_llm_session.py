@@ -13,13 +13,17 @@ from pathlib import Path
 
 import pytest
 from conftest import write_byte_tokenizer
+from support.executors import TO_THE_END
 
-from qtk.bench.latency import LatencyOptions, measure
-from qtk.engines.description import EngineDescription, Limits, Stage
+from qtk.bench.latency import measure
+from qtk.bench.options import AcceptOptions, LatencyOptions
+from qtk.engines.description import EngineDescription, EngineLimits, Stage
+from qtk.engines.sessions.decoding import Decoding
+from qtk.engines.sessions.options import GenerateOptions
 from qtk.engines.sessions.session import open_session
-from qtk.engines.sessions.text import GenerateOptions, generate_text
+from qtk.engines.sessions.text import generate_text
 from qtk.errors import InputError, MachineError
-from qtk.release.accept import AcceptOptions, accept
+from qtk.release.accept import accept
 
 # Streams each prompt's last token + 1, + 2, ...: `step` tokens at a time, with the cumulative ids of the real one.
 STAND_IN = """
@@ -72,7 +76,7 @@ def engine(tmp_path) -> Path:
         compute_capability="8.6",
         dtype="float16",
         lm_head_bits=16,
-        limits=Limits(max_batch=2, max_input_len=64, max_output_len=32, max_positions=96),
+        limits=EngineLimits(max_batch=2, max_input_len=64, max_output_len=32, max_positions=96),
         vocab_size=258,
         hidden_size=128,
         num_layers=2,
@@ -123,7 +127,7 @@ def test_stop_tokens_eos_and_sampling_settings(engine, machine) -> None:
     calls = importlib.import_module("tensorrt_llm").calls
     # 257 is followed by 0 and 1, the stop token of the model.
     assert session.generate([[256]], 9).tokens == [[257, 0]]
-    whole = session.generate([[256]], 9, ignore_eos=True, temperature=0.7, top_p=0.9, seed=3)
+    whole = session.generate([[256]], 9, Decoding(temperature=0.7, top_p=0.9, ignore_eos=True, seed=3))
     assert whole.tokens == [[257, 0, 1, 2, 3, 4, 5, 6, 7]]
     assert calls[-1][1] == {
         "max_tokens": 9, "end_id": -1, "pad_id": 0, "detokenize": False, "ignore_eos": True, "temperature": 0.7,
@@ -131,7 +135,7 @@ def test_stop_tokens_eos_and_sampling_settings(engine, machine) -> None:
     }  # fmt: skip
     # Three tokens come at once: the first three count as the prompt's time, six more steps follow.
     assert (len(whole.token_seconds), whole.finish) == (6, ["length"])
-    stopped = session.generate([[10], [30]], 9, stop=[15, 300])
+    stopped = session.generate([[10], [30]], 9, Decoding(stop=frozenset({15, 300})))
     assert (stopped.tokens[0], stopped.finish) == ([11, 12, 13, 14], ["stop", "length"])
     assert (calls[-1][1]["end_id"], calls[-1][1]["stop_token_ids"]) == (15, [300])
     enough = session.generate([[10]], 9, on_token=lambda row, token: token == 12)
@@ -161,11 +165,11 @@ def test_latency_text_and_acceptance_run_on_it(engine, machine) -> None:
 def test_what_the_machine_lacks_is_said_all_at_once(engine, machine, run_qtk) -> None:
     done = run_qtk("generate", engine, "--prompt", "x")
     assert (done.returncode, done.stdout) == (4, "")
-    assert "a GPU of SM 8.6; found here: none" in done.stderr
+    assert "a GPU of SM 8.6; GPUs here: none" in done.stderr
     assert "pip install tensorrt-llm==1.1.0" in done.stderr
     machine("8.9", version="1.0.0")
     with pytest.raises(
-        MachineError, match=r"(?s)NVIDIA A10 \(8\.9\).*compiled by tensorrt-llm 1\.1\.0, here is 1\.0\.0"
+        MachineError, match=r"(?s)NVIDIA A10 \(8\.9\).*compiled by tensorrt-llm 1\.1\.0, and this machine has 1\.0\.0"
     ):
         open_session(engine)
 
@@ -184,6 +188,6 @@ def test_a_real_engine_generates() -> None:
     if "QTK_TENSORRT_LLM_ENGINE" not in os.environ:
         pytest.skip("QTK_TENSORRT_LLM_ENGINE names no engine built by trtllm-build")
     session = open_session(os.environ["QTK_TENSORRT_LLM_ENGINE"])
-    first, second = (session.generate([[5, 6, 7, 8]], 16, ignore_eos=True).tokens for _ in range(2))
+    first, second = (session.generate([[5, 6, 7, 8]], 16, TO_THE_END).tokens for _ in range(2))
     assert first == second
     assert len(first[0]) == 16

@@ -125,10 +125,8 @@ def _batch_texts(
     generation = session.generate(
         [request.prompt for request in batch],
         max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=[options.seed + zlib.crc32(request.name.encode()) for request in batch],
-        on_token=on_token,
+        options.decoding(tuple(options.seed + zlib.crc32(request.name.encode()) for request in batch)),
+        on_token,
     )
     return [tokenizer.decode(tokens) for tokens in generation.tokens]
 

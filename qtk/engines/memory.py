@@ -1,55 +1,60 @@
-"""Does a model fit a GPU, and how fast could it decode at best: a table of memory, and the bandwidth bound.
+"""The memory that an engine takes on its GPU, and the bound that the GPU's bandwidth sets to its speed.
 
-A decoded token reads every weight but the embedding once, and the cache of every earlier position; no decoder can be
-faster than the memory. Weights are counted exactly; activations and workspace are bounds from above.
+For each token, a decoder reads every weight but the embedding once, and the cache of every earlier position: it cannot be
+faster than the memory. Weights are counted exactly; activations and workspace are upper bounds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qtk.engines.description import Limits
-from qtk.engines.memory_table import RESERVE_BYTES, MemoryPart, MemoryPlan
+from qtk.engines.description import EngineLimits, MemoryPart, MemoryTable
 from qtk.models.spec import LM_HEAD_MODULE, Linear, ModelSpec
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
 from qtk.targets.gpu import GpuProfile
 
 FLOAT_BYTES = 2
-CACHE_STEP = 128
+# What the driver's context and the runtime's libraries hold on a GPU before any engine is loaded, with room for
+# fragmentation. Not measured here (no GPU): a figure commonly seen, rounded up.
+RESERVE_BYTES = 1 << 30
+_SCORED_POSITIONS = 256
 
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """Bytes of a model's parts in a fp16 engine, the linears by block so that stages can be cut."""
+    """Bytes of a model's parts in a fp16 engine, the linears by block so that stages can be cut. tied: the head reads the
+    embedding, so `head` is 0."""
 
     embedding: int
     blocks: tuple[int, ...]
     head: int
+    tied: bool
 
     @property
     def total(self) -> int:
         return self.embedding + sum(self.blocks) + self.head
 
-
-def cache_length(positions: int) -> int:
-    """The cache slots that a plan freezes for this many positions."""
-    return -(-positions // CACHE_STEP) * CACHE_STEP
+    def stage(self, layers: tuple[int, int]) -> int:
+        """Bytes of one stage's graph: its blocks, the embedding in the first, the head (a tied one again) in the last."""
+        first, last = layers[0] == 0, layers[1] == len(self.blocks)
+        embedding = self.embedding if first or (last and self.tied) else 0
+        return sum(self.blocks[layers[0] : layers[1]]) + embedding + (self.head if last else 0)
 
 
 def model_bytes(spec: ModelSpec, scheme: QuantizationScheme) -> ModelBytes:
-    """What the weights of a fp16 engine take."""
+    """The bytes of the weights in a fp16 engine."""
     blocks = []
     for layer in range(spec.num_layers):
         prefix = spec.block_prefix(layer)
-        linears = sum(linear_bytes(linear, scheme.of(prefix + linear.name)) for linear in spec.linears())
+        linears = sum(_linear_bytes(linear, scheme.of(prefix + linear.name)) for linear in spec.linears())
         blocks.append(linears + sum(spec.norms().values()) * FLOAT_BYTES)
     table = spec.vocab_size * spec.hidden_size * FLOAT_BYTES
     head = Linear(LM_HEAD_MODULE, spec.vocab_size, spec.hidden_size, False, "attention_input", "")
-    own_head = 0 if spec.tie_word_embeddings else linear_bytes(head, scheme.of(LM_HEAD_MODULE))
-    return ModelBytes(table, tuple(blocks), own_head)
+    own_head = 0 if spec.tie_word_embeddings else _linear_bytes(head, scheme.of(LM_HEAD_MODULE))
+    return ModelBytes(table, tuple(blocks), own_head, spec.tie_word_embeddings)
 
 
-def linear_bytes(linear: Linear, scheme: LinearScheme) -> int:
+def _linear_bytes(linear: Linear, scheme: LinearScheme) -> int:
     """Codes, scales and zero points, or floats; and the bias."""
     elements = linear.out_features * linear.in_features
     bias = linear.out_features * FLOAT_BYTES if linear.bias else 0
@@ -60,24 +65,22 @@ def linear_bytes(linear: Linear, scheme: LinearScheme) -> int:
     return elements * scheme.bits // 8 + groups * FLOAT_BYTES + zeros + bias
 
 
-def memory_plan(
-    spec: ModelSpec, scheme: QuantizationScheme, limits: Limits, gpu: GpuProfile, cache_length: int
-) -> MemoryPlan:
+def memory_table(spec: ModelSpec, scheme: QuantizationScheme, limits: EngineLimits, gpu: GpuProfile) -> MemoryTable:
     """The table for one engine on one GPU."""
-    weights = model_bytes(spec, scheme)
+    weights, slots = model_bytes(spec, scheme), limits.cache_slots
     per_position = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * FLOAT_BYTES
-    cache = per_position * cache_length * limits.max_batch
+    cache = per_position * slots * limits.max_batch
     tokens = limits.max_input_len * limits.max_batch
-    # At one time live: hidden state and its sum, the widest pair of products, and the attention scores of one block.
+    # Alive at one time: the hidden state and its sum, the widest pair of products, and the attention scores of one block.
     widest = max(2 * spec.intermediate_size, (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim)
     activations = tokens * (2 * spec.hidden_size + 2 * widest) * FLOAT_BYTES
-    scores = spec.num_heads * tokens * cache_length * FLOAT_BYTES
-    scored = min(limits.max_input_len, 256) * limits.max_batch
+    scores = spec.num_heads * tokens * slots * FLOAT_BYTES
+    scored = min(limits.max_input_len, _SCORED_POSITIONS) * limits.max_batch
     logits = scored * spec.vocab_size * (FLOAT_BYTES + 4)
     parts = [
         MemoryPart(name="weights", bytes=weights.total, how="codes, scales and float parts, exactly"),
         MemoryPart(
-            name="cache", bytes=cache, how=f"{per_position} bytes a position x {cache_length} x {limits.max_batch} rows"
+            name="cache", bytes=cache, how=f"{per_position} bytes a position x {slots} x {limits.max_batch} rows"
         ),
         MemoryPart(name="activations", bytes=activations, how=f"{tokens} tokens through the widest block, two alive"),
         MemoryPart(name="workspace", bytes=scores, how="attention scores of one block, should they be written out"),
@@ -88,7 +91,7 @@ def memory_plan(
     read = sum(weights.blocks) + (weights.head or weights.embedding)
     middle = limits.max_input_len + limits.max_output_len // 2
     bound = None if gpu.bandwidth_gb_s is None else gpu.bandwidth_gb_s * 1e9 / (read + per_position * middle)
-    return MemoryPlan(
+    return MemoryTable(
         gpu=gpu.title,
         available_bytes=gpu.memory_bytes,
         parts=parts,
@@ -97,3 +100,12 @@ def memory_plan(
         decode_bound_tokens_per_s=bound,
         bound_of=f"{read / 1e9:.2f} GB of weights and {per_position * middle / 1e9:.2f} GB of cache read a token",
     )
+
+
+def memory_refusals(memory: MemoryTable, gpus: int = 1) -> list[str]:
+    """The sentence for so many of these GPUs that cannot hold the engine together; empty when they can."""
+    available, needed = memory.available_bytes, memory.needed_bytes + (gpus - 1) * RESERVE_BYTES
+    if available is None or needed <= available * gpus:
+        return []
+    has = f"{memory.gpu} has" if gpus == 1 else f"{gpus} x {memory.gpu} have"
+    return [f"{needed / 2**30:.1f} GiB are needed, {has} {available * gpus / 2**30:.1f} GiB"]

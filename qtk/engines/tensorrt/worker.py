@@ -1,8 +1,8 @@
-"""Compiles one ONNX graph into a TensorRT plan, in a process of its own: `python -m qtk.engines.tensorrt.compile REQUEST`.
+"""Compiles one ONNX graph into a TensorRT plan, in a process of its own: `python -m qtk.engines.tensorrt.worker REQUEST`.
 
-A process of its own bounds memory to one stage and keeps a crash in native code from taking qtk with it. REQUEST is the
-path of a JSON file (see `CompileRequest`); progress goes to stdout as one JSON object a line; the last line says the
-peak memory. The plan and the list of parsed layers are written beside the graph.
+A process of its own bounds memory to one stage, and a crash in native code does not end qtk. REQUEST is the path of a JSON
+file (see `CompileRequest`). Progress goes to stdout, one JSON object a line; the last line holds the peak memory. The plan
+and the list of parsed layers are written beside the graph.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import onnx
 from pydantic import BaseModel, ConfigDict
 
-# Exit code where the fault is the machine's and not the graph's.
-LACKS = 4
+# Exit code where the machine is at fault and not the graph.
+MACHINE_LACKS = 4
 
 
 class CompileRequest(BaseModel):
@@ -37,23 +37,23 @@ class CompileRequest(BaseModel):
 
 
 def main(request_path: str) -> int:
-    """Exit code 0; else, with the reasons on stderr, 1 where TensorRT refuses, LACKS where the machine lacks something."""
+    """Exit code 0; else, with the reasons on stderr, 1 where TensorRT refuses, MACHINE_LACKS where the machine lacks something."""
     request = CompileRequest.model_validate_json(Path(request_path).read_bytes())
     start = time.monotonic()
     try:
         version = compile_plan(request)
     except ImportError as error:
         print(f"{request.library} cannot be imported: {error}", file=sys.stderr)
-        return LACKS
+        return MACHINE_LACKS
     except MemoryError:
         print(f"There is not enough memory to compile {request.graph.name}.", file=sys.stderr)
-        return LACKS
+        return MACHINE_LACKS
     except OSError as error:
         print(error, file=sys.stderr)
-        return LACKS
+        return MACHINE_LACKS
     except RuntimeError as error:
         print(error, file=sys.stderr)
-        return LACKS if "bad_alloc" in str(error) else 1
+        return MACHINE_LACKS if "bad_alloc" in str(error) else 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     say(event="done", version=version, seconds=round(time.monotonic() - start, 2), peak_memory_bytes=peak)
     return 0
@@ -89,7 +89,7 @@ def compile_plan(request: CompileRequest) -> str:
     if plan is None:
         raise RuntimeError(f"TensorRT could not build {request.graph.name}; its messages are above.")
     request.plan.write_bytes(plan)
-    # The module's own word: a distribution's metadata may have another name, or be absent as in NVIDIA's containers.
+    # From the module: a distribution's metadata may have another name, or be absent as in NVIDIA's containers.
     return str(trt.__version__)
 
 

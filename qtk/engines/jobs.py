@@ -1,0 +1,149 @@
+"""What a backend is given: the request that `qtk plan` can answer too, the job that builds it, and what a job says of its engine."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from qtk.checkpoint.writer import require_room
+from qtk.engines.description import EngineDescription, EngineLimits, MemoryTable, Quantization, Stage
+from qtk.engines.memory import memory_table
+from qtk.engines.options import BuildOptions
+from qtk.errors import InputError
+from qtk.machine import package_versions
+from qtk.models.spec import ModelSpec
+from qtk.models.tokenizer import TextTokenizer, configured_eos_ids
+from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.scheme_model import QuantizationScheme
+from qtk.targets.gpu import GpuProfile
+from qtk.targets.refusals import LinearPlan
+
+_DTYPE_NAMES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """The engine that is wanted: of which model, stored how, for which GPU and within which limits."""
+
+    spec: ModelSpec
+    scheme: QuantizationScheme
+    gpu: GpuProfile
+    limits: EngineLimits
+    options: BuildOptions
+
+    @property
+    def gpus(self) -> int:
+        """The number of GPUs that share the model."""
+        return self.options.tp * self.options.pp
+
+    @functools.cached_property
+    def memory(self) -> MemoryTable:
+        """The memory table of the engine on its GPU."""
+        return memory_table(self.spec, self.scheme, self.limits, self.gpu)
+
+    @functools.cached_property
+    def linears(self) -> dict[str, LinearPlan]:
+        """The quantized linears by full module name (a head of its own included), as the runtimes' records are asked."""
+        shapes = self.spec.module_shapes()
+        return {
+            name: LinearPlan(*shapes[name], linear.bits, linear.group_size, linear.symmetric)
+            for name, linear in self.scheme.quantized_modules().items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildJob(EngineRequest):
+    """One engine to build into `directory` (it exists already, and becomes the engine directory when all went well).
+
+    on_block is called with each block's number when the block is written.
+    """
+
+    weights: ModelWeights
+    directory: Path
+    on_block: Callable[[int], None]
+
+    @property
+    def name(self) -> str:
+        """The name that the engine directory will have."""
+        return self.directory.name.removesuffix(".partial")
+
+    def describe(
+        self,
+        *,
+        backend: str,
+        dtype: torch.dtype,
+        lm_head_bits: int,
+        stages: tuple[Stage, ...],
+        packages: tuple[str, ...],
+        versions: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> EngineDescription:
+        """The description of the engine. `packages`: whose installed versions are recorded, beside `versions`."""
+        spec = self.spec
+        return EngineDescription(
+            architecture=spec.architecture,
+            backend=backend,
+            gpu=self.gpu.name,
+            compute_capability=self.gpu.compute_capability,
+            dtype=_DTYPE_NAMES[dtype],
+            lm_head_bits=lm_head_bits,
+            limits=self.limits,
+            vocab_size=spec.vocab_size,
+            hidden_size=spec.hidden_size,
+            num_layers=spec.num_layers,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            windows=spec.windows,
+            stop_tokens=_stop_tokens(self.weights.checkpoint.path),
+            quantization=_quantization(self.weights),
+            stages=stages,
+            versions=package_versions("qtk", *packages) | dict(versions or {}),
+            **more,
+        )
+
+
+@dataclass(frozen=True)
+class FinishJob:
+    """A directory of `--prepare-only` to be built into `directory` (it exists already, with the files that lie beside the
+    graph). `options` are those of the preparation, except for the places of this machine's tools."""
+
+    prepared: Path
+    description: EngineDescription
+    directory: Path
+    gpu: GpuProfile
+    options: BuildOptions
+
+    def carry(self, *names: str) -> None:
+        """Copies these directories of the prepared one into the new one. MachineError where the disk is full."""
+        require_room(self.directory, sum(path.stat().st_size for name in names for path in self._files(name)))
+        for name in names:
+            shutil.copytree(self.prepared / name, self.directory / name)
+
+    def _files(self, name: str) -> list[Path]:
+        return [path for path in (self.prepared / name).rglob("*") if path.is_file()]
+
+
+def _stop_tokens(model_dir: Path) -> tuple[int, ...]:
+    try:
+        return TextTokenizer(model_dir).eos_ids
+    except InputError:  # a model without a tokenizer still takes token ids
+        return configured_eos_ids(model_dir)
+
+
+def _quantization(weights: ModelWeights) -> Quantization | None:
+    if not weights.quantized:
+        return None
+    default = weights.scheme.default
+    return Quantization(
+        bits=default.bits, group_size=default.group_size, symmetric=default.symmetric, method=weights.method
+    )
