@@ -348,7 +348,7 @@ def test_accuracy_is_a_stage(shared_data, tmp_path) -> None:
     assert done(outcome)[-3:] == ["accuracy-float", "accuracy", "report"]
     text = (tmp_path / "run" / "report" / "report.md").read_text()
     assert "| accuracy-float | humaneval-x | python | 2 | pass@1 |" in text
-    assert "Before and after" in text
+    assert "pass@1 before and after; tolerance 2 points" in text
 
 
 def test_a_recipe_of_the_schema_has_no_hidden_defaults() -> None:

@@ -62,11 +62,12 @@ class Asking:
         place = {"suite": self.part.suite.name, "set": self.part.name}
         with open(self.file, "a", encoding="utf-8") as stream:
             for mode, ask in zip(MODES, (self._generated, self._read), strict=True):
-                for given in ask([one for one in questions if one.question.id not in finished[mode]]):
-                    asked = given.question
-                    line = {**place, "task_id": asked.id, "mode": mode, "answer": given.answer, "gold": asked.gold}
+                missing = [encoded for encoded in questions if encoded.question.id not in finished[mode]]
+                for given in ask(missing):
+                    task_id, gold = given.question.id, given.question.gold
+                    line = {**place, "task_id": task_id, "mode": mode, "answer": given.answer, "gold": gold}
                     write_row(stream, {**line, **given.details})
-                    finished[mode][asked.id] = given.answer
+                    finished[mode][task_id] = given.answer
         answers = {
             encoded.question.id: ChoiceAnswer.model_validate(
                 {
@@ -107,28 +108,29 @@ class Asking:
             )
         return questions
 
-    def _encode(self, asked: Question, fewer_examples: bool) -> EncodedQuestion:
+    def _encode(self, filled: Question, fewer_examples: bool) -> EncodedQuestion:
         tokenizer = self.model.session.tokenizer
-        prompt = encode(tokenizer, asked.prompt, self.model.options.chat_format)
-        texts = [[*tokenizer.bos_ids, *tokenizer.encode(text)] for text in asked.texts]
-        return EncodedQuestion(asked, prompt, texts, fewer_examples)
+        prompt = encode(tokenizer, filled.prompt, self.model.options.chat_format)
+        texts = [[*tokenizer.bos_ids, *tokenizer.encode(text)] for text in filled.texts]
+        return EncodedQuestion(filled, prompt, texts, fewer_examples)
 
     def _generated(self, questions: Sequence[EncodedQuestion]) -> Iterator[Given]:
         """The letters that the model writes."""
         model, pick = self.model, self.choice_set.pick
         chat = model.options.chat_format != "none"
         requests = [
-            TextRequest(encoded.question.id, encoded.prompt, self._end(encoded.question, chat)) for encoded in questions
+            TextRequest(encoded.question.id, encoded.prompt, self._end(encoded.question.options, chat))
+            for encoded in questions
         ]
         label = f"{self.part.name}: generating"
         texts = generated_texts(model.session, requests, self.choice_set.answer_tokens, model.options, label)
         for number, text in texts:
-            asked = questions[number].question
-            answer = picked(pick, answer_part(text, chat=chat), asked.options)
-            yield Given("generation", asked, answer, {"text": text})
+            answered = questions[number].question
+            answer = picked(pick, answer_part(text, chat=chat), answered.options)
+            yield Given("generation", answered, answer, {"text": text})
 
-    def _end(self, asked: Question, chat: bool) -> Callable[[str, str], bool]:
-        return lambda text, piece: certain(self.choice_set.pick, text, asked.options, chat=chat)
+    def _end(self, options: int, chat: bool) -> Callable[[str, str], bool]:
+        return lambda text, piece: certain(self.choice_set.pick, text, options, chat=chat)
 
     def _read(self, questions: Sequence[EncodedQuestion]) -> Iterator[Given]:
         """The options whose texts the model finds likeliest."""

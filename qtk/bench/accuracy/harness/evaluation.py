@@ -48,7 +48,7 @@ def harness_scores(
 
 
 def _run(
-    asked: AskedModel, name: str, limit: int | None, *, hub: bool
+    asked_model: AskedModel, name: str, limit: int | None, *, hub: bool
 ) -> tuple[list[HarnessScore], list[dict[str, object]]]:
     with _network(hub):
         try:
@@ -64,8 +64,8 @@ def _run(
         random.seed(0)
         np.random.seed(_SEED)
         torch.manual_seed(_SEED)
-        model = EngineLM(asked)
-        chat = asked.options.chat_format == "model"
+        model = EngineLM(asked_model)
+        chat = asked_model.options.chat_format == "model"
         results = evaluate(
             lm=model,
             task_dict=tasks,
