@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qtk.sandbox import kernel
-from qtk.sandbox.job import Level, Limits
+from qtk.sandbox.job import JobLimits, Level
 
 WORK = "/tmp/qtk-job"  # noqa: S108 - inside the jail, a private directory of each job
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
@@ -124,7 +124,7 @@ class NamespaceJail:
         """Before the fork of the supervisor, which becomes process 1 of a process space of its own."""
         kernel.unshare(kernel.CLONE_NEWPID)
 
-    def close(self, limits: Limits) -> None:
+    def close(self, limits: JobLimits) -> None:
         """In the supervisor: private temp directory and process list, then the new root."""
         kernel.die_with_parent()
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
@@ -178,7 +178,7 @@ class DirectoryJail:
     def separate(self) -> None:
         """Nothing to separate."""
 
-    def close(self, limits: Limits) -> None:
+    def close(self, limits: JobLimits) -> None:
         kernel.die_with_parent()
         kernel.adopt_orphans()
         kernel.hide_memory()
@@ -214,7 +214,7 @@ class OuterJail:
 
     alone = True
 
-    def close(self, limits: Limits) -> None:
+    def close(self, limits: JobLimits) -> None:
         kernel.hide_memory()
         os.makedirs(WORK, exist_ok=True)
         os.makedirs("/tmp/home", exist_ok=True)  # noqa: S108

@@ -11,8 +11,8 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of one job. `memory_bytes` and `processes` hold for the job as a whole, `file_bytes` for one file.
+class JobLimits:
+    """JobLimits of one job. `memory_bytes` and `processes` hold for the job as a whole, `file_bytes` for one file.
 
     `disk_bytes` and `disk_files` bound the private temp directory, `output_bytes` what the program prints.
     """
@@ -27,7 +27,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Step:
+class Command:
     """One program run in the work directory. `argv` empty: `script` is run by the worker's own Python, forked, not started.
 
     `wall_seconds` bounds the clock, `cpu_seconds` the processor time of each process.
@@ -49,25 +49,25 @@ class Job:
     """
 
     files: dict[str, str]
-    steps: tuple[Step, ...]
+    steps: tuple[Command, ...]
     sentinel: str
     environment: dict[str, str] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: JobLimits = field(default_factory=JobLimits)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Job:
-        steps = tuple(Step(**{**step, "argv": tuple(step["argv"])}) for step in data["steps"])
-        return Job(data["files"], steps, data["sentinel"], data["environment"], Limits(**data["limits"]))
+        steps = tuple(Command(**{**step, "argv": tuple(step["argv"])}) for step in data["steps"])
+        return Job(data["files"], steps, data["sentinel"], data["environment"], JobLimits(**data["limits"]))
 
 
 Ending = Literal["exited", "wall_clock", "cpu_time", "output", "memory", "processes", "sandbox"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramOutcome:
     """How a job ended: the step that was last, its exit code (negative: signal), what it printed, and which limit hit.
 
     `reached_end`: the end of the program was reached: the sentinel was the last thing printed (it is cut off from
@@ -87,6 +87,6 @@ class Outcome:
         return asdict(self)
 
 
-def broken_sandbox(reason: str) -> Outcome:
+def broken_sandbox(reason: str) -> ProgramOutcome:
     """The outcome of a job that the sandbox could not run."""
-    return Outcome("sandbox", -1, "sandbox", "", reason, False, 0.0)
+    return ProgramOutcome("sandbox", -1, "sandbox", "", reason, False, 0.0)

@@ -21,7 +21,7 @@ from qtk.errors import InputError, MachineError
 from qtk.machine import usable_cores
 from qtk.sandbox import kernel
 from qtk.sandbox.jail import JailPlan, readable_paths
-from qtk.sandbox.job import Job, Level, Limits, Outcome, Step, broken_sandbox
+from qtk.sandbox.job import Command, Job, JobLimits, Level, ProgramOutcome, broken_sandbox
 
 Key = TypeVar("Key")
 
@@ -38,10 +38,10 @@ _PROMISES: dict[Level, str] = {
 
 def promise(level: Level) -> str:
     """What a level promises on this machine; Landlock's promise depends on the kernel."""
-    return _landlock_promise(kernel.landlock_abi()) if level == "landlock" else _PROMISES[level]
+    return landlock_promise(kernel.landlock_abi()) if level == "landlock" else _PROMISES[level]
 
 
-def _landlock_promise(abi: int) -> str:
+def landlock_promise(abi: int) -> str:
     """What Landlock's versions do not hold yet is said as plainly as what they hold."""
     gaps = [
         text
@@ -79,7 +79,7 @@ def why_not(level: Level) -> str:
         return "needs root"
     if level == "bubblewrap" and shutil.which("bwrap") is None:
         return "bwrap is not installed"
-    trial = Job({"main.py": "open('x', 'w').write('y')\n"}, (Step("run", script="main.py"),), "trial-ended")
+    trial = Job({"main.py": "open('x', 'w').write('y')\n"}, (Command("run", script="main.py"),), "trial-ended")
     try:
         with Workers(level, count=1, preload=()) as workers:
             _, outcome = next(iter(workers.run([(0, trial)])))
@@ -109,7 +109,7 @@ def choose_level(wanted: str = "auto", allow_unsandboxed: bool = False) -> Level
     )
 
 
-class _Process:
+class _WorkerProcess:
     """One worker process and the two pipes to it."""
 
     def __init__(self, plan: JailPlan, preload: tuple[str, ...]) -> None:
@@ -133,9 +133,13 @@ class _Process:
             self.stop()
             raise MachineError(str(answer.get("stderr", answer)))
 
-    def run(self, job: Job) -> Outcome:
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def run(self, job: Job) -> ProgramOutcome:
         self._send(json.dumps(job.as_json()) + "\n")
-        return Outcome(**self._receive())
+        return ProgramOutcome(**self._receive())
 
     def _send(self, text: str) -> None:
         assert self._process.stdin is not None
@@ -193,8 +197,8 @@ class Workers:
         self.count = count or usable_cores()
         self._preload = preload
         self._readable = readable_paths(readable)
-        self._processes: list[_Process] = []
-        self._free: list[_Process] = []
+        self._processes: list[_WorkerProcess] = []
+        self._free: list[_WorkerProcess] = []
         self._lock = threading.Lock()
         self._scratch: list[str] = []
 
@@ -212,7 +216,7 @@ class Workers:
                 self._scratch.append(tempfile.mkdtemp(prefix="qtk-sandbox-"))
                 user = _FIRST_USER + (os.getpid() % 10_000) * 16 + number % 16
                 plan = JailPlan(self.level, self._scratch[-1], self._readable, user)
-                self._processes.append(_Process(plan, self._preload))
+                self._processes.append(_WorkerProcess(plan, self._preload))
         except BaseException:
             self._stop()
             raise
@@ -228,7 +232,15 @@ class Workers:
         for directory in self._scratch:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _run_one(self, key: Key, job: Job) -> tuple[Key, Outcome]:
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers, of which every program is a descendant."""
+        return [process.pid for process in self._processes]
+
+    def scratch_directories(self) -> list[str]:
+        """The workers' own directories outside the jails; gone when the workers have ended."""
+        return list(self._scratch)
+
+    def _run_one(self, key: Key, job: Job) -> tuple[Key, ProgramOutcome]:
         with self._lock:
             process = self._free.pop()
         try:
@@ -237,9 +249,9 @@ class Workers:
             with self._lock:
                 self._free.append(process)
 
-    def run(self, jobs: Iterable[tuple[Key, Job]]) -> Iterator[tuple[Key, Outcome]]:
+    def run(self, jobs: Iterable[tuple[Key, Job]]) -> Iterator[tuple[Key, ProgramOutcome]]:
         """Runs the jobs, at most `count` at a time; yields each outcome as it comes. The first broken one ends the run."""
-        pending: set[Future[tuple[Key, Outcome]]] = set()
+        pending: set[Future[tuple[Key, ProgramOutcome]]] = set()
         source = iter(jobs)
         with ThreadPoolExecutor(self.count) as threads:
             try:
@@ -259,7 +271,7 @@ class Workers:
                 raise
 
 
-def limits_note(limits: Limits, level: Level, seconds: float) -> str:
+def limits_note(limits: JobLimits, level: Level, seconds: float) -> str:
     """The limits that are in force at a level, in words, for reports."""
     private = level in ("namespaces", "bubblewrap", "user-namespaces")
     files = f"{limits.disk_bytes >> 20} MiB of files" if private else f"{limits.file_bytes >> 20} MiB a file"

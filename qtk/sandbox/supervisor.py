@@ -20,7 +20,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterable
 
-from qtk.sandbox.job import Ending, Job, Limits, Outcome, Step
+from qtk.sandbox.job import Command, Ending, Job, JobLimits, ProgramOutcome
 
 _TICK_SECONDS = 0.025
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -137,7 +137,7 @@ def _tasks_of_user() -> int:
     return found
 
 
-def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> Outcome:
+def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome:
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
     for name, text in job.files.items():
         path = os.path.join(os.getcwd(), name)
@@ -162,7 +162,7 @@ def _remove(names: Iterable[str]) -> None:
             os.unlink(name)
 
 
-def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> Outcome:
+def _run_step(job: Job, step: Command, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome:
     out_read, out_write = os.pipe()
     err_read, err_write = os.pipe()
     end = EndOfScript() if not step.argv else None
@@ -205,7 +205,7 @@ def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> 
     if reached_end and end is None:
         stdout = stdout[: -len(job.sentinel)]
     keep = job.limits.output_bytes
-    return Outcome(
+    return ProgramOutcome(
         step.name, code, ending, stdout[:keep], stderr[:keep], reached_end, round(time.monotonic() - start, 4)
     )
 
@@ -214,8 +214,8 @@ def _watch(
     handle: int,
     streams: dict[int, bytearray],
     end: EndOfScript | None,
-    step: Step,
-    limits: Limits,
+    step: Command,
+    limits: JobLimits,
     tree: Tree,
     start: float,
 ) -> Ending:
@@ -263,7 +263,7 @@ def _drain(fd: int, data: bytearray, limit: int) -> None:
 
 
 def _become_program(
-    job: Job, step: Step, out: int, err: int, end: EndOfScript | None, confine: Callable[[], None], others: int
+    job: Job, step: Command, out: int, err: int, end: EndOfScript | None, confine: Callable[[], None], others: int
 ) -> None:
     """In the child: own session, limits, no rights, then the program. Never returns."""
     code = 96
@@ -288,7 +288,7 @@ def _become_program(
         os._exit(code)
 
 
-def _limit(limits: Limits, step: Step, others: int) -> None:
+def _limit(limits: JobLimits, step: Command, others: int) -> None:
     for kind, value in (
         (resource.RLIMIT_CPU, step.cpu_seconds),
         (resource.RLIMIT_DATA, limits.memory_bytes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
-from qtk.bench.accuracy.programs.compatibility import require_rules
+from qtk.bench.accuracy.programs.compatibility import require_processor, require_rules
 from qtk.bench.accuracy.suites.suites import Part
 from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest, output_files
 from qtk.engines.description import is_engine, read_description
@@ -42,6 +42,8 @@ def require_sense(
     for part in parts:
         if part.suite.kind == "programs":
             require_rules(part.suite, options.rules)
+            if asked is not None:
+                require_processor(options.rules)
     names = [f"{part.suite.name} {part.name}" for part in parts] + [f"lm-eval {name}" for name in harness_tasks]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"Asked for twice: {', '.join(sorted(twice))}.")

@@ -8,13 +8,14 @@ import shutil
 import pytest
 
 from qtk.bench.accuracy.languages.base import LanguageUnavailable
-from qtk.bench.accuracy.languages.registry import TOOLCHAINS
+from qtk.bench.accuracy.languages.registry import LANGUAGES
 from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.compatibility import bigcode_source
 from qtk.bench.accuracy.programs.extraction import certain_end, continuation, extract
 from qtk.bench.accuracy.programs.scoring import Scorer
 from qtk.bench.accuracy.suites.suites import data_file, load_suite, suite_tasks
-from qtk.bench.accuracy.suites.tasks import Task, read_rows
+from qtk.bench.accuracy.suites.tasks import read_rows
+from qtk.bench.accuracy.task import Task
 from qtk.sandbox.pool import choose_level
 
 SUITE = load_suite("multipl-e")
@@ -150,7 +151,7 @@ def test_right_answers_pass_and_others_do_not(shared_data, language):
 
 def test_the_leaderboards_languages_come_first():
     assert tuple(SUITE.languages)[:11] == LEADERBOARD
-    assert set(SUITE.languages) <= set(TOOLCHAINS)
+    assert set(SUITE.languages) <= set(LANGUAGES)
 
 
 def test_an_absent_toolchain_is_named_and_skipped(shared_data, tmp_path, run_qtk):

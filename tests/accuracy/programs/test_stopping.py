@@ -11,7 +11,7 @@ from qtk.bench.accuracy.options import ModelOptions
 from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.generation import ModelAnswers
 from qtk.bench.accuracy.suites.suites import load_suite
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession, Generation
@@ -116,7 +116,7 @@ def test_the_other_harnesses_rules_stop_where_those_say(session, monkeypatch):
 
 
 def test_codefuse_rules_never_stop(session, monkeypatch):
-    assert written(session, "ab", "codefuse", monkeypatch) == [whole("a"), whole("b")]
+    assert written(session, "ab", "codefuse:13b", monkeypatch) == [whole("a"), whole("b")]
 
 
 def test_without_a_sign_of_the_end_a_row_goes_on_to_the_limit(session, monkeypatch):

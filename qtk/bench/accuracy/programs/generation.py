@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qtk.bench.accuracy.options import ModelOptions, Rules
+from qtk.bench.accuracy.options import ModelOptions, Rules, harness_of
 from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.compatibility import bigcode_stops
 from qtk.bench.accuracy.programs.extraction import certain_end
@@ -79,7 +79,7 @@ class ModelAnswers:
             )
 
     def _certain(self, suite: Suite, task: Task, text: str) -> bool:
-        if self.rules == "codefuse":
+        if harness_of(self.rules) == "codefuse":
             return False  # that harness lets the model go on to its end-of-sequence token
         if self.rules == "bigcode":
             return any(stop in text for stop in bigcode_stops(suite, task))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qtk.bench.accuracy.likelihood import LikelihoodScore
 from qtk.bench.accuracy.results.choice_scores import ChoiceScore
@@ -68,6 +68,12 @@ class AccuracyResult(BaseModel):
     skipped: dict[str, str] = Field(default_factory=dict)
     seconds: float
     machine: dict[str, object]
+
+    @field_validator("rules")
+    @classmethod
+    def _processor_named(cls, rules: str) -> str:
+        """Results of earlier versions do not name the processor: every answer went through this one."""
+        return "codefuse:llama34b" if rules == "codefuse" else rules
 
 
 def score_language(

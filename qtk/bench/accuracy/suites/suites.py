@@ -10,8 +10,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qtk.bench.accuracy.languages.registry import full_name
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
-from qtk.bench.accuracy.suites.tasks import Task, read_tasks
+from qtk.bench.accuracy.suites.tasks import read_tasks
+from qtk.bench.accuracy.task import Task
 from qtk.errors import InputError, listing
 from qtk.shipped import load_yaml, shipped_directory, shipped_names
 
@@ -21,7 +23,7 @@ _ROOM = "bench/suites"
 class SuiteLanguage(BaseModel):
     """One language of a suite: its file below the data folder, and how many tasks that should hold.
 
-    settings: what its toolchain does otherwise here: fields of its class in qtk/bench/accuracy/toolchains.
+    settings: what its toolchain does otherwise here; the toolchains in qtk/bench/accuracy/languages name their settings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +60,10 @@ class Suite(BaseModel):
     python_header: str = ""
     seconds: float = Field(10.0, gt=0)
 
+    def header(self, language: str) -> str:
+        """The lines put before every program of a language: the field LANGUAGE_header, where there is one."""
+        return str(getattr(self, f"{language}_header", ""))
+
 
 def suite_names() -> list[str]:
     """The suites that ship."""
@@ -83,7 +89,7 @@ def parse_suite(text: str) -> tuple[Suite, tuple[str, ...]]:
     suite = load_suite(name)
     known = suite.languages or suite.sets
     languages = tuple(word for word in chosen.split(",") if word) or tuple(known)
-    languages = tuple(_SHORT.get(word, word) for word in languages)
+    languages = tuple(full_name(word) for word in languages)
     unknown = [word for word in languages if word not in known]
     if unknown:
         kind = "Sets" if suite.sets else "Languages"
@@ -104,7 +110,7 @@ def chosen_parts(text: str) -> list[Part]:
     """What a --suite asks for, with the suites that belong to it where it names none of its sets."""
     name, _, chosen = text.partition(":")
     if (group := load_suite(name)).kind == "group":
-        return _members(group, tuple(_SHORT.get(word, word) for word in chosen.split(",") if word))
+        return _members(group, tuple(full_name(word) for word in chosen.split(",") if word))
     suite, names = parse_suite(text)
     if not suite.sets or ":" in text:
         return [Part(suite, name, True) for name in names]
@@ -119,9 +125,6 @@ def _members(group: Suite, chosen: tuple[str, ...]) -> list[Part]:
     if unknown := [name for name in chosen if name not in known]:
         raise InputError(f"Suite {group.name} has no {', '.join(unknown)}. Languages: {', '.join(known)}.")
     return [part for part in parts if not chosen or part.name in chosen]
-
-
-_SHORT = {"js": "javascript", "py": "python", "c++": "cpp", "golang": "go"}
 
 
 class MissingData(InputError):
