@@ -18,7 +18,7 @@ from qtk.sandbox.job import JobLimits, Level
 
 WORK = "/tmp/qtk-job"  # noqa: S108 - inside the jail, a private directory of each job
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
-# Of /etc only what language runtimes read; it names no user and holds no secret.
+# Of /etc only what language runtimes read: no users' names, no secrets.
 _CONFIGURATION = ("alternatives", "ld.so.cache", "ssl/openssl.cnf", "localtime", "R", "php", "racket", "julia")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _INSIDE_USER = 1000
@@ -55,10 +55,10 @@ def readable_paths(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 
 class NamespaceJail:
-    """Own process space, network, mounts, IPC and host name; a read-only root; another user's rights or none.
+    """A process space, network, mounts, IPC and host name of its own; a read-only root; another user's rights or none.
 
-    As root the program gets an unused user id. Without root the same is built inside a user namespace, where the
-    program keeps the caller's user id outside (seen as 1000 inside) but no capability.
+    As root the program gets an unused user id. Without root the same is built inside a user namespace. There the program
+    keeps the caller's user id outside (seen as 1000 inside), but has no capability.
     """
 
     alone = True
@@ -131,7 +131,7 @@ class NamespaceJail:
         plain = kernel.MS_NOSUID | kernel.MS_NODEV
         disk = f"size={limits.disk_bytes},nr_inodes={limits.disk_files},mode=1777"
         kernel.mount("tmpfs", f"{self.root}/tmp", "tmpfs", plain, disk)  # noqa: S108
-        for path in self.plan.readable:  # an environment below /tmp: what was shown of it is covered by that mount
+        for path in self.plan.readable:  # an environment below /tmp, which that mount has covered
             if path.startswith("/tmp/"):  # noqa: S108
                 self._show(path)
         shared = f"size={SHARED_BYTES},nr_inodes=64,mode=1777"
@@ -147,7 +147,7 @@ class NamespaceJail:
                 os.chown(path, self.plan.user, self.plan.user)
 
     def confine(self) -> None:
-        """In the program's process: no way back to any right."""
+        """In the program's process: gives up all rights for good."""
         if self.plan.level == "namespaces":
             os.setgroups([])
             os.setresgid(self.plan.user, self.plan.user, self.plan.user)
@@ -164,9 +164,9 @@ class NamespaceJail:
 
 
 class DirectoryJail:
-    """No namespaces: a fresh directory, the caller's user id; with Landlock nothing else can be read or written.
+    """No namespaces: a fresh directory and the caller's user id. With Landlock nothing else can be read or written.
 
-    The program still sees the process list, and shares the process space: that is the weaker promise of this level.
+    The program still sees the process list and shares the process space. That is the weaker promise of these levels.
     """
 
     alone = False

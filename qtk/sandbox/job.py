@@ -12,7 +12,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class JobLimits:
-    """JobLimits of one job. `memory_bytes` and `processes` hold for the job as a whole, `file_bytes` for one file.
+    """Limits of one job. `memory_bytes` and `processes` hold for the job as a whole, `file_bytes` for one file.
 
     `disk_bytes` and `disk_files` bound the private temp directory, `output_bytes` what the program prints.
     """
@@ -28,7 +28,9 @@ class JobLimits:
 
 @dataclass(frozen=True)
 class Command:
-    """One program run in the work directory. `argv` empty: `script` is run by the worker's own Python, forked, not started.
+    """A step of a job: one program that is run in the work directory.
+
+    `argv` empty: the worker's own Python, forked instead of started, runs `script`.
 
     `wall_seconds` bounds the clock, `cpu_seconds` the processor time of each process.
     """
@@ -44,8 +46,9 @@ class Command:
 class Job:
     """Files written into an empty work directory, then steps in order until one fails.
 
-    `sentinel`: a random word that must be the last thing on standard output of the last step; a forked Python script
-    needs none, it answers for its end otherwise. The files are gone before a step "run" that follows another step.
+    `sentinel`: a random word that must be the last thing on standard output of the last step. A forked Python script
+    needs no sentinel, because it proves its end in another way. The files are gone before a step "run" that follows
+    another step.
     """
 
     files: dict[str, str]
@@ -68,11 +71,11 @@ Ending = Literal["exited", "wall_clock", "cpu_time", "output", "memory", "proces
 
 @dataclass(frozen=True)
 class ProgramOutcome:
-    """How a job ended: the step that was last, its exit code (negative: signal), what it printed, and which limit hit.
+    """How a job ended: the step that was last, its exit code (negative: signal), what it printed, and which limit it hit.
 
-    `reached_end`: the end of the program was reached: the sentinel was the last thing printed (it is cut off from
-    `stdout`), or the script gave its word. `ending` "sandbox" means that
-    the sandbox itself failed, `stderr` says how: never the program's fault.
+    `reached_end`: the program reached its end. The sentinel was the last thing printed (the sentinel is cut off from
+    `stdout`), or the script proved its end. `ending` "sandbox" means that the sandbox itself failed, as `stderr` says;
+    that is never the program's fault.
     """
 
     step: str

@@ -42,7 +42,7 @@ def promise(level: Level) -> str:
 
 
 def landlock_promise(abi: int) -> str:
-    """What Landlock's versions do not hold yet is said as plainly as what they hold."""
+    """What this version of Landlock holds, and as plainly what it does not hold yet."""
     gaps = [
         text
         for since, text in (
@@ -66,7 +66,7 @@ _PRELOADED = (
 
 
 def preference() -> tuple[Level, ...]:
-    """Levels from the strongest down. As root our own comes before bubblewrap: it also takes another user id."""
+    """Levels from the strongest down. As root `namespaces` comes before bubblewrap, because it also changes the user id."""
     if os.geteuid() == 0:
         return ("namespaces", "bubblewrap", "user-namespaces", "landlock")
     return ("bubblewrap", "user-namespaces", "landlock")
@@ -89,9 +89,11 @@ def why_not(level: Level) -> str:
 
 
 def choose_level(wanted: str = "auto", allow_unsandboxed: bool = False) -> Level:
-    """The level to use: the one asked for, or the strongest that works here. MachineError when none does."""
+    """The level to use: the level asked for, or the strongest that works here. MachineError when none works."""
     if wanted == "rlimits" and not allow_unsandboxed:
-        raise InputError("Level rlimits is no sandbox: give --allow-unsandboxed as well if the programs are trusted.")
+        raise InputError(
+            "The level rlimits is not a sandbox. If you trust the programs, give --allow-unsandboxed as well."
+        )
     if wanted != "auto" and wanted not in get_args(Level):
         raise InputError(f"There is no sandbox level {wanted!r}. Levels: auto, {', '.join(get_args(Level))}.")
     candidates: tuple[Level, ...] = preference() if wanted == "auto" else (wanted,)  # type: ignore[assignment]
@@ -104,8 +106,8 @@ def choose_level(wanted: str = "auto", allow_unsandboxed: bool = False) -> Level
     if allow_unsandboxed:
         return "rlimits"
     raise MachineError(
-        "Generated programs cannot be shut in on this machine:\n" + "\n".join(reasons) + "\n"
-        "Install bubblewrap, or allow user namespaces; --allow-unsandboxed runs them with limits only."
+        "This machine has no sandbox for generated programs:\n" + "\n".join(reasons) + "\n"
+        "Install bubblewrap, or allow user namespaces. --allow-unsandboxed runs programs with limits only."
     )
 
 
@@ -114,7 +116,7 @@ class _WorkerProcess:
 
     def __init__(self, plan: JailPlan, preload: tuple[str, ...]) -> None:
         root = Path(__file__).resolve().parents[2]
-        # Nothing of the caller's environment: a program must not read it, and forked programs inherit the worker's.
+        # Nothing of the caller's environment, because forked programs inherit the worker's.
         environment = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "PATH": _PATH, "LC_ALL": "C.UTF-8"}
         # One thread in numpy's products: more threads than the forked programs' limit would end each of them.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -204,7 +206,7 @@ class Workers:
 
     @property
     def environment(self) -> dict[str, str]:
-        """All that a program finds in its environment: paths inside the jail, or its own directory below namespaces."""
+        """A program's whole environment: paths inside the jail, or its own directory where the level has no namespaces."""
         private = self.level in ("namespaces", "user-namespaces", "bubblewrap")
         home, temporary = ("/tmp/home", "/tmp") if private else (".", ".")  # noqa: S108
         threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -250,7 +252,7 @@ class Workers:
                 self._free.append(process)
 
     def run(self, jobs: Iterable[tuple[Key, Job]]) -> Iterator[tuple[Key, ProgramOutcome]]:
-        """Runs the jobs, at most `count` at a time; yields each outcome as it comes. The first broken one ends the run."""
+        """Runs the jobs, at most `count` at a time, and yields each outcome when it is there. A worker's failure ends the run."""
         pending: set[Future[tuple[Key, ProgramOutcome]]] = set()
         source = iter(jobs)
         with ThreadPoolExecutor(self.count) as threads:

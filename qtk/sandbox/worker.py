@@ -1,8 +1,8 @@
-"""One worker process: reads jobs from standard input, one JSON line each, runs them one at a time, answers one line each.
+"""A worker process: reads jobs from standard input, one JSON line each, runs one at a time, and answers with a line each.
 
-Started with an empty environment as `python -m qtk.sandbox.worker`. Each job gets a forked supervisor
-and namespaces of its own; the interpreter with the modules that programs import most is shared by copy-on-write
-only, so a Python program starts in milliseconds and still cannot touch what the next one gets. Standard library only.
+Started with an empty environment as `python -m qtk.sandbox.worker`. Each job gets a forked supervisor and namespaces of its
+own. The interpreter, with the modules that programs import most, is shared by copy-on-write only. So a Python program
+starts in milliseconds and still cannot touch what the next program gets. Standard library only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _GRACE_SECONDS = 15.0  # beyond the steps' own clocks, which the supervisor keep
 
 
 class Worker:
-    """Runs jobs in one jail. `run` returns an outcome whatever the program did."""
+    """Runs jobs in one jail. `run` returns an outcome, whatever the program did."""
 
     def __init__(self, plan: JailPlan) -> None:
         self.plan = plan
@@ -76,7 +76,7 @@ class Worker:
             os.waitpid(self._leaving.pop(0), 0)
 
     def _fork_supervisor(self, job: Job, write: int) -> int:
-        """As root one fork does: the worker points its next child into a new process space, and then back."""
+        """As root one fork is enough: the worker sends its next child into a new process space, and stays outside itself."""
         assert self.jail is not None
         assert self._own_space is not None
         assert self.group is not None
@@ -94,7 +94,7 @@ class Worker:
         return guard
 
     def end(self) -> None:
-        """Leaves nothing: no process, neither the control group nor the scratch directory."""
+        """Removes what the worker made: its processes, the control group, the scratch directory."""
         self._bury(0)
         if self.group is not None:
             self.group.remove()
@@ -124,7 +124,7 @@ class Worker:
             os._exit(0)
 
     def _await(self, read: int, guard: int, seconds: float) -> ProgramOutcome:
-        """The supervisor's answer. The guard is killed when it is late, or when nobody waits for this worker any more."""
+        """The supervisor's answer. The guard is killed when the answer is late, or when the caller of this worker is gone."""
         deadline, data = time.monotonic() + seconds, b""
         poll = select.poll()
         poll.register(read, select.POLLIN)
