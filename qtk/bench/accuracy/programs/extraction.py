@@ -24,7 +24,7 @@ _FENCE = re.compile(r"```[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(\n[ \t]*```|```[ \t]*(?=
 
 @dataclass(frozen=True)
 class Extracted:
-    """The source before the tests, and by which of the rules it came about."""
+    """The source before the tests, and which of the rules made it."""
 
     source: str
     how: How

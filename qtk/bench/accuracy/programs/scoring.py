@@ -1,4 +1,4 @@
-"""Runs answers in the sandbox: the references first, then every sample, in parallel; one verdict each."""
+"""Runs answers in the sandbox: the references first, then every sample, in parallel. Each sample gets a verdict."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from qtk.progress import Progress, note
 from qtk.sandbox.job import Job, Level, ProgramOutcome
 from qtk.sandbox.pool import Workers, limits_note
 
-_FEW_REFERENCES, _REFERENCE_TRIES = 3, 20  # so many that fail are tried so often, before the machine is blamed
+_FEW_REFERENCES, _REFERENCE_TRIES = 3, 20  # if so few fail, they are run so often before the machine is blamed
 _KEPT_TEXT = 2000  # characters of what a program printed, kept in the record of a task that did not pass
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The verdict on one sample, how its program came about, and the end of what it printed if it did not pass."""
+    """The verdict on a sample, how its program was made, and the end of what the program printed if it did not pass."""
 
     answer: Answer
     verdict: Verdict
@@ -130,7 +130,7 @@ class Scorer:
         return {name: outcome for name, outcome in outcomes if self.toolchain.verdict(outcome, "qtk") != "passed"}
 
     def score(self, tasks: Sequence[Task], answers: Sequence[Answer]) -> Iterator[Scored]:
-        """A verdict for every answer, as they come."""
+        """A verdict for every answer, in the order in which the programs end."""
         by_id = {task.task_id: task for task in tasks}
         how: dict[Answer, str] = {}
 
@@ -175,7 +175,7 @@ class Scorer:
                 progress.advance(1, detail())
 
     def _outcomes(self, jobs: Iterable[tuple[Any, Job]], total: int) -> Iterator[tuple[Any, ProgramOutcome]]:
-        """Programs in company where the toolchain has it, and alone all that did not pass there."""
+        """Runs programs in company where the toolchain allows that, and then alone those that did not pass there."""
         size = self.toolchain.company.size(total, self.workers.count)
         if size == 1:
             yield from self.workers.run(jobs)
