@@ -129,7 +129,7 @@ def test_helpers_stay_and_what_the_tests_bring_goes(shared_data):
 
 @pytest.mark.parametrize("language", SUITE.languages)
 def test_right_answers_pass_and_others_do_not(shared_data, language):
-    """Our solutions pass in the sandbox; a wrong one, one that ends the process early and one that is no program do not."""
+    """Our solutions pass in the sandbox; a wrong one, an early exit and what is not a program do not."""
     tasks = solved(shared_data, language)
     [add] = [task for task in tasks if task.task_id == ADD]
     wrong = add.reference.replace("+", "-")

@@ -232,7 +232,7 @@ def test_generation_stops_only_when_nothing_can_change():
     assert not certain_end(SUITE, PYTHON, WHOLE + "\nx", chat=False)
     assert certain_end(SUITE, PYTHON, f"Text\n```python\n{WHOLE}```\n", chat=True)
     assert not certain_end(SUITE, PYTHON, f"Text\n```python\n{WHOLE}", chat=True)
-    # Another language's block, one that does not define the function, and one that may go on, are no end yet.
+    # Not an end yet: another language's block, a block without the function, a block that may go on.
     assert not certain_end(SUITE, PYTHON, "```bash\npip install x\n```\n", chat=True)
     assert not certain_end(SUITE, PYTHON, "```python\nadd(1, 2)\n```\nThat is:\n", chat=True)
     assert not certain_end(SUITE, PYTHON, f"```python\nadd(1, 2)\n```\n```python\n{WHOLE}", chat=True)
