@@ -23,15 +23,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qtk.bench.accuracy.languages.base import Company
-from qtk.bench.accuracy.languages.javascript import JavaScript
+from qtk.bench.accuracy.languages.javascript import JAVASCRIPT
+from qtk.bench.accuracy.languages.registry import LANGUAGES
 from qtk.bench.accuracy.programs.assemble import reference_source
 from qtk.bench.accuracy.programs.scoring import Scorer
 from qtk.bench.accuracy.suites.suites import Suite, load_suite, suite_tasks
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.errors import MachineError
 from qtk.machine import machine, usable_cores
 from qtk.sandbox.pool import choose_level
@@ -46,17 +48,17 @@ def ours(suite: Suite, language: str, tasks: list[Task], workers: int, level: st
 
 def each_alone(suite: Suite, language: str, tasks: list[Task], workers: int, level: str) -> int:
     """qtk with a sandbox and a Node process for every program, as those get that do not pass in company."""
-    usual = JavaScript.company
-    JavaScript.company = Company()
+    alone = replace(JAVASCRIPT, toolchain=replace(JAVASCRIPT.toolchain, company=Company()))
+    LANGUAGES[language] = alone
     try:
         return ours(suite, language, tasks, workers, level)
     finally:
-        JavaScript.company = usual
+        LANGUAGES[language] = JAVASCRIPT
 
 
 def fresh_interpreter(suite: Suite, language: str, tasks: list[Task], workers: int, level: str) -> int:
     """The plain way: a file and a new interpreter a task."""
-    node_path = JavaScript().job("", tasks[0], {}).environment["NODE_PATH"] if language == "javascript" else ""
+    node_path = JAVASCRIPT.toolchain.job("", tasks[0], {}).environment["NODE_PATH"] if language == "javascript" else ""
     environment = {"PATH": os.environ["PATH"], "NODE_PATH": node_path}
     interpreter, ending = (sys.executable, "py") if language == "python" else ("node", "js")
 

@@ -142,6 +142,10 @@ def _contradictions(recipe: Recipe) -> list[str]:
         found.append("bench.divergence: there is no `quantize`, so nothing diverges from the float model")
     if recipe.bench.accuracy is not None and recipe.build is None:
         found.append("bench.accuracy: there is no `build`, so there is no engine to ask")
+    if recipe.bench.accuracy is not None and recipe.bench.accuracy.compat == "codefuse":
+        found.append(
+            "bench.accuracy.compat: name the processor of a model's answers, codefuse:13b or codefuse:llama34b"
+        )
     if recipe.build is not None and recipe.quantize is None and not recipe.build.float_engine:
         found.append("build.float_engine: false, and there is no `quantize`, so there is no engine to build")
     return found

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from qtk.sandbox import kernel
-from qtk.sandbox.job import Level, Limits
+from qtk.sandbox.job import JobLimits, Level
 
 WORK = "/tmp/qtk-job"  # noqa: S108 - inside the jail, a private directory of each job
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
-# Of /etc only what language runtimes read; it names no user and holds no secret.
+# Of /etc only what language runtimes read: no users' names, no secrets.
 _CONFIGURATION = ("alternatives", "ld.so.cache", "ssl/openssl.cnf", "localtime", "R", "php", "racket", "julia")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _INSIDE_USER = 1000
@@ -55,10 +55,10 @@ def readable_paths(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 
 class NamespaceJail:
-    """Own process space, network, mounts, IPC and host name; a read-only root; another user's rights or none.
+    """A process space, network, mounts, IPC and host name of its own; a read-only root; another user's rights or none.
 
-    As root the program gets an unused user id. Without root the same is built inside a user namespace, where the
-    program keeps the caller's user id outside (seen as 1000 inside) but no capability.
+    As root the program gets an unused user id. Without root the same is built inside a user namespace. There the program
+    keeps the caller's user id outside (seen as 1000 inside), but has no capability.
     """
 
     alone = True
@@ -124,14 +124,14 @@ class NamespaceJail:
         """Before the fork of the supervisor, which becomes process 1 of a process space of its own."""
         kernel.unshare(kernel.CLONE_NEWPID)
 
-    def close(self, limits: Limits) -> None:
+    def close(self, limits: JobLimits) -> None:
         """In the supervisor: private temp directory and process list, then the new root."""
         kernel.die_with_parent()
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
         plain = kernel.MS_NOSUID | kernel.MS_NODEV
         disk = f"size={limits.disk_bytes},nr_inodes={limits.disk_files},mode=1777"
         kernel.mount("tmpfs", f"{self.root}/tmp", "tmpfs", plain, disk)  # noqa: S108
-        for path in self.plan.readable:  # an environment below /tmp: what was shown of it is covered by that mount
+        for path in self.plan.readable:  # an environment below /tmp, which that mount has covered
             if path.startswith("/tmp/"):  # noqa: S108
                 self._show(path)
         shared = f"size={SHARED_BYTES},nr_inodes=64,mode=1777"
@@ -147,7 +147,7 @@ class NamespaceJail:
                 os.chown(path, self.plan.user, self.plan.user)
 
     def confine(self) -> None:
-        """In the program's process: no way back to any right."""
+        """In the program's process: gives up all rights for good."""
         if self.plan.level == "namespaces":
             os.setgroups([])
             os.setresgid(self.plan.user, self.plan.user, self.plan.user)
@@ -164,9 +164,9 @@ class NamespaceJail:
 
 
 class DirectoryJail:
-    """No namespaces: a fresh directory, the caller's user id; with Landlock nothing else can be read or written.
+    """No namespaces: a fresh directory and the caller's user id. With Landlock nothing else can be read or written.
 
-    The program still sees the process list, and shares the process space: that is the weaker promise of this level.
+    The program still sees the process list and shares the process space. That is the weaker promise of these levels.
     """
 
     alone = False
@@ -178,7 +178,7 @@ class DirectoryJail:
     def separate(self) -> None:
         """Nothing to separate."""
 
-    def close(self, limits: Limits) -> None:
+    def close(self, limits: JobLimits) -> None:
         kernel.die_with_parent()
         kernel.adopt_orphans()
         kernel.hide_memory()
@@ -214,7 +214,7 @@ class OuterJail:
 
     alone = True
 
-    def close(self, limits: Limits) -> None:
+    def close(self, limits: JobLimits) -> None:
         kernel.hide_memory()
         os.makedirs(WORK, exist_ok=True)
         os.makedirs("/tmp/home", exist_ok=True)  # noqa: S108

@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Limits:
+class JobLimits:
     """Limits of one job. `memory_bytes` and `processes` hold for the job as a whole, `file_bytes` for one file.
 
     `disk_bytes` and `disk_files` bound the private temp directory, `output_bytes` what the program prints.
@@ -27,8 +27,10 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One program run in the work directory. `argv` empty: `script` is run by the worker's own Python, forked, not started.
+class Command:
+    """A step of a job: one program that is run in the work directory.
+
+    `argv` empty: the worker's own Python, forked instead of started, runs `script`.
 
     `wall_seconds` bounds the clock, `cpu_seconds` the processor time of each process.
     """
@@ -44,35 +46,36 @@ class Step:
 class Job:
     """Files written into an empty work directory, then steps in order until one fails.
 
-    `sentinel`: a random word that must be the last thing on standard output of the last step; a forked Python script
-    needs none, it answers for its end otherwise. The files are gone before a step "run" that follows another step.
+    `sentinel`: a random word that must be the last thing on standard output of the last step. A forked Python script
+    needs no sentinel, because it proves its end in another way. The files are gone before a step "run" that follows
+    another step.
     """
 
     files: dict[str, str]
-    steps: tuple[Step, ...]
+    steps: tuple[Command, ...]
     sentinel: str
     environment: dict[str, str] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: JobLimits = field(default_factory=JobLimits)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Job:
-        steps = tuple(Step(**{**step, "argv": tuple(step["argv"])}) for step in data["steps"])
-        return Job(data["files"], steps, data["sentinel"], data["environment"], Limits(**data["limits"]))
+        steps = tuple(Command(**{**step, "argv": tuple(step["argv"])}) for step in data["steps"])
+        return Job(data["files"], steps, data["sentinel"], data["environment"], JobLimits(**data["limits"]))
 
 
 Ending = Literal["exited", "wall_clock", "cpu_time", "output", "memory", "processes", "sandbox"]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a job ended: the step that was last, its exit code (negative: signal), what it printed, and which limit hit.
+class ProgramOutcome:
+    """How a job ended: the step that was last, its exit code (negative: signal), what it printed, and which limit it hit.
 
-    `reached_end`: the end of the program was reached: the sentinel was the last thing printed (it is cut off from
-    `stdout`), or the script gave its word. `ending` "sandbox" means that
-    the sandbox itself failed, `stderr` says how: never the program's fault.
+    `reached_end`: the program reached its end. The sentinel was the last thing printed (the sentinel is cut off from
+    `stdout`), or the script proved its end. `ending` "sandbox" means that the sandbox itself failed, as `stderr` says;
+    that is never the program's fault.
     """
 
     step: str
@@ -87,6 +90,6 @@ class Outcome:
         return asdict(self)
 
 
-def broken_sandbox(reason: str) -> Outcome:
+def broken_sandbox(reason: str) -> ProgramOutcome:
     """The outcome of a job that the sandbox could not run."""
-    return Outcome("sandbox", -1, "sandbox", "", reason, False, 0.0)
+    return ProgramOutcome("sandbox", -1, "sandbox", "", reason, False, 0.0)

@@ -1,4 +1,4 @@
-"""The Linux calls that a sandbox is made of and that Python's `os` has not: namespaces, mounts, capabilities, Landlock.
+"""The Linux calls of a sandbox that Python's `os` does not have: namespaces, mounts, capabilities, Landlock.
 
 Standard library only: this runs inside the sandbox's own small process. Every failure is an OSError that names the call.
 """
@@ -93,7 +93,7 @@ def adopt_orphans() -> None:
 
 
 def hide_memory() -> None:
-    """No process of the same user may trace this one or read its memory and environment."""
+    """Keeps processes of the same user from tracing this process and from reading its memory and environment."""
     _check(_LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl DUMPABLE")
 
 

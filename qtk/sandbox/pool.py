@@ -21,7 +21,7 @@ from qtk.errors import InputError, MachineError
 from qtk.machine import usable_cores
 from qtk.sandbox import kernel
 from qtk.sandbox.jail import JailPlan, readable_paths
-from qtk.sandbox.job import Job, Level, Limits, Outcome, Step, broken_sandbox
+from qtk.sandbox.job import Command, Job, JobLimits, Level, ProgramOutcome, broken_sandbox
 
 Key = TypeVar("Key")
 
@@ -38,11 +38,11 @@ _PROMISES: dict[Level, str] = {
 
 def promise(level: Level) -> str:
     """What a level promises on this machine; Landlock's promise depends on the kernel."""
-    return _landlock_promise(kernel.landlock_abi()) if level == "landlock" else _PROMISES[level]
+    return landlock_promise(kernel.landlock_abi()) if level == "landlock" else _PROMISES[level]
 
 
-def _landlock_promise(abi: int) -> str:
-    """What Landlock's versions do not hold yet is said as plainly as what they hold."""
+def landlock_promise(abi: int) -> str:
+    """What this version of Landlock holds, and as plainly what it does not hold yet."""
     gaps = [
         text
         for since, text in (
@@ -66,7 +66,7 @@ _PRELOADED = (
 
 
 def preference() -> tuple[Level, ...]:
-    """Levels from the strongest down. As root our own comes before bubblewrap: it also takes another user id."""
+    """Levels from the strongest down. As root `namespaces` comes before bubblewrap, because it also changes the user id."""
     if os.geteuid() == 0:
         return ("namespaces", "bubblewrap", "user-namespaces", "landlock")
     return ("bubblewrap", "user-namespaces", "landlock")
@@ -79,7 +79,7 @@ def why_not(level: Level) -> str:
         return "needs root"
     if level == "bubblewrap" and shutil.which("bwrap") is None:
         return "bwrap is not installed"
-    trial = Job({"main.py": "open('x', 'w').write('y')\n"}, (Step("run", script="main.py"),), "trial-ended")
+    trial = Job({"main.py": "open('x', 'w').write('y')\n"}, (Command("run", script="main.py"),), "trial-ended")
     try:
         with Workers(level, count=1, preload=()) as workers:
             _, outcome = next(iter(workers.run([(0, trial)])))
@@ -89,9 +89,11 @@ def why_not(level: Level) -> str:
 
 
 def choose_level(wanted: str = "auto", allow_unsandboxed: bool = False) -> Level:
-    """The level to use: the one asked for, or the strongest that works here. MachineError when none does."""
+    """The level to use: the level asked for, or the strongest that works here. MachineError when none works."""
     if wanted == "rlimits" and not allow_unsandboxed:
-        raise InputError("Level rlimits is no sandbox: give --allow-unsandboxed as well if the programs are trusted.")
+        raise InputError(
+            "The level rlimits is not a sandbox. If you trust the programs, give --allow-unsandboxed as well."
+        )
     if wanted != "auto" and wanted not in get_args(Level):
         raise InputError(f"There is no sandbox level {wanted!r}. Levels: auto, {', '.join(get_args(Level))}.")
     candidates: tuple[Level, ...] = preference() if wanted == "auto" else (wanted,)  # type: ignore[assignment]
@@ -104,17 +106,17 @@ def choose_level(wanted: str = "auto", allow_unsandboxed: bool = False) -> Level
     if allow_unsandboxed:
         return "rlimits"
     raise MachineError(
-        "Generated programs cannot be shut in on this machine:\n" + "\n".join(reasons) + "\n"
-        "Install bubblewrap, or allow user namespaces; --allow-unsandboxed runs them with limits only."
+        "This machine has no sandbox for generated programs:\n" + "\n".join(reasons) + "\n"
+        "Install bubblewrap, or allow user namespaces. --allow-unsandboxed runs programs with limits only."
     )
 
 
-class _Process:
+class _WorkerProcess:
     """One worker process and the two pipes to it."""
 
     def __init__(self, plan: JailPlan, preload: tuple[str, ...]) -> None:
         root = Path(__file__).resolve().parents[2]
-        # Nothing of the caller's environment: a program must not read it, and forked programs inherit the worker's.
+        # Nothing of the caller's environment, because forked programs inherit the worker's.
         environment = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "PATH": _PATH, "LC_ALL": "C.UTF-8"}
         # One thread in numpy's products: more threads than the forked programs' limit would end each of them.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -133,9 +135,13 @@ class _Process:
             self.stop()
             raise MachineError(str(answer.get("stderr", answer)))
 
-    def run(self, job: Job) -> Outcome:
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def run(self, job: Job) -> ProgramOutcome:
         self._send(json.dumps(job.as_json()) + "\n")
-        return Outcome(**self._receive())
+        return ProgramOutcome(**self._receive())
 
     def _send(self, text: str) -> None:
         assert self._process.stdin is not None
@@ -193,14 +199,14 @@ class Workers:
         self.count = count or usable_cores()
         self._preload = preload
         self._readable = readable_paths(readable)
-        self._processes: list[_Process] = []
-        self._free: list[_Process] = []
+        self._processes: list[_WorkerProcess] = []
+        self._free: list[_WorkerProcess] = []
         self._lock = threading.Lock()
         self._scratch: list[str] = []
 
     @property
     def environment(self) -> dict[str, str]:
-        """All that a program finds in its environment: paths inside the jail, or its own directory below namespaces."""
+        """A program's whole environment: paths inside the jail, or its own directory where the level has no namespaces."""
         private = self.level in ("namespaces", "user-namespaces", "bubblewrap")
         home, temporary = ("/tmp/home", "/tmp") if private else (".", ".")  # noqa: S108
         threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -212,7 +218,7 @@ class Workers:
                 self._scratch.append(tempfile.mkdtemp(prefix="qtk-sandbox-"))
                 user = _FIRST_USER + (os.getpid() % 10_000) * 16 + number % 16
                 plan = JailPlan(self.level, self._scratch[-1], self._readable, user)
-                self._processes.append(_Process(plan, self._preload))
+                self._processes.append(_WorkerProcess(plan, self._preload))
         except BaseException:
             self._stop()
             raise
@@ -228,7 +234,15 @@ class Workers:
         for directory in self._scratch:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _run_one(self, key: Key, job: Job) -> tuple[Key, Outcome]:
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers, of which every program is a descendant."""
+        return [process.pid for process in self._processes]
+
+    def scratch_directories(self) -> list[str]:
+        """The workers' own directories outside the jails; gone when the workers have ended."""
+        return list(self._scratch)
+
+    def _run_one(self, key: Key, job: Job) -> tuple[Key, ProgramOutcome]:
         with self._lock:
             process = self._free.pop()
         try:
@@ -237,9 +251,9 @@ class Workers:
             with self._lock:
                 self._free.append(process)
 
-    def run(self, jobs: Iterable[tuple[Key, Job]]) -> Iterator[tuple[Key, Outcome]]:
-        """Runs the jobs, at most `count` at a time; yields each outcome as it comes. The first broken one ends the run."""
-        pending: set[Future[tuple[Key, Outcome]]] = set()
+    def run(self, jobs: Iterable[tuple[Key, Job]]) -> Iterator[tuple[Key, ProgramOutcome]]:
+        """Runs the jobs, at most `count` at a time, and yields each outcome when it is there. A worker's failure ends the run."""
+        pending: set[Future[tuple[Key, ProgramOutcome]]] = set()
         source = iter(jobs)
         with ThreadPoolExecutor(self.count) as threads:
             try:
@@ -259,7 +273,7 @@ class Workers:
                 raise
 
 
-def limits_note(limits: Limits, level: Level, seconds: float) -> str:
+def limits_note(limits: JobLimits, level: Level, seconds: float) -> str:
     """The limits that are in force at a level, in words, for reports."""
     private = level in ("namespaces", "bubblewrap", "user-namespaces")
     files = f"{limits.disk_bytes >> 20} MiB of files" if private else f"{limits.file_bytes >> 20} MiB a file"

@@ -1,7 +1,7 @@
-"""Runs a job's steps, one child process after the other, within limits; kills whatever a step leaves behind.
+"""Runs a job's steps, one child process after the other, within limits, and kills whatever a step leaves behind.
 
-This process is trusted and stands between the worker and the program: as process 1 of the job's own process space
-where there is one, else as the adopter of every orphan. Standard library only.
+This process is trusted and stands between the worker and the program. Where the job has a process space of its own, this is
+process 1 there; elsewhere this process adopts every orphan. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import traceback
 import types
 from collections.abc import Callable, Iterable
 
-from qtk.sandbox.job import Ending, Job, Limits, Outcome, Step
+from qtk.sandbox.job import Command, Ending, Job, JobLimits, ProgramOutcome
 
 _TICK_SECONDS = 0.025
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 SYNTAX_ERROR_EXIT, MEMORY_ERROR_EXIT = 97, 98  # what a forked Python program ends with in these two cases
-_MODULE = "program"  # not __main__: what a script does only when it is run itself is no part of an answer
+_MODULE = "program"  # not __main__: what a script does only as the main program is not part of an answer
 
 
 class Tree:
-    """The processes below this supervisor. With its own process space (`alone`) that is every process it can see."""
+    """The processes below this supervisor: in a process space of its own (`alone`), every process that can be seen."""
 
     def __init__(self, alone: bool) -> None:
         self.alone = alone
@@ -54,7 +54,7 @@ class Tree:
         return len(pids), resident
 
     def kill(self) -> None:
-        """Kills every process of the tree and waits until none is left. OSError when one will not die."""
+        """Kills every process of the tree and waits until they are gone. OSError when a process does not die."""
         deadline = time.monotonic() + 10
         while True:
             if self.alone:
@@ -96,10 +96,10 @@ def _reap() -> bool:
 
 
 class EndOfScript:
-    """How a forked Python program says that its end was reached: it asks for a word, and gives it back.
+    """How a forked Python program proves that it reached its end: it asks for a word, and gives the word back.
 
     The program shares its process with our own code, so it could find whatever lies there. Therefore the word is made
-    only when the program has ended, on this side. A program that knows this file can still play the part of its end:
+    on this side, and only when the program has ended. A program that knows this file can still pretend to have ended:
     inside one process that cannot be prevented.
     """
 
@@ -110,7 +110,7 @@ class EndOfScript:
         self.reached = False
 
     def serve(self) -> bool:
-        """Answers one message of the program; False when none is there."""
+        """Answers one message of the program. False when there is no message."""
         try:
             message = self.ours.recv(64)
         except OSError:
@@ -128,7 +128,7 @@ class EndOfScript:
 
 
 def _tasks_of_user() -> int:
-    """How many processes and threads this user has: the kernel's limit counts them all, where no space is of the job's own."""
+    """How many processes and threads this user has. Outside a user id of the job's own, the kernel's limit counts them all."""
     user, found = os.getuid(), 0
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError):
@@ -137,7 +137,7 @@ def _tasks_of_user() -> int:
     return found
 
 
-def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> Outcome:
+def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome:
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
     for name, text in job.files.items():
         path = os.path.join(os.getcwd(), name)
@@ -147,7 +147,7 @@ def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> Outcome:
         os.chmod(path, 0o644)
     outcome = None
     for number, step in enumerate(job.steps):
-        if number and step.name == "run":  # the sources hold the sentinel, and what was compiled needs them no more
+        if number and step.name == "run":  # the sources hold the sentinel; a compiled program does not need them
             _remove(job.files)
         outcome = _run_step(job, step, tree, confine)
         if outcome.ending != "exited" or outcome.exit_code != 0:
@@ -162,7 +162,7 @@ def _remove(names: Iterable[str]) -> None:
             os.unlink(name)
 
 
-def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> Outcome:
+def _run_step(job: Job, step: Command, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome:
     out_read, out_write = os.pipe()
     err_read, err_write = os.pipe()
     end = EndOfScript() if not step.argv else None
@@ -205,7 +205,7 @@ def _run_step(job: Job, step: Step, tree: Tree, confine: Callable[[], None]) -> 
     if reached_end and end is None:
         stdout = stdout[: -len(job.sentinel)]
     keep = job.limits.output_bytes
-    return Outcome(
+    return ProgramOutcome(
         step.name, code, ending, stdout[:keep], stderr[:keep], reached_end, round(time.monotonic() - start, 4)
     )
 
@@ -214,12 +214,12 @@ def _watch(
     handle: int,
     streams: dict[int, bytearray],
     end: EndOfScript | None,
-    step: Step,
-    limits: Limits,
+    step: Command,
+    limits: JobLimits,
     tree: Tree,
     start: float,
 ) -> Ending:
-    """Reads what the program prints until it ends or passes a limit; then everything is killed."""
+    """Reads what the program prints until it ends or passes a limit, and then kills it."""
     poll = select.poll()
     for fd in (handle, *streams, *([end.ours.fileno()] if end else [])):
         poll.register(fd, select.POLLIN)
@@ -263,9 +263,9 @@ def _drain(fd: int, data: bytearray, limit: int) -> None:
 
 
 def _become_program(
-    job: Job, step: Step, out: int, err: int, end: EndOfScript | None, confine: Callable[[], None], others: int
+    job: Job, step: Command, out: int, err: int, end: EndOfScript | None, confine: Callable[[], None], others: int
 ) -> None:
-    """In the child: own session, limits, no rights, then the program. Never returns."""
+    """In the child: a session of its own, limits, no rights, then the program. Never returns."""
     code = 96
     try:
         os.setsid()
@@ -288,7 +288,7 @@ def _become_program(
         os._exit(code)
 
 
-def _limit(limits: Limits, step: Step, others: int) -> None:
+def _limit(limits: JobLimits, step: Command, others: int) -> None:
     for kind, value in (
         (resource.RLIMIT_CPU, step.cpu_seconds),
         (resource.RLIMIT_DATA, limits.memory_bytes),
@@ -321,7 +321,7 @@ def _run_python(script: str, environment: dict[str, str], end: int) -> int:
     module = types.ModuleType(_MODULE)
     module.__dict__.update(__builtins__=builtins, __file__=script)
     sys.modules[_MODULE] = module
-    sys.modules["__main__"] = types.ModuleType("__main__")  # ours is nothing to the program
+    sys.modules["__main__"] = types.ModuleType("__main__")  # the program must not see ours
     sys.argv = [script]
     sys.path.insert(0, os.getcwd())
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the program

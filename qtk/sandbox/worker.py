@@ -1,8 +1,8 @@
-"""One worker process: reads jobs from standard input, one JSON line each, runs them one at a time, answers one line each.
+"""A worker process: reads jobs from standard input, one JSON line each, runs one at a time, and answers with a line each.
 
-Started with an empty environment as `python -m qtk.sandbox.worker`. Each job gets a forked supervisor
-and namespaces of its own; the interpreter with the modules that programs import most is shared by copy-on-write
-only, so a Python program starts in milliseconds and still cannot touch what the next one gets. Standard library only.
+Started with an empty environment as `python -m qtk.sandbox.worker`. Each job gets a forked supervisor and namespaces of its
+own. The interpreter, with the modules that programs import most, is shared by copy-on-write only. So a Python program
+starts in milliseconds and still cannot touch what the next program gets. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import time
 from typing import Any
 
 from qtk.sandbox import kernel
-from qtk.sandbox.control_group import ControlGroup
+from qtk.sandbox.control_group import ControlGroup, make_control_group
 from qtk.sandbox.jail import SHARED_BYTES, DirectoryJail, JailPlan, NamespaceJail, OuterJail
-from qtk.sandbox.job import Job, Outcome, broken_sandbox
+from qtk.sandbox.job import Job, ProgramOutcome, broken_sandbox
 from qtk.sandbox.supervisor import Tree, run_job
 
 _MODULE = "qtk.sandbox.worker"  # under -m this file's own name is __main__
@@ -31,7 +31,7 @@ _GRACE_SECONDS = 15.0  # beyond the steps' own clocks, which the supervisor keep
 
 
 class Worker:
-    """Runs jobs in one jail. `run` returns an outcome whatever the program did."""
+    """Runs jobs in one jail. `run` returns an outcome, whatever the program did."""
 
     def __init__(self, plan: JailPlan) -> None:
         self.plan = plan
@@ -47,21 +47,23 @@ class Worker:
             self.jail = DirectoryJail(plan)
             kernel.adopt_orphans()
 
-    def run(self, job: Job) -> Outcome:
+    def run(self, job: Job) -> ProgramOutcome:
         if self.group is None:
-            self.group = ControlGroup(f"qtk-{os.getpid()}", job.limits)
+            self.group = make_control_group(f"qtk-{os.getpid()}", job.limits)
         before = self.group.killed_for_memory()
         read, write = os.pipe()
         guard = self._fork_supervisor(job, write) if self._own_space is not None else self._fork_guard(job, write)
         os.close(write)
         outcome = self._await(read, guard, sum(step.wall_seconds for step in job.steps) + _GRACE_SECONDS)
+        if isinstance(self.jail, DirectoryJail) or outcome.ending == "sandbox":
+            self.group.kill()
         if isinstance(self.jail, DirectoryJail):
-            Tree(alone=False).kill()  # what the guard left, should it have been killed itself
+            Tree(alone=False).kill()  # what the guard left, should the guard itself have been killed
             self._leaving.clear()
             self.jail.tidy()
         self._bury(_AT_ONCE)
         if outcome.ending == "exited" and outcome.exit_code != 0 and self.group.killed_for_memory() > before:
-            return Outcome(**{**outcome.as_json(), "ending": "memory"})
+            return ProgramOutcome(**{**outcome.as_json(), "ending": "memory"})
         return outcome
 
     def _bury(self, keep: int) -> None:
@@ -74,7 +76,7 @@ class Worker:
             os.waitpid(self._leaving.pop(0), 0)
 
     def _fork_supervisor(self, job: Job, write: int) -> int:
-        """As root one fork does: the worker points its next child into a new process space, and then back."""
+        """As root one fork is enough: the worker sends its next child into a new process space, and stays outside itself."""
         assert self.jail is not None
         assert self._own_space is not None
         assert self.group is not None
@@ -92,7 +94,7 @@ class Worker:
         return guard
 
     def end(self) -> None:
-        """Leaves nothing: no process, neither the control group nor the scratch directory."""
+        """Removes what the worker made: its processes, the control group, the scratch directory."""
         self._bury(0)
         if self.group is not None:
             self.group.remove()
@@ -121,8 +123,8 @@ class Worker:
         finally:
             os._exit(0)
 
-    def _await(self, read: int, guard: int, seconds: float) -> Outcome:
-        """The supervisor's answer. The guard is killed when it is late, or when nobody waits for this worker any more."""
+    def _await(self, read: int, guard: int, seconds: float) -> ProgramOutcome:
+        """The supervisor's answer. The guard is killed when the answer is late, or when the caller of this worker is gone."""
         deadline, data = time.monotonic() + seconds, b""
         poll = select.poll()
         poll.register(read, select.POLLIN)
@@ -144,7 +146,7 @@ class Worker:
         if late:
             return broken_sandbox(f"the supervisor gave no answer within {seconds:.0f} s")
         try:
-            return Outcome(**json.loads(data))
+            return ProgramOutcome(**json.loads(data))
         except (ValueError, TypeError):
             return broken_sandbox(f"the supervisor ended without an answer: {data[-500:].decode('utf-8', 'replace')}")
 
@@ -164,7 +166,7 @@ def _supervise(jail: Any, job: Job, write: int, group: ControlGroup | None) -> N
     os._exit(0)
 
 
-def _answer(write: int, outcome: Outcome) -> None:
+def _answer(write: int, outcome: ProgramOutcome) -> None:
     data = json.dumps(outcome.as_json()).encode()
     while data:
         data = data[os.write(write, data) :]
@@ -176,11 +178,14 @@ def bubblewrap_command(plan: JailPlan, job: Job, package_root: str) -> list[str]
     words += ["--uid", "1000", "--gid", "1000", "--setenv", "PYTHONPATH", package_root, "--cap-drop", "ALL"]
     words += ["--proc", "/proc", "--dev", "/dev", "--size", str(SHARED_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
     words += ["--size", str(job.limits.disk_bytes), "--tmpfs", "/tmp"]  # noqa: S108
-    for path in dict.fromkeys((*plan.readable, os.path.join(package_root, "qtk"))):  # some may lie below /tmp
+    shown = dict.fromkeys((*plan.readable, os.path.join(package_root, "qtk")))  # some may lie below /tmp
+    for path in shown:
         if os.path.islink(path):
             words += ["--symlink", os.readlink(path), path]
-        else:
-            words += ["--ro-bind", path, path]
+            path = os.path.realpath(path)
+            if any(path == other or path.startswith(other + "/") for other in shown if not os.path.islink(other)):
+                continue
+        words += ["--ro-bind", path, path]
     words += ["--remount-ro", "/dev", "--remount-ro", "/"]  # last: nothing can be mounted below them afterwards
     return [*words, "--chdir", "/tmp", sys.executable, "-m", _MODULE, "--inside"]  # noqa: S108
 

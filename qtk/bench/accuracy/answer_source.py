@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from qtk.bench.accuracy.options import ModelOptions
 from qtk.bench.accuracy.programs.answers import Answer, AnswerKey
 from qtk.bench.accuracy.suites.suites import SuitePart
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 
 if TYPE_CHECKING:
     from qtk.engines.sessions.session import DecoderSession

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.engines.sessions.session import DecoderSession
 from qtk.models.tokenizer import TextTokenizer
 

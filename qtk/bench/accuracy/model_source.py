@@ -15,7 +15,7 @@ from qtk.bench.accuracy.options import ModelOptions, Rules
 from qtk.bench.accuracy.programs.answers import Answer, AnswerKey
 from qtk.bench.accuracy.programs.generation import ModelAnswers, open_model
 from qtk.bench.accuracy.suites.suites import SuitePart
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest, output_files
 from qtk.engines.description import is_engine, read_description
 from qtk.engines.sessions.session import DecoderSession, EngineSession, gives_logits

@@ -9,8 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qtk.engines.sessions.decoding import Decoding
 
-Rules = Literal["qtk", "codefuse", "bigcode"]
+# Whose rules make programs of answers. In codefuse-evaluation they depend on what has made the answers: what is stored
+# already is put together as it is; each model has a processor of its own before that.
+Rules = Literal["qtk", "codefuse:stored", "codefuse:13b", "codefuse:llama34b", "bigcode"]
 ChatFormat = Literal["none", "model", "codefuse"]
+
+
+def harness_of(rules: Rules) -> Literal["qtk", "codefuse", "bigcode"]:
+    """The harness that the rules belong to."""
+    return rules.partition(":")[0]  # type: ignore[return-value]
 
 
 class AccuracyOptions(BaseModel):
@@ -26,8 +33,10 @@ class AccuracyOptions(BaseModel):
     limit: int | None = Field(
         None, ge=1, description="Only N tasks of each language or set: the first, or of questions a fixed sample."
     )
-    compat: Literal["none", "codefuse", "bigcode"] = Field(
-        "none", description="Extract answers by another harness's rules instead of qtk's own."
+    compat: Literal["none", "codefuse", "codefuse:13b", "codefuse:llama34b", "bigcode"] = Field(
+        "none",
+        description="Make programs by another harness's rules. codefuse:NAME first puts answers through that "
+        "harness's processor for a model; codefuse alone is for answers that have been through one.",
     )
     k: tuple[int, ...] = Field((1,), min_length=1, description="pass@k to report; repeatable.")
     sandbox: Literal["auto", "namespaces", "bubblewrap", "user-namespaces", "landlock", "rlimits"] = Field(
@@ -45,6 +54,8 @@ class AccuracyOptions(BaseModel):
 
     @property
     def rules(self) -> Rules:
+        if self.compat == "codefuse":
+            return "codefuse:stored"
         return "qtk" if self.compat == "none" else self.compat
 
 

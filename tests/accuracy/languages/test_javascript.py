@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from qtk.bench.accuracy.languages.base import Company
-from qtk.bench.accuracy.languages.javascript import JavaScript
+from qtk.bench.accuracy.languages.javascript import JAVASCRIPT
+from qtk.bench.accuracy.languages.registry import LANGUAGES
 from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.extraction import Extracted
 from qtk.bench.accuracy.programs.scoring import Scorer
 from qtk.bench.accuracy.suites.suites import Suite, SuiteLanguage
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.sandbox.pool import Workers, choose_level
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node")
@@ -57,14 +59,16 @@ def test_verdicts_are_the_same_in_company_and_alone(monkeypatch):
     monkeypatch.setattr(Scorer, "extracted", lambda self, task, text: Extracted(text[6:-3], "whole"))
     assert verdicts(PROGRAMS) == list(PROGRAMS.values())
     noise = {text: verdict for text, verdict in PROGRAMS.items() if text == GOOD or "noise" in text}
-    assert verdicts(noise, "codefuse") == ["passed", "failed"]  # those rules take any output for a failure
-    monkeypatch.setattr(JavaScript, "company", Company())  # all others have had their verdict alone already
+    assert verdicts(noise, "codefuse:stored") == ["passed", "failed"]  # those rules take any output for a failure
+    # All others have had their verdict alone already.
+    alone = replace(JAVASCRIPT, toolchain=replace(JAVASCRIPT.toolchain, company=Company()))
+    monkeypatch.setitem(LANGUAGES, "javascript", alone)
     passing = {text: verdict for text, verdict in PROGRAMS.items() if verdict == "passed"}
     assert verdicts(passing) == list(passing.values())
 
 
 def test_only_silent_passes_of_the_plain_language_come_from_company():
-    toolchain = JavaScript(seconds=4)
+    toolchain = replace(JAVASCRIPT.toolchain, seconds=4)
     with Workers(choose_level(), count=1, readable=toolchain.readable) as workers:
         jobs = {text: toolchain.job(text, TASK, workers.environment) for text in PROGRAMS}
         apart = [text for text, job in jobs.items() if not toolchain.sociable(job)]
@@ -103,7 +107,7 @@ ATTACKS = [
 
 
 def test_no_program_in_company_changes_what_the_others_get():
-    toolchain = JavaScript(seconds=4)
+    toolchain = replace(JAVASCRIPT.toolchain, seconds=4)
     wrong = "const f = (x) => x + 1\n"
     programs = [_SPELLED + attack + "\n" + body for attack in ATTACKS for body in (GOOD, wrong)]
     with Workers(choose_level(), count=1, readable=toolchain.readable) as workers:
@@ -128,7 +132,7 @@ def test_no_program_in_company_changes_what_the_others_get():
     ],
 )
 def test_a_program_cannot_say_itself_that_its_tests_have_ended(early):
-    toolchain = JavaScript(seconds=4)
+    toolchain = replace(JAVASCRIPT.toolchain, seconds=4)
     with Workers(choose_level(), count=1, readable=toolchain.readable) as workers:
         job = toolchain.job(early + "const f = (x) => x + 1\n", TASK, workers.environment)
         [(_, outcome)] = workers.run([(0, job)])
@@ -136,7 +140,7 @@ def test_a_program_cannot_say_itself_that_its_tests_have_ended(early):
 
 
 def test_monkeypatched_assertions_do_not_pass_alone():
-    toolchain = JavaScript(seconds=4)
+    toolchain = replace(JAVASCRIPT.toolchain, seconds=4)
     task = Task("T/1", "javascript", "", "", "require('assert').deepEqual(f(3), 3);\n", "f")
     with Workers(choose_level(), count=1, readable=toolchain.readable) as workers:
         job = toolchain.job("require('assert').deepEqual = () => {};\nconst f = (x) => 4\n", task, workers.environment)
@@ -145,7 +149,7 @@ def test_monkeypatched_assertions_do_not_pass_alone():
 
 
 def test_the_modules_that_tests_use_work_in_company():
-    toolchain = JavaScript(seconds=4)
+    toolchain = replace(JAVASCRIPT.toolchain, seconds=4)
     tests = [
         "const assert = require('node:assert');\nassert.deepEqual(f([1, {a: 2}]), [1, {a: 2}]);\n",
         "const assert = require('node:assert');\nassert.deepEqual(f([1, {a: 2}]), [1, {a: 3}]);\n",

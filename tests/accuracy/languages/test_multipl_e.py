@@ -8,13 +8,14 @@ import shutil
 import pytest
 
 from qtk.bench.accuracy.languages.base import LanguageUnavailable
-from qtk.bench.accuracy.languages.registry import TOOLCHAINS
+from qtk.bench.accuracy.languages.registry import LANGUAGES
 from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.compatibility import bigcode_source
 from qtk.bench.accuracy.programs.extraction import certain_end, continuation, extract
 from qtk.bench.accuracy.programs.scoring import Scorer
 from qtk.bench.accuracy.suites.suites import data_file, load_suite, suite_tasks
-from qtk.bench.accuracy.suites.tasks import Task, read_rows
+from qtk.bench.accuracy.suites.tasks import read_rows
+from qtk.bench.accuracy.task import Task
 from qtk.sandbox.pool import choose_level
 
 SUITE = load_suite("multipl-e")
@@ -128,7 +129,7 @@ def test_helpers_stay_and_what_the_tests_bring_goes(shared_data):
 
 @pytest.mark.parametrize("language", SUITE.languages)
 def test_right_answers_pass_and_others_do_not(shared_data, language):
-    """Our solutions pass in the sandbox; a wrong one, one that ends the process early and one that is no program do not."""
+    """Our solutions pass in the sandbox; a wrong one, an early exit and what is not a program do not."""
     tasks = solved(shared_data, language)
     [add] = [task for task in tasks if task.task_id == ADD]
     wrong = add.reference.replace("+", "-")
@@ -150,7 +151,7 @@ def test_right_answers_pass_and_others_do_not(shared_data, language):
 
 def test_the_leaderboards_languages_come_first():
     assert tuple(SUITE.languages)[:11] == LEADERBOARD
-    assert set(SUITE.languages) <= set(TOOLCHAINS)
+    assert set(SUITE.languages) <= set(LANGUAGES)
 
 
 def test_an_absent_toolchain_is_named_and_skipped(shared_data, tmp_path, run_qtk):

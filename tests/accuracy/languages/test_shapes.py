@@ -7,12 +7,12 @@ import re
 import pytest
 
 from qtk.bench.accuracy.languages.base import LanguageUnavailable
-from qtk.bench.accuracy.languages.definitions import definitions, found_definitions
+from qtk.bench.accuracy.languages.registry import language_named
 from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.extraction import certain_end, extract
 from qtk.bench.accuracy.programs.scoring import Scorer
 from qtk.bench.accuracy.suites.suites import load_suite, suite_tasks
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.sandbox.pool import choose_level
 
 SUITE, MBPP = load_suite("humaneval-x"), load_suite("mbpp")
@@ -20,8 +20,8 @@ HELPERS = (10, 32, 38, 50)  # whose prompts begin with a function that is there 
 
 
 def function_alone(task: Task) -> str:
-    """The function that was asked for without the rest of the prompt; as a method of no class in Java."""
-    [*_, last] = found_definitions(task.prompt, task)
+    """The function that was asked for without the rest of the prompt; in Java as a method without its class."""
+    [*_, last] = language_named(task.language).grammar.found(task.entry, task.prompt)
     text = task.prompt[last.start() :] + task.reference
     if task.language == "cpp":
         return re.split(r"\n#undef NDEBUG|\n#include\s*<assert", text)[0]
@@ -52,9 +52,9 @@ def missed(language: str, tasks: list[Task]) -> dict[str, str]:
         pytest.skip(str(error))
     with scorer:
         return {
-            f"{one.answer.task_id}, shape {one.answer.sample}": f"{one.verdict}: {one.stderr[-300:]}"
-            for one in scorer.score(tasks, answers)
-            if one.verdict != "passed"
+            f"{scored.answer.task_id}, shape {scored.answer.sample}": f"{scored.verdict}: {scored.stderr[-300:]}"
+            for scored in scorer.score(tasks, answers)
+            if scored.verdict != "passed"
         }
 
 
@@ -75,13 +75,14 @@ def test_all_references_of_compiled_languages_pass_in_every_shape(shared_data, l
 @pytest.mark.parametrize("language", SUITE.languages)
 def test_every_task_asks_for_the_function_that_its_prompt_leaves_open(shared_data, language):
     for task in suite_tasks(SUITE, language, shared_data)[0]:
-        assert len(found_definitions(task.prompt, task)) == 1, task.task_id
+        grammar = language_named(language).grammar
+        assert len(grammar.found(task.entry, task.prompt)) == 1, task.task_id
         assert task.entry in task.tests, task.task_id
         fenced = extract(SUITE, task, shapes(task)[0])
         assert fenced.how == "fenced"
         if language in ("cpp", "go", "javascript", "java"):
             depth = 1 if language == "java" else 0
-            names = [one.name for one in definitions(fenced.source, language, depth)]
+            names = [defined.name for defined in grammar.definitions(fenced.source, depth)]
             assert names.count(task.entry) == 1
             assert len(names) == len(set(names)), task.task_id
 
@@ -110,7 +111,7 @@ def test_mbpp_references_pass_whatever_the_model_writes_behind_them(shared_data)
         for n, task in enumerate(tasks)
     ]
     with Scorer(MBPP, "python", level=choose_level(), rules="qtk", workers=2) as scorer:
-        failed = [one.answer.task_id for one in scorer.score(tasks, answers) if one.verdict != "passed"]
+        failed = [scored.answer.task_id for scored in scorer.score(tasks, answers) if scored.verdict != "passed"]
     assert failed == []
     for task, answer in zip(tasks, answers, strict=True):
         assert certain_end(MBPP, task, answer.generation, chat=False), task.task_id

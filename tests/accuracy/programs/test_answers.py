@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from qtk.bench.accuracy.languages.source_scan import block_end, indented_end
-from qtk.bench.accuracy.programs.assemble import go_source, reference_source
-from qtk.bench.accuracy.programs.compatibility import bigcode_source, codefuse_answer, codefuse_source, require_rules
+from qtk.bench.accuracy.languages.blocks import Braces, indented_end
+from qtk.bench.accuracy.languages.go import go_source
+from qtk.bench.accuracy.languages.registry import LANGUAGES
+from qtk.bench.accuracy.programs.assemble import reference_source
+from qtk.bench.accuracy.programs.compatibility import bigcode_source, codefuse_source, processed, require_rules
 from qtk.bench.accuracy.programs.extraction import certain_end, continuation, extract
 from qtk.bench.accuracy.suites.suites import load_suite, parse_suite, suite_names, suite_tasks
-from qtk.bench.accuracy.suites.tasks import Task, read_tasks
+from qtk.bench.accuracy.suites.tasks import read_tasks
+from qtk.bench.accuracy.task import Task
 from qtk.errors import InputError
 
 SUITE = load_suite("humaneval-x")
@@ -27,6 +30,7 @@ PYTHON = Task(
 )
 BODY = "    return a + b\n"
 WHOLE = "def add(a, b):\n    return a + b\n"
+FENCED = f"Sure:\n```python\n{WHOLE}```\n"
 
 
 def run_add(source: str) -> int:
@@ -154,7 +158,7 @@ def test_whole_answers_in_other_languages_lose_their_main_and_keep_the_prompts_i
 
 def test_go_imports_are_those_that_are_used():
     body = "func Add() int {\n    // strings.\n    return int(math.Abs(-1)) + sort.SearchInts(nil, 1)\n}\n"
-    source = go_source(GO, body, GO.imports)
+    source = go_source(GO, body)
     assert '    "math"\n    "sort"\n' in source
     assert '"strings"' not in source
 
@@ -228,7 +232,7 @@ def test_generation_stops_only_when_nothing_can_change():
     assert not certain_end(SUITE, PYTHON, WHOLE + "\nx", chat=False)
     assert certain_end(SUITE, PYTHON, f"Text\n```python\n{WHOLE}```\n", chat=True)
     assert not certain_end(SUITE, PYTHON, f"Text\n```python\n{WHOLE}", chat=True)
-    # Another language's block, one that does not define the function, and one that may go on, are no end yet.
+    # Not an end yet: another language's block, a block without the function, a block that may go on.
     assert not certain_end(SUITE, PYTHON, "```bash\npip install x\n```\n", chat=True)
     assert not certain_end(SUITE, PYTHON, "```python\nadd(1, 2)\n```\nThat is:\n", chat=True)
     assert not certain_end(SUITE, PYTHON, f"```python\nadd(1, 2)\n```\n```python\n{WHOLE}", chat=True)
@@ -237,23 +241,61 @@ def test_generation_stops_only_when_nothing_can_change():
 
 
 def test_scanning_never_takes_a_brace_in_a_string_for_a_block():
-    assert block_end('a = "}"; }', "cpp", 1) == 10
-    assert block_end("'}' }", "java", 1) == 5
+    cpp, java = LANGUAGES["cpp"].grammar.blocks, LANGUAGES["java"].grammar.blocks
+    assert isinstance(cpp, Braces)
+    assert isinstance(java, Braces)
+    assert cpp.block_end('a = "}"; }', 1) == 10
+    assert java.block_end("'}' }", 1) == 5
     assert indented_end("    x = 1\n\ny") == 11
     assert indented_end('    x = """\ny\n"""\n    return x\n') is None
 
 
-def test_codefuse_rules_as_published():
-    assert codefuse_answer(PYTHON, "Text\n```Python\n    return 1\n```") == "\n    return 1\n"
-    # A whole function leaves nothing: the rule keeps lines until the first that is not indented.
-    assert codefuse_answer(PYTHON, WHOLE) == ""
-    assert codefuse_answer(PYTHON, 'import x\n"""doc"""\n    return 2\n<|endoftext|>') == "\n    return 2\n"
-    assert codefuse_answer(PYTHON, "import x\n    return 3") == "    return 3"
-    assert codefuse_answer(JS, "  return 1\n}\nconsole.log(1)\n") == "  return 1\n}"
-    assert codefuse_answer(CPP, "  return 1;\n}\nint main() {}\n") == "  return 1;\n}"
-    source = codefuse_source(SUITE, PYTHON, BODY)
+@pytest.mark.parametrize(
+    ("task", "answer", "by_13b", "by_llama34b"),
+    [
+        (PYTHON, "Text\n```Python\n    return 1\n```", "\n    return 1\n", "\n    return 1\n\n"),
+        (PYTHON, 'import x\n"""doc"""\n    return 2\n<|endoftext|>', "\n    return 2\n", "\n    return 2\n\n"),
+        (PYTHON, 'import x\n    s = """', 'port x\n    s = """', ""),
+        (PYTHON, "import x\n    return 3", "    return 3", "    return 3\n"),
+        (PYTHON, f"### Response:\n\tif a:\n{BODY}", f"\n    if a:\n{BODY}", ""),
+        (JS, "  return 1\n}\nconsole.log(1)\n", "  return 1\n}\nconsole.log(1)\n", "  return 1\n}\n"),
+        (CPP, "  return 1;\n}\nint main() {}\n", "  return 1;\n}\nint main() {}\n", "  return 1;\n}\n"),
+    ],
+)
+def test_codefuses_processors_do_as_published(task, answer, by_13b, by_llama34b):
+    assert processed(SUITE, task, answer, "codefuse:13b") == by_13b
+    assert processed(SUITE, task, answer, "codefuse:llama34b") == by_llama34b
+
+
+@pytest.mark.parametrize(
+    ("rules", "passes"),
+    [
+        # The evaluation itself drops what stands in column 0, but for a function: fences too.
+        ("codefuse:stored", {BODY: True, WHOLE: True, FENCED: True}),
+        ("codefuse:13b", {BODY: True, WHOLE: True, FENCED: True}),
+        # Nothing is left of a whole function: this processor keeps lines until the first that is not indented.
+        ("codefuse:llama34b", {BODY: True, WHOLE: False, FENCED: False}),
+    ],
+)
+def test_codefuse_rules_take_answers_through_the_processor_that_is_named(rules, passes):
+    for answer, right in passes.items():
+        source = codefuse_source(SUITE, PYTHON, answer, rules)
+        if right:
+            assert run_add(source) == 3
+        else:
+            with pytest.raises((SyntaxError, AssertionError)):
+                assert run_add(source) == 3
+
+
+def test_codefuse_puts_answers_together_as_published():
+    source = codefuse_source(SUITE, PYTHON, BODY, "codefuse:stored")
     assert source == SUITE.python_header + PYTHON.prompt + "\n" + BODY + "\n"
-    go = codefuse_source(SUITE, GO, "    return int(math.Abs(1)) + strings.Count(a, b)\n}\n")
+    # The prompt, helpers and all, is left out before a whole function.
+    source = codefuse_source(SUITE, PYTHON, WHOLE, "codefuse:stored")
+    assert source == SUITE.python_header + WHOLE + "\n"
+    noisy = f"x = 1\n@cache\n{WHOLE}print(x)\nclass A:\n    pass\n"
+    assert codefuse_source(SUITE, PYTHON, noisy, "codefuse:stored").endswith(f"{WHOLE}class A:\n    pass\n\n")
+    go = codefuse_source(SUITE, GO, "    return int(math.Abs(1)) + strings.Count(a, b)\n}\n", "codefuse:stored")
     assert 'import (\n    "math"\n    "strings"\n)\n' in go
     assert go.count('"math"') == 1
 
@@ -261,8 +303,12 @@ def test_codefuse_rules_as_published():
 def test_codefuse_mbpp_takes_the_first_block_without_the_word_python():
     suite = load_suite("mbpp")
     task = Task("Python/11", "python", "Write.", "", "assert f()\n", "f", setup="x = 1")
-    source = codefuse_source(suite, task, "```python\ndef f(): return 'python'\n```")
+    answer = "```python\ndef f(): return 'python'\n```"
+    source = codefuse_source(suite, task, answer, "codefuse:stored")
     assert source == suite.python_header + " \ndef f(): return ' '\n\nx = 1\n"
+    # Its processors have taken the fence off before.
+    source = codefuse_source(suite, task, answer, "codefuse:llama34b")
+    assert source == suite.python_header + "\ndef f(): return 'python'\n\nx = 1\n"
 
 
 def test_bigcode_rules_as_published():
@@ -272,8 +318,8 @@ def test_bigcode_rules_as_published():
     with pytest.raises(InputError, match="humaneval, mbpp and multipl-e"):
         require_rules(SUITE, "bigcode")
     with pytest.raises(InputError, match="--compat bigcode has"):
-        require_rules(load_suite("multipl-e"), "codefuse")
-    require_rules(SUITE, "codefuse")
+        require_rules(load_suite("multipl-e"), "codefuse:stored")
+    require_rules(SUITE, "codefuse:13b")
 
 
 def test_suites_that_ship_can_be_read_and_named():

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from qtk.bench.accuracy.languages.base import LanguageUnavailable, Toolchain
-from qtk.bench.accuracy.languages.registry import TOOLCHAINS
-from qtk.bench.accuracy.suites.tasks import Task
-from qtk.sandbox.job import MIB, Limits, Outcome
+from qtk.bench.accuracy.languages.registry import LANGUAGES
+from qtk.bench.accuracy.task import Task
+from qtk.sandbox.job import MIB, JobLimits, ProgramOutcome
 from qtk.sandbox.pool import Workers, choose_level
 
-SMALL = Limits(memory_bytes=256 * MIB)
+SMALL = JobLimits(memory_bytes=256 * MIB)
 # language -> a program that takes ten million bytes again and again
 HOGS = {
     "python": "def f(x=[]):\n    while True: x.append(bytearray(b'1' * 10000000))\nf()\n",
@@ -40,11 +40,10 @@ MAINS = {
 }
 
 
-def outcome_of(language: str, source: str, **changes: object) -> tuple[Toolchain, Outcome]:
+def outcome_of(language: str, source: str, **changes: object) -> tuple[Toolchain, ProgramOutcome]:
     """The program run alone; `changes` are those of its last step."""
-    toolchain = TOOLCHAINS[language](seconds=20, limits=SMALL)
     try:
-        toolchain.prepare()
+        toolchain = replace(LANGUAGES[language].ready_toolchain(20, {}), limits=SMALL)
     except LanguageUnavailable as error:
         pytest.skip(str(error))
     with Workers(choose_level(), count=1, readable=toolchain.readable, preload=()) as workers:
@@ -94,6 +93,6 @@ def test_a_cascade_of_complaints_is_a_compile_error(language, source):
 
 
 def test_a_compiler_at_its_output_limit_speaks_of_the_program():
-    outcome = Outcome("compile", -9, "output", "", "x" * 65536, False, 1.0)
-    assert TOOLCHAINS["rust"]().verdict(outcome, "qtk") == "compile_error"
-    assert TOOLCHAINS["rust"]().verdict(replace(outcome, ending="sandbox"), "qtk") == "sandbox_error"
+    outcome = ProgramOutcome("compile", -9, "output", "", "x" * 65536, False, 1.0)
+    assert LANGUAGES["rust"].toolchain.verdict(outcome, "qtk") == "compile_error"
+    assert LANGUAGES["rust"].toolchain.verdict(replace(outcome, ending="sandbox"), "qtk") == "sandbox_error"

@@ -10,7 +10,7 @@ import torch
 from qtk.bench.accuracy.options import ModelOptions
 from qtk.bench.accuracy.programs.generation import ModelAnswers
 from qtk.bench.accuracy.suites.suites import SuitePart, load_suite
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession, Generation
@@ -26,7 +26,7 @@ WRITES = {
         "z = 1\n",
         "z = 2\n",
     ],  # its own helper is kept
-    "d": ["Sure:\n```python\n", "def f(x):\n    return x\n", "```\n", "It returns x.\n"],
+    "`": ["Sure:\n```python\n", "def f(x):\n    return x\n", "```\n", "It returns x.\n"],  # as a chat's prompt ends
 }
 MOST = 40
 
@@ -72,25 +72,29 @@ def session(tmp_path_factory) -> DecoderSession:
     return DecoderSession.open(engine, 1)
 
 
-def written(
-    session: DecoderSession, letters: str, rules: str, monkeypatch, chat_format: str = "none"
-) -> list[list[str]]:
+class Recording:
+    """The session, and what it generated."""
+
+    def __init__(self, session: DecoderSession) -> None:
+        self.session = session
+        self.generations: list[Generation] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.session, name)
+
+    def generate(self, *args: object, **settings: object) -> Generation:
+        self.generations.append(self.session.generate(*args, **settings))  # type: ignore[arg-type]
+        return self.generations[-1]
+
+
+def written(session: DecoderSession, letters: str, rules: str, chat_format: str = "none") -> list[list[str]]:
     """The tokens, as text, that were generated for a task whose prompt ends in each letter; in one batch."""
-    made: list[Generation] = []
-    real = session.generate
-
-    def generate(*args: object, **settings: object) -> Generation:
-        made.append(real(*args, **settings))  # type: ignore[arg-type]
-        return made[-1]
-
-    monkeypatch.setattr(session, "generate", generate)
     tasks = [Task(f"T/{letter}", "python", f'def f(x):\n    """{letter}', "", "", "f") for letter in letters]
     options = ModelOptions(max_new_tokens=MOST, chat_format=chat_format)  # type: ignore[arg-type]
-    if chat_format == "model":
-        monkeypatch.setattr("qtk.bench.accuracy.programs.generation.prompt_text", lambda suite, task, form: task.prompt)
+    recording = Recording(session)
     part = SuitePart(load_suite("humaneval"), "python", True)
-    answers = list(ModelAnswers(session, options, rules).answers(part, tasks))  # type: ignore[arg-type]
-    [call] = made
+    answers = list(ModelAnswers(recording, options, rules).answers(part, tasks))  # type: ignore[arg-type]
+    [call] = recording.generations
     # The batch ran no further than its longest row.
     assert len(call.token_seconds) + 1 == max(len(row) for row in call.tokens)
     rows = [[session.tokenizer.decode([token]) for token in row] for row in call.tokens]
@@ -102,19 +106,19 @@ def whole(letter: str) -> list[str]:
     return WRITES[letter] + WRITES[letter][-1:] * (MOST - len(WRITES[letter]))
 
 
-def test_a_row_ends_with_the_token_that_makes_its_answer_certain(session, monkeypatch):
-    rows = written(session, "abc", "qtk", monkeypatch)
+def test_a_row_ends_with_the_token_that_makes_its_answer_certain(session):
+    rows = written(session, "abc", "qtk")
     assert rows == [WRITES["a"][:2], WRITES["b"][:4], WRITES["c"][:4]]
 
 
-def test_a_chat_answer_ends_with_its_fence(session, monkeypatch):
-    assert written(session, "d", "qtk", monkeypatch, "model") == [WRITES["d"][:3]]
+def test_a_chat_answer_ends_with_its_fence(session):
+    assert written(session, "x", "qtk", "model") == [WRITES["`"][:3]]
 
 
-def test_the_other_harnesses_rules_stop_where_those_say(session, monkeypatch):
+def test_the_other_harnesses_rules_stop_where_those_say(session):
     # bigcode stops at "\nprint", "\ndef" and "\n#", wherever in a token they end; codefuse never.
-    assert written(session, "abc", "bigcode", monkeypatch) == [WRITES["a"][:2], WRITES["b"][:4], WRITES["c"][:2]]
+    assert written(session, "abc", "bigcode") == [WRITES["a"][:2], WRITES["b"][:4], WRITES["c"][:2]]
 
 
-def test_codefuse_rules_never_stop(session, monkeypatch):
-    assert written(session, "ab", "codefuse", monkeypatch) == [whole("a"), whole("b")]
+def test_codefuse_rules_never_stop(session):
+    assert written(session, "ab", "codefuse:13b") == [whole("a"), whole("b")]

@@ -1,1 +1,1 @@
-"""One file a language: how a solution and its tests become a program, what runs it, and how its outcome is judged."""
+"""One file a language: how its answers are read and become programs, what runs them, and how outcomes are judged."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from qtk.bench.accuracy.options import Rules
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.errors import MachineError
-from qtk.sandbox.job import MIB, Job, Limits, Outcome, Step
+from qtk.sandbox.job import MIB, Command, Job, JobLimits, ProgramOutcome
 
 
 class LanguageUnavailable(MachineError):
@@ -52,26 +52,36 @@ class Company:
 
 @dataclass(frozen=True)
 class Toolchain(ABC):
-    """The base of every language. `seconds`: clock of one run."""
+    """How the programs of a language are compiled, run and judged.
 
+    commands: what must be on PATH. install: how the commands are installed, in words. requirements: libraries that some
+    tasks need. company: whether programs may share a sandbox at first. seconds: the clock of one run. limits: of one
+    job. `settings` names the further fields that a suite's YAML may set.
+    """
+
+    commands: tuple[str, ...] = ()
+    install: str = ""
+    requirements: tuple[Requirement, ...] = ()
+    company: Company = field(default_factory=Company)
     seconds: float = 10.0
-    limits: Limits = field(default_factory=Limits)
+    limits: JobLimits = field(default_factory=JobLimits)
 
-    language: ClassVar[str] = ""
-    commands: ClassVar[tuple[str, ...]] = ()
-    install: ClassVar[str] = ""
-    requirements: ClassVar[tuple[Requirement, ...]] = ()
-    company: ClassVar[Company] = Company()
+    settings: ClassVar[frozenset[str]] = frozenset()
 
-    def prepare(self) -> None:
-        """Looks for the commands. LanguageUnavailable names the ones that are absent."""
-        absent = [command for command in self.commands if shutil.which(command) is None]
-        if absent:
-            raise LanguageUnavailable(f"{self.language} needs {' and '.join(absent)} ({self.install}).")
+    def absent_commands(self) -> list[str]:
+        """The commands that are not on PATH."""
+        return [command for command in self.commands if shutil.which(command) is None]
+
+    def prepare(self) -> None:  # noqa: B027 - most commands need nothing
+        """Looks for what the commands themselves need. LanguageUnavailable names what is absent."""
 
     @property
     def readable(self) -> tuple[str, ...]:
         """Paths beyond the system's own that the programs must be able to read."""
+        return ()
+
+    def preload(self, header: str) -> tuple[str, ...]:
+        """Python modules that a sandbox worker loads once, given the suite's lines before every program."""
         return ()
 
     @abstractmethod
@@ -83,14 +93,14 @@ class Toolchain(ABC):
         raise NotImplementedError
 
     def together(self, jobs: Sequence[Job]) -> Job:
-        """One job that runs the programs of several and prints the sentinel of each that passes, one a line.
+        """One job that runs the programs of several, and prints the sentinel of each that passes on a line of its own.
 
-        It must hold for a failure of any kind that the others' sentinels are not printed because of it: who is not
-        there runs again alone. Only for toolchains with company.
+        Whatever makes one program fail must never print the sentinel of another. A program whose sentinel is missing
+        runs again alone. Only for toolchains with company.
         """
         raise NotImplementedError
 
-    def verdict(self, outcome: Outcome, rules: Rules) -> Verdict:
+    def verdict(self, outcome: ProgramOutcome, rules: Rules) -> Verdict:
         """What the outcome means. A program passes only when it ran to the end of its tests."""
         limit = _LIMIT_VERDICTS.get(outcome.ending)
         if limit is not None:
@@ -102,17 +112,17 @@ class Toolchain(ABC):
             return "compile_error"
         return "passed" if outcome.exit_code == 0 and outcome.reached_end else "failed"
 
-    def missing(self, outcomes: Iterable[Outcome]) -> list[str]:
+    def missing(self, outcomes: Iterable[ProgramOutcome]) -> list[str]:
         """The libraries whose absence shows in failed references, each with the way to install it."""
         text = "\n".join(outcome.stderr + outcome.stdout for outcome in outcomes)
         return [f"{need.name} ({need.install})" for need in self.requirements if need.sign in text]
 
-    def _run(self, *argv: str, script: str = "") -> Step:
-        return Step("run", argv, script, wall_seconds=self.seconds, cpu_seconds=_whole(self.seconds))
+    def _run(self, *argv: str, script: str = "") -> Command:
+        return Command("run", argv, script, wall_seconds=self.seconds, cpu_seconds=_whole(self.seconds))
 
     @staticmethod
-    def _compile(*argv: str, seconds: float = 60.0) -> Step:
-        return Step("compile", argv, wall_seconds=seconds, cpu_seconds=_whole(seconds))
+    def _compile(*argv: str, seconds: float = 60.0) -> Command:
+        return Command("compile", argv, wall_seconds=seconds, cpu_seconds=_whole(seconds))
 
 
 _LIMIT_VERDICTS: dict[str, Verdict] = {
@@ -134,7 +144,7 @@ def new_sentinel() -> str:
     return f"tests-ended-{secrets.token_hex(12)}"
 
 
-def roomy(limits: Limits, memory_bytes: int, processes: int) -> Limits:
+def roomy(limits: JobLimits, memory_bytes: int, processes: int) -> JobLimits:
     """Limits for a runtime that needs threads and memory for itself."""
     memory = max(limits.memory_bytes, memory_bytes)
     return replace(limits, memory_bytes=memory, processes=max(limits.processes, processes), disk_bytes=512 * MIB)

@@ -1,6 +1,6 @@
 """Go: compiled and linked directly against prepared packages, which is what `go test` does, without its start-up.
 
-Testify comes from Debian's source package or a GOPATH; it is built once into a cache that programs can only read.
+Testify comes from Debian's source package or a GOPATH. It is built once into a cache that programs can only read.
 `go vet`, which `go test` runs beforehand, is left out.
 """
 
@@ -12,9 +12,91 @@ import re
 import subprocess
 from pathlib import Path
 
+from qtk.bench.accuracy.languages.assembly import Assembly, Frame, Head
 from qtk.bench.accuracy.languages.base import LanguageUnavailable, Requirement, Toolchain, new_sentinel, roomy
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.languages.blocks import Braces
+from qtk.bench.accuracy.languages.codefuse import CodefuseRules
+from qtk.bench.accuracy.languages.grammar import Grammar
+from qtk.bench.accuracy.languages.language import Language
+from qtk.bench.accuracy.task import Task
 from qtk.sandbox.job import MIB, Job
+
+# Packages that an answer may use without importing them: codefuse-evaluation's list.
+_PACKAGES = ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
+_IMPORTS = re.compile(r'^import\s*(?:\(([^)]*)\)|((?:[\w.]+[^\S\n]+)?"[^"]+"))[^\S\n]*;?[^\S\n]*\n?', re.MULTILINE)
+_IMPORT = re.compile(r'(?:([\w.]+)[^\S\n]+)?"([^"]+)"')
+_NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|`[^`]*`', re.DOTALL)
+_HEAD = re.compile(r"package\s+\w+\s+import\s*\([^)]*\)\n")
+_SETUP = 'package main\n\nimport (\n    "fmt"\n    "testing"\n)\n'  # what the tests use, and no answer may leave out
+
+
+class _Blocks(Braces):
+    """A type in a function's header may have braces of its own."""
+
+    def opening(self, plain: str, definition: re.Match[str]) -> int | None:
+        opening = super().opening(plain, definition)
+        if opening is not None and plain[:opening].endswith(("interface", "struct")):
+            opening = plain.rfind("{", opening, plain.find("\n", opening))
+            return opening if opening >= 0 else None
+        return opening
+
+
+class _Assembly(Assembly):
+    """Gathers the imports of prompt and answer, because Go refuses an import that is not used."""
+
+    def head(self, prompt: str) -> Head:
+        head = _HEAD.match(prompt)
+        return Head(_SETUP, head.group(0)) if head else Head()
+
+    def continued(self, task: Task, continuation: str, frame: Frame) -> str:
+        return go_source(task, task.prompt.replace(task.imports, "", 1) + continuation)
+
+    def whole(self, task: Task, code: str, frame: Frame) -> str:
+        code = self.cleaned(code)
+        return go_source(task, self.preamble(task, code).replace(task.imports, "", 1) + code)
+
+
+def go_source(task: Task, body: str) -> str:
+    """Package clause and imports, then `body`.
+
+    Imports of the prompt and of the answer are joined, and kept only where the body uses them. The tests' own set-up
+    has its imports already.
+    """
+    imported = dict.fromkeys([*_imports(task.imports), *_imports(body)])
+    body = re.sub(r"^package\s+\w+[^\S\n]*\n", "", _IMPORTS.sub("", body), flags=re.MULTILINE)
+    named = {alias or path.rsplit("/", 1)[-1] for alias, path in imported}
+    usual = {path.rsplit("/", 1)[-1]: path for path in _PACKAGES}
+    imported |= dict.fromkeys(("", path) for name, path in usual.items() if name not in named)
+    used = set(re.findall(r"\b(\w+)\.", _NOISE.sub(" ", body))) | {".", "_"}
+    there = set(_imports(task.setup))
+    wanted = [
+        (path, alias)
+        for alias, path in imported
+        if (alias or path.rsplit("/", 1)[-1]) in used and (alias, path) not in there
+    ]
+    lines = "".join(f'    {alias} "{path}"\n' if alias else f'    "{path}"\n' for path, alias in sorted(wanted))
+    # A second import declaration may stand right after the first.
+    block = f"import (\n{lines})\n" if wanted else ""
+    return f"{task.setup}\n{block}{body}"
+
+
+def _imports(source: str) -> list[tuple[str, str]]:
+    """(alias or nothing, path) of every import."""
+    imports = []
+    for block, single in _IMPORTS.findall(source):
+        imports += _IMPORT.findall(re.sub(r"//[^\n]*", "", block) or single)
+    return imports
+
+
+class _CodefuseRules(CodefuseRules):
+    """Adds a package where its name and a point occur anywhere in the answer."""
+
+    def source(self, task: Task, answer: str) -> str:
+        absent = [path for path in _PACKAGES if path not in task.setup and f"{path.rsplit('/', 1)[-1]}." in answer]
+        imports = "import (\n" + "".join(f'    "{path}"\n' for path in absent) + ")\n" if absent else ""
+        prompt = (task.prompt + "\n").replace(task.imports, "")
+        return f"{task.setup}\n{imports}{prompt}{answer}"
+
 
 _TESTIFY = "github.com/stretchr/testify/assert"
 _TEST = re.compile(r"^func (Test\w*)\(\w+ \*testing\.T\)", re.MULTILINE)
@@ -42,16 +124,10 @@ func main() {{
 """
 
 
-class Go(Toolchain):
+class GoToolchain(Toolchain):
     """Package clause and imports, solution, tests: one file, compiled as a package and run by an entry of our own."""
 
-    language = "go"
-    commands = ("go",)
-    install = "apt install golang-go"
-    requirements = (Requirement("stretchr/testify", "testify", "apt install golang-github-stretchr-testify-dev"),)
-
     def prepare(self) -> None:
-        super().prepare()
         _packages()
 
     @property
@@ -100,20 +176,41 @@ def _packages() -> str:
         raise LanguageUnavailable("go needs testify (apt install golang-github-stretchr-testify-dev).")
     _cache().mkdir(parents=True, exist_ok=True)
     form = "{{if .Export}}packagefile {{.ImportPath}}={{.Export}}{{end}}"
+    offline = {"GO111MODULE": "off", "GOPATH": path, "GOCACHE": str(_cache()), "GOFLAGS": "", "GOPROXY": "off"}
     answer = subprocess.run(
         ["go", "list", "-export", "-deps", "-f", form, "std", _TESTIFY],
         capture_output=True,
         text=True,
-        env={
-            **os.environ,
-            "GO111MODULE": "off",
-            "GOPATH": path,
-            "GOCACHE": str(_cache()),
-            "GOFLAGS": "",
-            "GOPROXY": "off",
-        },
+        env={**os.environ, **offline},
         cwd="/",
     )
     if answer.returncode:
         raise LanguageUnavailable(f"go cannot build its standard library and testify: {answer.stderr.strip()[-500:]}")
     return answer.stdout.replace("\n\n", "\n")
+
+
+GO = Language(
+    name="go",
+    title="Go",
+    short=("golang",),
+    tags=("golang",),
+    assembly=_Assembly(
+        Grammar(
+            blocks=_Blocks(
+                re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|`[^`]*`', re.DOTALL),
+                search_blanked=True,
+            ),
+            definition=r"^func\s+NAME\s*[(\[]",
+            next_definition=re.compile(r"(?:func|type)\s+(\w+)"),
+            code_start=re.compile(r"^(?:package |import |func |type |var |const )", re.MULTILINE),
+        ),
+        main=re.compile(r"^func\s+main\s*\(\s*\)", re.MULTILINE),
+    ),
+    toolchain=GoToolchain(
+        commands=("go",),
+        install="apt install golang-go",
+        requirements=(Requirement("stretchr/testify", "testify", "apt install golang-github-stretchr-testify-dev"),),
+    ),
+    codefuse_rules=_CodefuseRules(fence="go", ends_behind=re.compile(r"\};?")),
+    bigcode_seconds=30.0,
+)

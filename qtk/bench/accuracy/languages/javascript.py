@@ -1,15 +1,15 @@
 """JavaScript: Node runs solution and tests as one module; a failed console.assert is a failed test.
 
-Starting Node costs more than most programs do. So programs that use the language alone, and nothing of Node's, share a
-sandbox and a Node process at first, one after the other, each with a realm (global object, built-ins) of its own and a
-short time. Only a silent pass counts there; every other program runs in a sandbox and a process of its own.
+Starting Node costs more than most programs do. So programs that use the language alone, and nothing of Node's, first share
+a sandbox and a Node process. There they run one after the other, each with a realm (global object, built-ins) of its own
+and a short time. Only a silent pass counts there; every other program runs in a sandbox and a process of its own.
 
 A program in company is given nothing but objects of its own realm: `require` there knows a small `assert` written for it.
 No realm can make code from text, and the built-ins of the realm in which our own code runs are frozen. So a program that
 found a way out would find nothing to change.
 
-A program shares its process with the code that tells its end, in company or alone. What it could do that with has a name
-that is drawn for each program and is gone from the disk before it starts; that is a best effort, no proof.
+A program shares its process with the code that tells its end, in company or alone. What that code is called by has a name
+that is drawn for each program and is gone from the disk before it starts. That is a best effort, not a proof.
 """
 
 from __future__ import annotations
@@ -23,10 +23,69 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qtk.bench.accuracy.languages.assembly import Assembly
 from qtk.bench.accuracy.languages.base import Company, Requirement, Toolchain, Verdict, new_sentinel, roomy
-from qtk.bench.accuracy.options import Rules
-from qtk.bench.accuracy.suites.tasks import Task
-from qtk.sandbox.job import MIB, Job, Outcome
+from qtk.bench.accuracy.languages.blocks import Braces, behind_parenthesis
+from qtk.bench.accuracy.languages.codefuse import CodefuseRules
+from qtk.bench.accuracy.languages.grammar import Grammar
+from qtk.bench.accuracy.languages.language import Language
+from qtk.bench.accuracy.options import Rules, harness_of
+from qtk.bench.accuracy.task import Task
+from qtk.sandbox.job import MIB, Job, ProgramOutcome
+
+_ARROW = re.compile(r"\s*(?:\w+\s*)?=>\s*")
+_FUNCTION_WORDS = re.compile(r"\s*(?:async\s+)?(?:function\s*\*?\s*\w*\s*)?")
+
+
+class _Blocks(Braces):
+    """The body of an arrow function may be an expression without braces."""
+
+    def opening(self, plain: str, definition: re.Match[str]) -> int | None:
+        """Where the body begins: at its brace, or at an arrow function's expression."""
+        position = definition.end()
+        if plain[position - 1] != "(":
+            words = _FUNCTION_WORDS.match(plain, position)
+            position = words.end() if words else position
+            if plain[position : position + 1] == "(":
+                position += 1
+        if plain[position - 1] == "(":
+            position = behind_parenthesis(plain, position) or len(plain)
+        if arrow := _ARROW.match(plain, position):
+            return arrow.end() if arrow.end() < len(plain) else None
+        opening = plain.find("{", position)
+        return opening if opening >= 0 else None
+
+    def definition_end(self, code: str, definition: re.Match[str]) -> int | None:
+        plain = self.blanked(code)
+        opening = self.opening(plain, definition)
+        if opening is not None and plain[opening] != "{":
+            return _expression_end(plain, opening)
+        return super().definition_end(code, definition)
+
+
+def _expression_end(plain: str, start: int) -> int | None:
+    """Behind an expression: its semicolon, or the end of a line after which nothing goes on with it."""
+    depth = 0
+    for index in range(start, len(plain)):
+        character = plain[index]
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0 or (depth == 0 and character == ";"):
+            return index + (depth == 0)
+        if character == "\n" and depth == 0 and (rest := plain[index:].lstrip()) and rest[0] not in ".?:+-*/%&|=,<>":
+            return index + 1
+    return None
+
+
+_EXPORT_LIST = re.compile(r"^export\s*(?:\{[^}]*\}|default\s+\w+)\s*;?[^\S\n]*$", re.MULTILINE)
+_EXPORT = re.compile(r"^export\s+(?:default\s+)?(?=(?:const|let|var|async|function|class|\w+\s*=)\b)", re.MULTILINE)
+
+
+class _Assembly(Assembly):
+    """The runner's module is not one that can export."""
+
+    def cleaned(self, code: str) -> str:
+        return _EXPORT.sub("", _EXPORT_LIST.sub("", code))
+
 
 _SYNTAX_ERROR_EXIT, _ASSERTION_EXIT = 97, 96
 # console.assert only prints and leaves the exit code 0. The runner counts, and says at the end that the end was reached.
@@ -56,7 +115,7 @@ process.on('exit', (code) => { if (code === 0 && failed) leave(ASSERTION); if (c
 """.replace("SYNTAX_ERROR", str(_SYNTAX_ERROR_EXIT)).replace("ASSERTION", str(_ASSERTION_EXIT))
 
 _COMPANY_SECONDS = 2  # a program that needs longer runs again alone, under the suite's own clock
-# What reaches beyond the language, or what goes on when the program is over: whoever names one of these runs alone.
+# Programs that mention any of these run in a process of their own: they reach beyond the language, or go on after its end.
 _OF_NODE = re.compile(
     r"\b(?:process|global|globalThis|constructor|__proto__|prototype|Function|eval|import|Reflect|Proxy|async|await|Promise"
     r"|queueMicrotask|set(?:Timeout|Interval|Immediate)|Worker|Atomics|SharedArrayBuffer|WebAssembly|FinalizationRegistry)\b"
@@ -126,14 +185,8 @@ for (let number = 0; number < programs.length; number += 1) {
 """
 
 
-class JavaScript(Toolchain):
+class JavaScriptToolchain(Toolchain):
     """Node with as few threads as it can do with."""
-
-    language = "javascript"
-    company = Company(16)
-    commands = ("node",)
-    install = "apt install nodejs, or nodejs.org"
-    requirements = (Requirement("Cannot find module 'js-md5'", "js-md5", "npm install -g js-md5"),)
 
     @property
     def readable(self) -> tuple[str, ...]:
@@ -156,7 +209,7 @@ class JavaScript(Toolchain):
     def sociable(self, job: Job) -> bool:
         """Whether the program, tests and all, uses the language alone, besides the module assert."""
         source = job.files["task.js"]
-        return not _OF_NODE.search(source) and all(found.group(2) for found in _REQUIRED.finditer(source))
+        return not _OF_NODE.search(source) and all(required.group(2) for required in _REQUIRED.finditer(source))
 
     def together(self, jobs: Sequence[Job]) -> Job:
         content = {
@@ -174,11 +227,11 @@ class JavaScript(Toolchain):
         )
         return replace(jobs[0], files=files, steps=(step,))
 
-    def verdict(self, outcome: Outcome, rules: Rules) -> Verdict:
+    def verdict(self, outcome: ProgramOutcome, rules: Rules) -> Verdict:
         if outcome.ending == "exited" and outcome.exit_code == _SYNTAX_ERROR_EXIT:
             return "compile_error"
         verdict = super().verdict(outcome, rules)
-        if rules == "codefuse" and verdict == "passed" and (outcome.stdout or outcome.stderr):
+        if harness_of(rules) == "codefuse" and verdict == "passed" and (outcome.stdout or outcome.stderr):
             return "failed"  # codefuse-evaluation takes any output for a failed console.assert
         return verdict
 
@@ -195,3 +248,35 @@ def _module_folders() -> list[Path]:
 def _node_home() -> list[Path]:
     node = shutil.which("node")
     return [Path(node).resolve().parents[1]] if node else []
+
+
+JAVASCRIPT = Language(
+    name="javascript",
+    title="JavaScript",
+    short=("js",),
+    tags=("js", "node"),
+    assembly=_Assembly(
+        Grammar(
+            blocks=_Blocks(
+                re.compile(
+                    r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|`(?:\\.|[^`\\])*`'
+                    r"|(?<=[(,=+:\[!&|?{};\n])\s*/(?![*/])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n\[])+/",
+                    re.DOTALL,
+                ),
+                search_blanked=True,
+            ),
+            definition=r"^(?:export\s+(?:default\s+)?)?(?:(?:(?:const|let|var)\s+)?NAME\s*=(?![=>])"
+            r"|(?:async\s+)?function\s*\*?\s*NAME\s*\()",
+            next_definition=re.compile(r"(?:async\s+)?(?:function|const|let|var|class)\s+(\w+)"),
+            code_start=re.compile(r"^(?:const |let |var |function |async function |class |import )", re.MULTILINE),
+        )
+    ),
+    toolchain=JavaScriptToolchain(
+        commands=("node",),
+        install="apt install nodejs, or nodejs.org",
+        requirements=(Requirement("Cannot find module 'js-md5'", "js-md5", "npm install -g js-md5"),),
+        company=Company(16),
+    ),
+    codefuse_rules=CodefuseRules(fence="js", ends_behind=re.compile(r"\};?")),
+    bigcode_seconds=5.0,
+)

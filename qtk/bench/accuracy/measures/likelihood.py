@@ -14,7 +14,7 @@ from qtk.bench.accuracy.measures.tasks import LoadedTasks, load_tasks
 from qtk.bench.accuracy.options import AccuracyOptions
 from qtk.bench.accuracy.results.likelihood import LikelihoodScore, TaskLikelihood, score_likelihood
 from qtk.bench.accuracy.suites.suites import SuitePart
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError, listing
 from qtk.progress import Progress

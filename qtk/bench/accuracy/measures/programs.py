@@ -14,7 +14,7 @@ from qtk.bench.accuracy.measures.measure import Need, Workplace
 from qtk.bench.accuracy.measures.tasks import LoadedTasks, load_tasks
 from qtk.bench.accuracy.options import AccuracyOptions
 from qtk.bench.accuracy.programs.answers import AnswerKey
-from qtk.bench.accuracy.programs.compatibility import as_the_harness
+from qtk.bench.accuracy.programs.compatibility import as_the_harness, processor_refusals
 from qtk.bench.accuracy.programs.scoring import Scorer
 from qtk.bench.accuracy.results.programs import ProgramsScore, score_programs
 from qtk.bench.accuracy.suites.suites import SuitePart
@@ -36,7 +36,7 @@ class ProgramsMeasure:
         return load_tasks(replace(part, suite=as_the_harness(part.suite, self.options.rules)), self.options)
 
     def refusals(self, loaded: Sequence[LoadedTasks], source: AnswerSource) -> list[str]:
-        reasons = []
+        reasons = processor_refusals(self.options.rules) if source.role == "model" else []
         if ambiguous := source.ambiguous([(data.part, data.tasks) for data in loaded]):
             reasons.append(
                 f"{source.path} has rows without a language for tasks that several of the languages have:\n"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qtk.bench.accuracy.measures.measure import Loaded
 from qtk.bench.accuracy.options import AccuracyOptions
 from qtk.bench.accuracy.suites.suites import SuitePart, suite_tasks
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.checkpoint.manifest import file_digest
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qtk.bench.accuracy.jsonl import read_rows
 from qtk.bench.accuracy.suites.suites import SuitePart
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.checkpoint.manifest import file_digest
 from qtk.errors import InputError, listing
 

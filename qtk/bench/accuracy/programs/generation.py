@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qtk.bench.accuracy.options import ModelOptions, Rules
+from qtk.bench.accuracy.options import ModelOptions, Rules, harness_of
 from qtk.bench.accuracy.programs.answers import Answer, AnswerKey
 from qtk.bench.accuracy.programs.compatibility import bigcode_stops
 from qtk.bench.accuracy.programs.extraction import certain_end
 from qtk.bench.accuracy.programs.prompts import encode, prompt_text
 from qtk.bench.accuracy.suites.suites import SuitePart
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.engines.build import build_engine
 from qtk.engines.description import is_engine
 from qtk.engines.options import BuildOptions
@@ -78,7 +78,7 @@ class ModelAnswers:
         return ended
 
     def _certain(self, part: SuitePart, task: Task, text: str) -> bool:
-        if self.rules == "codefuse":
+        if harness_of(self.rules) == "codefuse":
             return False  # that harness lets the model go on to its end-of-sequence token
         if self.rules == "bigcode":
             return any(stop in text for stop in bigcode_stops(part.suite, task))

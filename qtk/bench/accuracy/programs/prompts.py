@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
+from qtk.bench.accuracy.languages.registry import language_named
 from qtk.bench.accuracy.options import ChatFormat
 from qtk.bench.accuracy.suites.suites import Suite
-from qtk.bench.accuracy.suites.tasks import Task
+from qtk.bench.accuracy.task import Task
 from qtk.models.chat import codefuse_chat
 from qtk.models.tokenizer import TextTokenizer
-
-_NAMES = {
-    "python": "Python",
-    "java": "Java",
-    "cpp": "C++",
-    "javascript": "JavaScript",
-    "go": "Go",
-    "rust": "Rust",
-    "php": "PHP",
-    "swift": "Swift",
-    "d": "D",
-    "julia": "Julia",
-    "lua": "Lua",
-    "r": "R",
-    "racket": "Racket",
-    "perl": "Perl",
-    "ruby": "Ruby",
-    "bash": "Bash",
-}
-_HASH_COMMENTS = frozenset({"python", "r", "julia", "perl", "ruby", "bash"})
 
 
 def prompt_text(suite: Suite, task: Task, chat_format: ChatFormat) -> str:
     """The text to continue (none), or the user's message (model, codefuse)."""
-    name = _NAMES.get(task.language, task.language)
+    language = language_named(task.language)
     tests = "Your code should satisfy these tests:\n" + "\n".join(task.example_tests)
     if chat_format == "codefuse":
         if suite.layout == "mbpp":
             return task.prompt + tests  # no line break between the two: as codefuse-evaluation's nl2code has it
-        comment = "#" if task.language in _HASH_COMMENTS else "//"
-        return f"{comment} language: {name}\n{task.prompt}"
+        return f"{language.comment} language: {language.title}\n{task.prompt}"
     if chat_format == "model":
         if suite.layout == "mbpp":
-            return f"{task.prompt}\n{tests}\nAnswer with one block of Python code."
-        tag = task.language
-        return (
-            f"Complete this {name} code. Answer with one code block that holds it whole.\n\n```{tag}\n{task.prompt}```"
-        )
+            return f"{task.prompt}\n{tests}\nAnswer with one block of {language.title} code."
+        request = f"Complete this {language.title} code. Answer with one code block that holds it whole."
+        return f"{request}\n\n```{task.language}\n{task.prompt}```"
     if suite.layout == "mbpp":  # a docstring with the first assertion: the form that bigcode-evaluation-harness uses
         return f'"""\n{task.prompt}\n{task.example_tests[0]}\n"""\n'
-    # Without the line break at the end: it would take away the token that joins it with the next line's indentation.
+    # Without the line break at the end, so that the model may write the token that joins a line break with the
+    # indentation behind it.
     return task.prompt.strip()
 
 
 def encode(tokenizer: TextTokenizer, text: str, chat_format: ChatFormat) -> list[int]:
-    """Token ids of the prompt. A rendered chat carries its special tokens as text, so none are added to it.
+    """Token ids of the prompt. A rendered chat carries its special tokens as text, so that none are added.
 
     Nothing is ever cut off: a prompt that an engine cannot hold is an error.
     """

@@ -1,34 +1,33 @@
-"""Runs answers in the sandbox: the references first, then every sample, in parallel; one verdict each."""
+"""Runs answers in the sandbox: the references first, then every sample, in parallel. Each sample gets a verdict."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from qtk.bench.accuracy.languages.base import LanguageUnavailable, Toolchain, Verdict
-from qtk.bench.accuracy.languages.registry import TOOLCHAINS
-from qtk.bench.accuracy.options import Rules
+from qtk.bench.accuracy.languages.base import LanguageUnavailable, Verdict
+from qtk.bench.accuracy.languages.registry import language_named
+from qtk.bench.accuracy.options import Rules, harness_of
 from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.assemble import reference_source
 from qtk.bench.accuracy.programs.compatibility import bigcode_source, codefuse_source
 from qtk.bench.accuracy.programs.extraction import Extracted, extract
 from qtk.bench.accuracy.suites.suites import Suite
-from qtk.bench.accuracy.suites.tasks import Task
-from qtk.errors import InputError, MachineError, listing
+from qtk.bench.accuracy.task import Task
+from qtk.errors import MachineError, listing
 from qtk.progress import Progress, note
-from qtk.sandbox.job import Job, Level, Outcome
+from qtk.sandbox.job import Job, Level, ProgramOutcome
 from qtk.sandbox.pool import Workers, limits_note
 
-_FEW_REFERENCES, _REFERENCE_TRIES = 3, 20  # so many that fail are tried so often, before the machine is blamed
+_FEW_REFERENCES, _REFERENCE_TRIES = 3, 20  # if so few fail, they are run so often before the machine is blamed
 _KEPT_TEXT = 2000  # characters of what a program printed, kept in the record of a task that did not pass
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The verdict on one sample, how its program came about, and the end of what it printed if it did not pass."""
+    """The verdict on a sample, how its program was made, and the end of what the program printed if it did not pass."""
 
     answer: Answer
     verdict: Verdict
@@ -54,6 +53,28 @@ class Scored:
         return line
 
 
+@dataclass(frozen=True)
+class Retried:
+    """References after some tries: what failed in the last, what failed in the first but not in all, and the tries."""
+
+    failed: dict[str, ProgramOutcome]
+    by_chance: tuple[str, ...]
+    tries: int
+
+
+def retried(run: Callable[[Sequence[Task]], dict[str, ProgramOutcome]], tasks: Sequence[Task]) -> Retried:
+    """Runs references; a few that fail are tried again, because what they do may depend on chance.
+
+    run: tasks -> the outcomes of those that failed, by task_id.
+    """
+    first = failed = run(tasks)
+    tries = 1
+    while failed and len(first) <= _FEW_REFERENCES and tries < _REFERENCE_TRIES:
+        tries += 1
+        failed = run([task for task in tasks if task.task_id in failed])
+    return Retried(failed, tuple(name for name in first if name not in failed), tries)
+
+
 class Scorer:
     """Scores one language of a suite at one sandbox level.
 
@@ -63,26 +84,23 @@ class Scorer:
     """
 
     def __init__(self, suite: Suite, language: str, *, level: Level, rules: Rules, workers: int | None) -> None:
-        """LanguageUnavailable when the language's commands or libraries are absent."""
+        """LanguageUnavailable when qtk does not know the language, or its commands or libraries are absent."""
         self.suite, self.language, self.rules = suite, language, rules
-        if language not in TOOLCHAINS:
-            raise LanguageUnavailable(f"qtk cannot run {language} programs.")
-        self.toolchain = _toolchain(suite, language)
-        self.toolchain.prepare()
-        preload = _imported(suite.python_header) if language == "python" else ()
-        self._workers = Workers(level, count=workers, readable=self.toolchain.readable, preload=preload)
+        self.toolchain = language_named(language).ready_toolchain(suite.seconds, suite.languages[language].settings)
+        preload = self.toolchain.preload(suite.header(language))
+        self.workers = Workers(level, count=workers, readable=self.toolchain.readable, preload=preload)
 
     def limits_note(self, task: Task) -> str:
         """The limits of this language's programs, in words."""
         job = self._job("", task)
-        return limits_note(job.limits, self._workers.level, self.toolchain.seconds)
+        return limits_note(job.limits, self.workers.level, self.toolchain.seconds)
 
     def __enter__(self) -> Scorer:
-        self._workers.__enter__()
+        self.workers.__enter__()
         return self
 
     def __exit__(self, *details: Any) -> None:
-        self._workers.__exit__(*details)
+        self.workers.__exit__(*details)
 
     def check_references(self, tasks: Sequence[Task]) -> None:
         """Runs the known solutions. LanguageUnavailable, with the missing libraries if they show, unless all pass.
@@ -92,33 +110,27 @@ class Scorer:
         passes four times in nine. Answers of models get no second try.
         """
         label = f"{self.suite.name} {self.language}: reference solutions"
-        failed = self._failing_references(tasks, label)
-        by_chance = dict(failed) if len(failed) <= _FEW_REFERENCES else {}
-        tries = 1
-        while failed and by_chance and tries < _REFERENCE_TRIES:
-            tries += 1
-            failed = self._failing_references([task for task in tasks if task.task_id in failed], label)
-        if not failed:
-            if by_chance:
-                note(
-                    f"{label}: {', '.join(by_chance)} passed only after {tries} tries: what it does depends on chance."
-                )
+        result = retried(lambda some: self._failing_references(some, label), tasks)
+        if not result.failed:
+            if result.by_chance:
+                names = ", ".join(result.by_chance)
+                note(f"{label}: {names} passed only after {result.tries} tries: what it does depends on chance.")
             return
-        missing = self.toolchain.missing(failed.values())
-        why = f"Missing: {', '.join(missing)}." if missing else f"The first says: {_complaint(failed)}"
+        missing = self.toolchain.missing(result.failed.values())
+        why = f"Missing: {', '.join(missing)}." if missing else f"The first says: {_complaint(result.failed)}"
         raise LanguageUnavailable(
-            f"{len(failed)} of {len(tasks)} reference solutions of {self.suite.name} {self.language} do not pass on this "
-            f"machine, so it cannot be scored. {why}\n{listing(failed)}"
+            f"{len(result.failed)} of {len(tasks)} reference solutions of {self.suite.name} {self.language} do not pass on "
+            f"this machine, so it cannot be scored. {why}\n{listing(result.failed)}"
         )
 
-    def _failing_references(self, tasks: Sequence[Task], label: str) -> dict[str, Outcome]:
+    def _failing_references(self, tasks: Sequence[Task], label: str) -> dict[str, ProgramOutcome]:
         jobs = ((task.task_id, self._job(reference_source(self.suite, task), task)) for task in tasks)
         # References are known programs: the strictest published rule would only punish their output.
         outcomes = self._run(jobs, label, len(tasks))
         return {name: outcome for name, outcome in outcomes if self.toolchain.verdict(outcome, "qtk") != "passed"}
 
     def score(self, tasks: Sequence[Task], answers: Sequence[Answer]) -> Iterator[Scored]:
-        """A verdict for every answer, as they come."""
+        """A verdict for every answer, in the order in which the programs end."""
         by_id = {task.task_id: task for task in tasks}
         how: dict[Answer, str] = {}
 
@@ -143,18 +155,18 @@ class Scorer:
 
     def extracted(self, task: Task, generation: str) -> Extracted:
         """The source before the tests, by the rules in force."""
-        if self.rules == "codefuse":
-            return Extracted(codefuse_source(self.suite, task, generation), "continuation")
+        if harness_of(self.rules) == "codefuse":
+            return Extracted(codefuse_source(self.suite, task, generation, self.rules), "continuation")
         if self.rules == "bigcode":
             return Extracted(bigcode_source(self.suite, task, generation), "continuation")
         return extract(self.suite, task, generation)
 
     def _job(self, source: str, task: Task) -> Job:
-        return self.toolchain.job(source, task, self._workers.environment)
+        return self.toolchain.job(source, task, self.workers.environment)
 
     def _run(
         self, jobs: Iterable[tuple[Any, Job]], label: str, total: int, detail: Callable[[], str] = lambda: ""
-    ) -> Iterator[tuple[Any, Outcome]]:
+    ) -> Iterator[tuple[Any, ProgramOutcome]]:
         with Progress(label, total, "programs") as progress:
             for key, outcome in self._outcomes(jobs, total):
                 if outcome.ending == "sandbox":
@@ -162,26 +174,26 @@ class Scorer:
                 yield key, outcome
                 progress.advance(1, detail())
 
-    def _outcomes(self, jobs: Iterable[tuple[Any, Job]], total: int) -> Iterator[tuple[Any, Outcome]]:
-        """Programs in company where the toolchain has it, and alone all that did not pass there."""
-        size = self.toolchain.company.size(total, self._workers.count)
+    def _outcomes(self, jobs: Iterable[tuple[Any, Job]], total: int) -> Iterator[tuple[Any, ProgramOutcome]]:
+        """Runs programs in company where the toolchain allows that, and then alone those that did not pass there."""
+        size = self.toolchain.company.size(total, self.workers.count)
         if size == 1:
-            yield from self._workers.run(jobs)
+            yield from self.workers.run(jobs)
             return
         again: list[tuple[Any, Job]] = []
         source = self._sociable(jobs, again)
         groups = iter(lambda: list(islice(source, size)), [])
-        for group, outcome in self._workers.run((group, self._together(group)) for group in groups):
+        for group, outcome in self.workers.run((group, self._together(group)) for group in groups):
             if outcome.ending == "sandbox":
                 yield group[0][0], outcome
             ended = set(outcome.stdout.split("\n"))
             for key, job in group:
                 if job.sentinel in ended:
                     seconds = round(outcome.seconds / len(group), 4)
-                    yield key, Outcome("run", 0, "exited", "", "", True, seconds)
+                    yield key, ProgramOutcome("run", 0, "exited", "", "", True, seconds)
                 else:
                     again.append((key, job))
-        yield from self._workers.run(again)
+        yield from self.workers.run(again)
 
     def _sociable(self, jobs: Iterable[tuple[Any, Job]], others: list[tuple[Any, Job]]) -> Iterator[tuple[Any, Job]]:
         for key, job in jobs:
@@ -194,25 +206,7 @@ class Scorer:
         return self.toolchain.together([job for _, job in group])
 
 
-def _toolchain(suite: Suite, language: str) -> Toolchain:
-    settings = suite.languages[language].settings
-    if unknown := settings.keys() - {field.name for field in fields(TOOLCHAINS[language])}:
-        raise InputError(f"Suite {suite.name}, {language}: there is no setting {', '.join(sorted(unknown))}.")
-    return TOOLCHAINS[language](**{"seconds": suite.seconds, **settings})  # type: ignore[arg-type]
-
-
-def _imported(source: str) -> tuple[str, ...]:
-    """The modules that a header imports: loaded once a worker, so that no program pays for them."""
-    found: dict[str, None] = {}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= dict.fromkeys(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found[node.module] = None
-    return ("typing", "math", "random", *found)
-
-
-def _complaint(failed: dict[str, Outcome]) -> str:
+def _complaint(failed: dict[str, ProgramOutcome]) -> str:
     task_id, outcome = next(iter(failed.items()))
     text = (outcome.stderr or outcome.stdout).strip()[-400:]
     return f"{task_id}: {outcome.ending}, exit code {outcome.exit_code}. {text}"

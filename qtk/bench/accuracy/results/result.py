@@ -66,6 +66,8 @@ def _from_four_lists(old: Mapping[str, Any]) -> dict[str, Any]:
     # How many rows ran at once was recorded for sampled answers, which it does not change.
     decoding = {key: value for key, value in old.get("decoding", {}).items() if key not in ("prompt", "batch_size")}
     new["decoding"] = {"chat_format": new["chat_format"], **decoding} if decoding else {}
+    # The processor was not named then, because every answer went through the same one.
+    new["rules"] = "codefuse:llama34b" if old.get("rules") == "codefuse" else old.get("rules")
     return new
 
 

@@ -11,8 +11,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qtk.bench.accuracy.kinds import kind_of
+from qtk.bench.accuracy.languages.registry import full_name
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
-from qtk.bench.accuracy.suites.tasks import Task, read_tasks
+from qtk.bench.accuracy.suites.tasks import read_tasks
+from qtk.bench.accuracy.task import Task
 from qtk.errors import InputError, listing
 from qtk.shipped import find_yaml, load_yaml, read_yaml, shipped_directory, shipped_names
 
@@ -66,6 +68,10 @@ class Suite(BaseModel):
             kind_of(kind)
         return kind
 
+    def header(self, language: str) -> str:
+        """The lines put before every program of a language: the field LANGUAGE_header, where there is one."""
+        return str(getattr(self, f"{language}_header", ""))
+
 
 def suite_names() -> list[str]:
     """The suites that ship."""
@@ -94,7 +100,7 @@ def parse_suite(text: str) -> tuple[Suite, tuple[str, ...]]:
 
 
 def _names(chosen: str) -> tuple[str, ...]:
-    return tuple(_SHORT.get(word, word) for word in chosen.split(",") if word)
+    return tuple(full_name(word) for word in chosen.split(",") if word)
 
 
 @dataclass(frozen=True)
@@ -130,9 +136,6 @@ def _members(group: Suite, chosen: tuple[str, ...]) -> list[SuitePart]:
     if unknown := [name for name in chosen if name not in known]:
         raise InputError(f"Suite {group.name} has no {', '.join(unknown)}. Languages: {', '.join(known)}.")
     return [part for part in parts if not chosen or part.name in chosen]
-
-
-_SHORT = {"js": "javascript", "py": "python", "c++": "cpp", "golang": "go"}
 
 
 class MissingData(InputError):

@@ -1,4 +1,4 @@
-"""A programming task, and the files it is read from: HumanEval-X, HumanEval, MBPP, MultiPL-E."""
+"""The files that programming tasks are read from: HumanEval-X, HumanEval, MBPP, MultiPL-E."""
 
 from __future__ import annotations
 
@@ -6,50 +6,26 @@ import ast
 import builtins
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qtk.bench.accuracy.jsonl import read_rows
-from qtk.bench.accuracy.languages.source_scan import last_defined
+from qtk.bench.accuracy.languages.registry import language_named
+from qtk.bench.accuracy.task import Task
 from qtk.errors import InputError, listing
-
-
-@dataclass(frozen=True)
-class Task:
-    """One problem in one language.
-
-    prompt: what the model continues. reference: the known solution, as a continuation of the prompt (for MBPP a whole
-    program; empty where the data has none). tests: what is appended after the solution. entry: the name of the function
-    that the tests call. setup: what must stand before the tests (MBPP's objects, Go's package clause and imports). stop:
-    the data's own stop strings. closing: the end of the function where the data counts it to the tests, because its stop
-    string takes it off the answer. example_tests: assertions that belong into an MBPP prompt.
-    """
-
-    task_id: str
-    language: str
-    prompt: str
-    reference: str
-    tests: str
-    entry: str
-    setup: str = ""
-    imports: str = ""
-    stop: tuple[str, ...] = ()
-    closing: str = ""
-    example_tests: tuple[str, ...] = field(default=())
 
 
 def humaneval_x(row: dict[str, Any], language: str, challenge: bool) -> Task:
     """A row of HumanEval-X (the layout of codefuse-evaluation): `test` holds the tests and, in Python, the call."""
     # The prompts of four tasks begin with a helper, which `func_title` names; the function to complete comes last.
-    entry = last_defined(row.get("declaration") or row["prompt"], language)
+    entry = language_named(language).grammar.last_defined(row.get("declaration") or row["prompt"])
     return Task(
         task_id=row["task_id"],
         language=language,
         prompt=row["prompt"],
         reference=row["canonical_solution"],
         tests=row["test"],
-        entry=entry or "",
+        entry=entry,
         setup=row.get("test_setup", ""),
         imports=row.get("import", ""),
     )
@@ -83,7 +59,7 @@ def mbpp(row: dict[str, Any], language: str, challenge: bool) -> Task:
 
 
 def _called(asserts: list[str], solution: str) -> str:
-    """The function that the assertions call: of the solution's own, where it has one, else the first that is no built-in."""
+    """The function that the assertions call: the first of the solution's own, else the first that is not a built-in."""
     calls = [
         node.func.id
         for line in asserts
@@ -96,24 +72,22 @@ def _called(asserts: list[str], solution: str) -> str:
 
 
 _CLOSING = re.compile(r"\s*\}")
-_GO_HEAD = re.compile(r"package\s+\w+\s+import\s*\([^)]*\)\n")
-_GO_SETUP = 'package main\n\nimport (\n    "fmt"\n    "testing"\n)\n'  # what the tests use, and no answer may leave out
 
 
 def multipl_e(row: dict[str, Any], language: str, challenge: bool) -> Task:
-    """A row of MultiPL-E's HumanEval, in the form that names the Python function: HumanEval_53_add. It has no solution."""
-    tests = row["tests"]
+    """A row of MultiPL-E's HumanEval, whose name holds HumanEval's: HumanEval_53_add. The data has no solutions."""
+    known, tests = language_named(language), row["tests"]
     closing = _CLOSING.match(tests)
-    head = _GO_HEAD.match(row["prompt"]) if language == "go" else None
+    head = known.assembly.head(row["prompt"])
     return Task(
         task_id=row["name"],
         language=language,
         prompt=row["prompt"],
         reference="",
         tests=tests[closing.end() :] if closing else tests,
-        entry=last_defined(row["prompt"], language) or "",
-        setup=_GO_SETUP if head else "",
-        imports=head.group(0) if head else "",
+        entry=known.grammar.last_defined(row["prompt"]),
+        setup=head.setup,
+        imports=head.imports,
         stop=tuple(row["stop_tokens"]),
         closing=closing.group(0) if closing else "",
     )
@@ -136,7 +110,7 @@ def _tasks(path: Path, layout: str, language: str, challenge: bool) -> Iterator[
             wrong.append(f"row {number}: no field {error}")
             continue
         except SyntaxError as error:
-            wrong.append(f"row {number}: an assertion is no Python: {error}")
+            wrong.append(f"row {number}: an assertion cannot be parsed: {error}")
             continue
         if task.task_id in seen:
             wrong.append(f"row {number}: task_id {task.task_id} a second time")
