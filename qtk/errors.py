@@ -1,6 +1,6 @@
 """The few error classes of qtk. Each carries the exit code that the command line returns.
 
-A message is a sentence: what is wrong, where (file, tensor, line), and what to do. Several offenders go in one error.
+A message is a sentence: what is wrong, where (file, tensor, line), and what to do. One error names all offenders.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class QtkError(Exception):
-    """Base of every error that a user is meant to read. Exit code 1 is kept for bugs."""
+    """Base of every error that is written for the user. Exit code 1 is reserved for bugs."""
 
     exit_code = 1
 
@@ -38,7 +38,7 @@ def missing_extra(package: str, purpose: str, extra: str) -> MachineError:
 
 
 def listing(offenders: Iterable[object], limit: int = 20) -> str:
-    """Offenders as indented lines, at most `limit` of them, the rest counted: for messages that must name them all."""
+    """Offenders as indented lines: at most `limit` of them, and the number of the rest."""
     rows = [str(o) for o in offenders]
     lines = [f"  {row}" for row in rows[:limit]]
     if len(rows) > limit:

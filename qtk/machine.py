@@ -1,4 +1,4 @@
-"""What this machine is and can do: cores, memory, GPU, which dtype its matrix products are fast in. Detected, not assumed."""
+"""What this machine is and can do, detected and not assumed: cores, memory, GPUs, the dtype of fast matrix products."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def processor_name() -> str:
 
 @functools.cache
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that the driver lists; empty without a driver. Asks nvidia-smi, so needs no CUDA library."""
+    """The NVIDIA GPUs that the driver lists; empty without a driver. Asks nvidia-smi, so a CUDA library is not needed."""
     query = "--query-gpu=name,memory.total,compute_cap,driver_version"
     try:
         answer = subprocess.run(
@@ -74,12 +74,13 @@ def gpus() -> tuple[Gpu, ...]:
         )
     except (OSError, subprocess.SubprocessError):
         return ()
-    found = []
+    listed = []
     for line in answer.stdout.splitlines():
         fields = [field.strip() for field in line.split(",")]
         if len(fields) == 4 and fields[1].isdigit():
-            found.append(Gpu(fields[0], int(fields[1]) * 2**20, fields[2], fields[3]))
-    return tuple(found)
+            name, mebibytes, capability, driver = fields
+            listed.append(Gpu(name, int(mebibytes) * 2**20, capability, driver))
+    return tuple(listed)
 
 
 def usable_cores() -> int:
@@ -89,7 +90,7 @@ def usable_cores() -> int:
 
 @functools.cache
 def machine() -> Machine:
-    """This machine, looked at once a process."""
+    """This machine, examined once a process."""
     return Machine(
         processor=processor_name(),
         cores=usable_cores(),
@@ -113,7 +114,7 @@ def package_versions(*names: str) -> dict[str, str]:
 def total_memory() -> int:
     """Bytes of memory that this process may use at most: the machine's, or what its control groups allow if that is less.
 
-    In a container the kernel reports the whole machine's memory; who plans with that is killed at the container's limit.
+    In a container the kernel reports the whole machine's memory, but kills the process at the container's limit.
     """
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroup_memory())])
 
@@ -126,9 +127,9 @@ def available_memory() -> int:
 def _cgroup_memory(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> list[tuple[int, int]]:
-    """(limit, used) in bytes of every control group above this process that has a limit, version 1 or 2. Used: without
+    """(limit, used) in bytes of every control group above this process that has a limit, version 1 or 2. `used` leaves out
     what the kernel can drop (the cache of files)."""
-    found = []
+    limits = []
     for line in _lines(membership):
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory") and "memory" not in controllers.split(","):
@@ -140,10 +141,10 @@ def _cgroup_memory(
         inner = base / path.strip().lstrip("/")
         for place in dict.fromkeys([inner, *(p for p in inner.parents if p.is_relative_to(base)), base]):
             limit, used = _number(place / names[0]), _number(place / names[1])
-            if limit is not None and limit < 2**60:  # version 1 says "none" by a number near 2**63
+            if limit is not None and limit < 2**60:  # version 1 writes a number near 2**63 for "no limit"
                 cache = next((int(x.split()[1]) for x in _lines(place / "memory.stat") if x.split()[0] == names[2]), 0)
-                found.append((limit, max(0, (used or 0) - cache)))
-    return found
+                limits.append((limit, max(0, (used or 0) - cache)))
+    return limits
 
 
 def _lines(path: Path) -> list[str]:
@@ -154,16 +155,16 @@ def _lines(path: Path) -> list[str]:
 
 
 def _number(path: Path) -> int | None:
-    """The number that a file holds; None where there is none ("max", no such file)."""
+    """The number that a file holds; None for other content ("max") and where there is no such file."""
     text = "".join(_lines(path)).strip()
     return int(text) if text.isdigit() else None
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed tensors of up to 32 MB for the next ones instead of giving them back to the kernel.
+    """Tells glibc to reuse the memory of freed tensors of up to 32 MB instead of returning it to the kernel.
 
-    Returned pages must be zeroed and mapped again at the next use: an eighth of the time of a quantization. Does nothing
-    with another C library.
+    Returned pages have to be zeroed and mapped again at the next use, which took an eighth of the time of a quantization.
+    Does nothing with another C library.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -174,13 +175,13 @@ def keep_freed_memory() -> None:
 
 
 def threads_for(threads: int | None) -> int:
-    """How many threads to compute with: `threads`, else OMP_NUM_THREADS, else the usable cores, which it never exceeds."""
+    """How many threads to compute with: `threads`, else OMP_NUM_THREADS, else every usable core. Never more than those."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(threads or (int(wanted) if wanted.isdigit() and int(wanted) else usable_cores()), usable_cores())
 
 
 def limit_threads(threads: int | None) -> int:
-    """Bounds torch's threads to `threads_for(threads)` and returns that number."""
+    """Limits torch to `threads_for(threads)` threads and returns that number."""
     import torch
 
     count = threads_for(threads)
@@ -213,8 +214,8 @@ def fast_matmul_dtype() -> torch.dtype:
 @functools.cache
 def _timed_matmul_dtype() -> torch.dtype:
     """Timed once a process (about 0.1 s), because flags in /proc/cpuinfo do not say whether the installed torch has kernels
-    for them. On one thread and by turns, the best of several: on a busy machine the answer must be the same, since
-    the dtype decides the result to the last bit.
+    for them. The two dtypes alternate on one thread and the best of several timings counts, so that the answer is the same
+    on a busy machine: the dtype decides the result to the last bit.
     """
     import torch
 

@@ -9,9 +9,9 @@ import psutil
 
 
 class PeakMemory:
-    """Peak resident memory of this process while a block runs, in bytes, `above` what it held at the start.
+    """Peak resident memory of this process while a `with` block runs, in bytes; `above`: the part beyond what it held before.
 
-    Sampled from /proc/self/statm by a thread every 5 ms, so that a peak inside one long native call is seen as well.
+    A thread samples /proc/self/statm every 5 ms, so that a peak inside one long native call is seen as well.
     """
 
     def __init__(self, interval: float = 0.005) -> None:

@@ -1,10 +1,11 @@
-"""Progress on stderr: a bar with an ETA on a terminal, plain lines elsewhere, nothing for what ends within two seconds."""
+"""Progress on stderr: a bar with an ETA on a terminal, plain lines elsewhere, nothing for work of under two seconds."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -12,8 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 _QUIET = False
-_SILENT_SECONDS = 2.0
-_LINE_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How soon progress is shown, and how often a line is written where there is no terminal. In seconds."""
+
+    silent: float = 2.0
+    between_lines: float = 10.0
 
 
 def silence_progress(quiet: bool = True) -> None:
@@ -23,7 +30,7 @@ def silence_progress(quiet: bool = True) -> None:
 
 
 def note(message: str) -> None:
-    """One line to stderr: a warning or a fact about the run that is no result."""
+    """One line to stderr: a warning, or a fact about the run that is not part of its result."""
     if not _QUIET:
         print(message, file=sys.stderr, flush=True)
 
@@ -35,8 +42,9 @@ class Progress:
         progress.advance(1, "block 3: error 0.012")
     """
 
-    def __init__(self, label: str, total: int | None, unit: str = "") -> None:
+    def __init__(self, label: str, total: int | None, unit: str = "", pace: Pace | None = None) -> None:
         self.label, self.total, self.unit = label, total, unit
+        self.pace = pace or Pace()
         self.done = 0
         self._start = time.monotonic()
         self._last_line = self._start
@@ -46,16 +54,17 @@ class Progress:
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Progress:
-        """Shows itself in time, also when the first unit takes long."""
+        """Starts a timer, so that progress is shown even while a long first unit runs."""
         if not _QUIET:
-            wait = _SILENT_SECONDS if sys.stderr.isatty() else max(_SILENT_SECONDS, _LINE_EVERY_SECONDS)
+            pace = self.pace
+            wait = pace.silent if sys.stderr.isatty() else max(pace.silent, pace.between_lines)
             self._timer = threading.Timer(max(wait, 0.0), self._show)
             self._timer.daemon = True
             self._timer.start()
         return self
 
     def advance(self, count: int = 1, detail: str = "") -> None:
-        """Says that `count` more units are done; `detail` is shown beside the bar."""
+        """Records that `count` more units are done. `detail` is shown beside the bar."""
         with self._lock:
             self.done += count
             self._detail = detail or self._detail
@@ -68,13 +77,13 @@ class Progress:
             now = time.monotonic()
             if sys.stderr.isatty():
                 self._draw(now)
-            elif now - self._start > _SILENT_SECONDS and now - self._last_line >= _LINE_EVERY_SECONDS:
+            elif now - self._start > self.pace.silent and now - self._last_line >= self.pace.between_lines:
                 self._last_line = now
                 self._print_line(now)
 
     def _draw(self, now: float) -> None:
         if self._bar is None:
-            if now - self._start < _SILENT_SECONDS:
+            if now - self._start < self.pace.silent:
                 return
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
@@ -89,7 +98,7 @@ class Progress:
                 transient=True,
             )
             self._bar.start()
-            # Rich measures speed from what it sees: start at 0 so that the first estimate covers the silent seconds too.
+            # rich measures speed from the updates it sees: start at 0 so that the first estimate covers the silent seconds.
             self._task = self._bar.add_task(self.label, total=self.total, detail="")
         self._bar.update(self._task, completed=self.done, detail=self._detail)
 
@@ -111,4 +120,4 @@ class Progress:
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
-            self._start = self._last_line = float("inf")  # a timer that fires at this moment shows nothing any more
+            self._start = self._last_line = float("inf")  # so that a timer that fires just now shows nothing

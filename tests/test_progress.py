@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from qtk import progress
-from qtk.progress import Progress, note, silence_progress
+from qtk.progress import Pace, Progress, note, silence_progress
+
+AT_ONCE = Pace(silent=-1.0, between_lines=0.0)
 
 SCRIPT = """
 import sys, time
-from qtk import progress
-progress._SILENT_SECONDS, progress._LINE_EVERY_SECONDS = 0.05, 0.0
-with progress.Progress("quantize", total=4, unit="block") as bar:
+from qtk.progress import Pace, Progress
+with Progress("quantize", total=4, unit="block", pace=Pace(silent=0.05, between_lines=0.0)) as bar:
     for layer in range(4):
         time.sleep(0.06)
         bar.advance(1, f"error {layer}")
@@ -68,11 +68,9 @@ def test_a_bar_with_an_estimate_on_a_terminal() -> None:
     assert "4/4" in text
 
 
-def test_a_long_first_unit_is_announced(capfd, monkeypatch) -> None:
-    monkeypatch.setattr(progress, "_SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.01)
+def test_a_long_first_unit_is_announced(capfd) -> None:
     shown = ""
-    with Progress("quantize", total=4, unit="block"):
+    with Progress("quantize", total=4, unit="block", pace=Pace(silent=0.0, between_lines=0.01)):
         deadline = time.monotonic() + 30
         while not shown and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -82,10 +80,8 @@ def test_a_long_first_unit_is_announced(capfd, monkeypatch) -> None:
     assert capfd.readouterr().err == ""
 
 
-def test_lines_come_at_intervals_and_count_without_a_total(capfd, monkeypatch) -> None:
-    monkeypatch.setattr(progress, "_SILENT_SECONDS", -1.0)
-    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
-    with Progress("latency", total=None, unit="calls") as bar:
+def test_lines_come_at_intervals_and_count_without_a_total(capfd) -> None:
+    with Progress("latency", total=None, unit="calls", pace=AT_ONCE) as bar:
         bar.advance(3, "64/32")
     out, err = capfd.readouterr()
     assert out == ""
@@ -93,15 +89,17 @@ def test_lines_come_at_intervals_and_count_without_a_total(capfd, monkeypatch) -
     assert err.endswith("; 64/32\n")
 
 
-def test_quiet_silences_everything(capfd, monkeypatch) -> None:
-    monkeypatch.setattr(progress, "_SILENT_SECONDS", -1.0)
-    monkeypatch.setattr(progress, "_LINE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "_QUIET", False)
-    silence_progress()
-    with Progress("quantize", total=1) as bar:
-        bar.advance()
-    note("a fact")
+def test_quiet_silences_everything(capfd) -> None:
+    try:
+        silence_progress()
+        with Progress("quantize", total=1, pace=AT_ONCE) as bar:
+            bar.advance()
+        note("a fact")
+    finally:
+        silence_progress(False)
     assert capfd.readouterr() == ("", "")
+    note("a fact")
+    assert capfd.readouterr() == ("", "a fact\n")
 
 
 @pytest.mark.parametrize("quiet", [False, True])

@@ -1,4 +1,5 @@
-"""qtk-manifest.json: what made a directory, from what, and with what; and the walk along the chain that proves it."""
+"""qtk-manifest.json: which command made a directory, from which inputs, with which versions; and the check of the chain
+of manifests."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ _SECRET = re.compile(r"(hf_[A-Za-z0-9]{8,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)|(?<=to
 
 
 class FileDigest(BaseModel):
-    """One output file: its sha256 and size."""
+    """The sha256 and size of an output file."""
 
     model_config = ConfigDict(frozen=True)
     sha256: str
@@ -45,9 +46,9 @@ class FileDigest(BaseModel):
 
 
 class InputRecord(BaseModel):
-    """One input: a directory or file, where it lay relative to the output, and the sha256 of each of its files.
+    """An input: a directory or file, its path relative to the output, and the sha256 of each of its files.
 
-    `manifest_sha256` is the digest of the input's own manifest when it has one: the link of the chain.
+    `manifest_sha256` is the digest of the input's own manifest where it has one: the link of the chain.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -77,9 +78,9 @@ class Manifest(BaseModel):
 
 
 class ManifestRecorder:
-    """Collects a run's facts from its start; `write` adds the outputs and puts the manifest into the directory.
+    """Collects the facts of a command from its start; `write` adds the outputs and writes the manifest.
 
-    threads: to digest files with (None: OMP_NUM_THREADS, else all usable cores)."""
+    threads: how many digest files at once (None: OMP_NUM_THREADS, else every usable core)."""
 
     def __init__(self, kind: str, options: Mapping[str, Any], threads: int | None = None) -> None:
         self.kind, self.threads = kind, threads_for(threads)
@@ -91,22 +92,22 @@ class ManifestRecorder:
         self._clock = time.monotonic()
 
     def add_input(self, role: str, path: Path, files: Iterable[Path]) -> None:
-        """Names an input; its files are digested when the manifest is written."""
+        """Records an input. Its files are digested when the manifest is written."""
         self._inputs.append((role, Path(path), list(files)))
 
     def digest(self, directory: Path, leave_out: Path | None = None) -> list[Path]:
-        """Digests the inputs and every file in `directory` but those below `leave_out`, which `write` then need not do:
-        none of them may change any more. Returns the outputs."""
+        """Digests the inputs and every file in `directory` except those below `leave_out`, ahead of `write`: none of them may
+        change afterwards. Returns the outputs."""
         outputs = [p for p in output_files(directory) if leave_out is None or leave_out not in p.parents]
         wanted = [*outputs, *(path for _, _, files in self._inputs for path in files)]
         missing = [path for path in dict.fromkeys(wanted) if path not in self._digests]
-        # Several at once: sha256 is bound by one core, and lets go of Python's lock.
+        # In several threads: sha256 keeps one core busy, and releases Python's lock.
         with ThreadPoolExecutor(self.threads) as pool:
             self._digests |= zip(missing, pool.map(file_digest, missing), strict=True)
         return outputs
 
     def write(self, directory: Path, final: Path, peak_memory_bytes: int) -> Manifest:
-        """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its later name."""
+        """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its final name."""
         outputs = self.digest(directory)
         manifest = Manifest(
             qtk_version=qtk.__version__,
@@ -144,7 +145,7 @@ class ManifestRecorder:
 
 
 def output_files(directory: Path) -> list[Path]:
-    """Every file below `directory` but the manifest itself, sorted."""
+    """Every file below `directory` except the manifest itself, sorted."""
     return sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST_NAME)
 
 
@@ -159,7 +160,7 @@ def file_digest(path: Path) -> FileDigest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a directory. InputError when there is none or it does not parse."""
+    """The manifest of a directory. InputError when it is missing or cannot be parsed."""
     path = directory / MANIFEST_NAME
     try:
         return Manifest.model_validate_json(path.read_bytes())
@@ -173,7 +174,7 @@ Status = Literal["ok", "changed", "missing", "unrecorded", "input absent"]
 
 
 class Finding(BaseModel):
-    """One line of `qtk verify`: a file (or input) and how it stands."""
+    """One line of `qtk verify`: a file (or input) and its state."""
 
     model_config = ConfigDict(frozen=True)
     directory: str
@@ -186,16 +187,16 @@ class Finding(BaseModel):
 
 
 def verify_chain(*directories: Path) -> list[Finding]:
-    """Digests the directories' files and those of every input that can be found, back to the first; each file once.
+    """Digests the directories' files and those of every input that can be found, back to the first input; each file once.
 
-    An input that is not on this machine is listed as "input absent": that breaks no proof of what is here. InputError
-    when one of `directories` has no manifest.
+    An input that is not on this machine is listed as "input absent", which does not count as a failure. InputError when one
+    of `directories` has no manifest.
     """
     return _Verification().run(directories)
 
 
 class _Verification:
-    """One walk along the chain: what was found, which directories were seen, and the digests taken so far."""
+    """A walk along the chain: the findings, the directories visited, and the digests taken so far."""
 
     def __init__(self) -> None:
         self.findings: dict[Finding, None] = {}
@@ -227,7 +228,7 @@ class _Verification:
         for name, sha256 in record.files.items():
             self.compare(root, name, sha256)
         if record.manifest_sha256 is not None:
-            # Compared for every reader: two of them may have read different states of one directory.
+            # Compared for every directory that read this input: two of them may have read different states of it.
             self.compare(root, MANIFEST_NAME, record.manifest_sha256)
             if (root / MANIFEST_NAME).is_file():
                 self.walk(root, read_manifest(root))
@@ -267,6 +268,6 @@ def _command() -> list[str]:
 
 
 def canonical_digest(value: Any) -> str:
-    """sha256 of a JSON-able value in canonical form: what decides whether a stage is up to date or may be resumed."""
+    """sha256 of a JSON-able value in canonical form. It decides whether a stage is up to date or may be resumed."""
     text = json.dumps(_redact_tree(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

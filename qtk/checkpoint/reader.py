@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 INDEX_NAME = "model.safetensors.index.json"
 
-# Carried from input to output byte for byte: re-saving a tokenizer changes it between library versions.
+# Copied from input to output byte for byte, because re-saving a tokenizer changes it between library versions.
 COMPANION_PATTERNS = (
     "tokenizer.json",
     "tokenizer.model*",
@@ -44,9 +44,9 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 class Checkpoint:
     """Reads a model directory lazily, tensor by tensor.
 
-    `config` is the parsed config.json, `config_bytes` the file as it stands (see `correct_config`). Shards are opened at first use.
-    Raises InputError on opening for: no directory, no config.json, no safetensors (pickles are named and refused),
-    an index that names files outside the directory, missing shards (all of them listed).
+    `config` is the parsed config.json, `config_bytes` the file as it stands (see `correct_config`). Shards are opened at
+    first use. Raises InputError on opening when the directory, config.json or the safetensors files are missing (pickles
+    are named and refused), when the index names files outside the directory, and for missing shards (all are listed).
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -68,7 +68,7 @@ class Checkpoint:
             raise InputError(f"{self.path / 'config.json'} cannot be read: {error.strerror}.") from None
 
     def correct_config(self, **changes: Any) -> None:
-        """Puts right what config.json says and the tensors do not, here and in every directory made from this one."""
+        """Corrects settings of config.json that contradict the tensors, here and in every directory made from this one."""
         self.config = {**self.config, **changes}
         self.config_bytes = config_bytes(self.config)
 
@@ -82,14 +82,14 @@ class Checkpoint:
             return dict.fromkeys(self._open(single[0].name).tensors, single[0].name)
         if single:
             raise InputError(
-                f"{self.path} has {len(single)} safetensors files but no {INDEX_NAME} to say what each holds."
+                f"{self.path} has {len(single)} safetensors files, but no {INDEX_NAME} that says what each one holds."
             )
         pickles = sorted(p.name for pattern in _PICKLES for p in self.path.glob(pattern))
         if pickles:
             raise InputError(
                 f"{self.path} holds pickle files and no safetensors:\n{listing(pickles)}\n"
-                "A pickle can run code when it is loaded, so qtk never opens one. Convert it to safetensors where you "
-                "trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)."
+                "A pickle can run code when it is loaded, so qtk never opens one. If you trust it, convert it to "
+                "safetensors: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)."
             )
         raise InputError(f"{self.path} has no safetensors file.")
 
@@ -141,35 +141,35 @@ class Checkpoint:
         return tensor
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows start..stop-1 of a tensor, reading only these."""
+        """Rows start..stop-1 of a tensor. Only these are read."""
         return self.file(name).read_rows(name, start, stop)
 
     def require_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
         """InputError listing every tensor that is missing or has another shape than expected."""
-        wrong = []
+        faults = []
         for name, shape in expected.items():
             if name not in self:
-                wrong.append(f"{name}: missing")
+                faults.append(f"{name}: missing")
             elif self.info(name).shape != shape:
-                wrong.append(f"{name}: shape {list(self.info(name).shape)}, config.json says {list(shape)}")
-        if wrong:
-            raise InputError(f"{self.path} does not hold what its config.json says:\n{listing(wrong)}")
+                faults.append(f"{name}: shape {list(self.info(name).shape)}, config.json says {list(shape)}")
+        if faults:
+            raise InputError(f"{self.path} does not hold what its config.json describes:\n{listing(faults)}")
 
     @property
     def weight_files(self) -> list[Path]:
-        """The safetensors files, in order, and the index if there is one."""
+        """The safetensors files in order, then the index where there is one."""
         files = [self.path / f for f in dict.fromkeys(self._file_of.values())]
         index = self.path / INDEX_NAME
         return files + ([index] if index.is_file() else [])
 
     @property
     def companion_files(self) -> list[Path]:
-        """Tokenizer, chat template and licence files, which every output directory carries byte for byte."""
+        """Tokenizer, chat template and licence files, which are copied byte for byte into every output directory."""
         return sorted({p for pattern in COMPANION_PATTERNS for p in self.path.glob(pattern) if p.is_file()})
 
     @property
     def files(self) -> list[Path]:
-        """Everything that this checkpoint consists of: what a manifest records."""
+        """Every file of this checkpoint that a manifest records."""
         return [self.path / "config.json", *self.weight_files, *self.companion_files]
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class Checkpoint:
 
 
 def config_bytes(config: Mapping[str, Any]) -> bytes:
-    """A config as the bytes of a config.json, text as it is written rather than escaped."""
+    """A config as the bytes of a config.json; letters beyond ASCII are not escaped."""
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -193,7 +193,7 @@ def require_finite(tensor: torch.Tensor, what: str) -> None:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no element is NaN or Inf: one pass, no temporary of the tensor's size, since both show in the extremes."""
+    """Whether no element is NaN or Inf. Both show in the extremes, so one pass without a temporary tensor is enough."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     import torch

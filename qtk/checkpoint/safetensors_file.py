@@ -1,8 +1,8 @@
-"""One safetensors file: its header, and its tensors read by pread.
+"""A safetensors file: its header, and its tensors, read by pread.
 
 The format (https://github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON object
 {name: {dtype, shape, data_offsets}}, then the data. The `safetensors` package maps the file into memory, so that the
-resident size counts every page ever touched; reading by pread keeps memory at what is held.
+resident size counts every page ever touched. Reading by pread keeps memory at what the caller holds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def format_dtype(dtype: torch.dtype) -> str:
 
 
 class SafetensorsFile:
-    """A safetensors file opened for reading. Thread-safe: every read names its own offset."""
+    """A safetensors file opened for reading. Thread-safe, because every read names its own offset."""
 
     def __init__(self, path: Path) -> None:
         """Reads and checks the header. Raises InputError for a file that is missing, truncated or of another format."""
@@ -116,19 +116,19 @@ class SafetensorsFile:
         return TensorInfo(dtype_name, shape, data_start + begin, nbytes)
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole tensor `name`, in its stored dtype and shape, in memory of its own."""
+        """The whole tensor `name` in its stored dtype and shape, as a copy in memory."""
         info = self.tensors[name]
         return self._bytes(info.offset, info.nbytes).view(info.dtype).reshape(info.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows start..stop-1 of tensor `name` (its first dimension), without reading the rest."""
+        """Rows start..stop-1 (of the first dimension) of tensor `name`. The rest is not read."""
         info = self.tensors[name]
         row_bytes = info.nbytes // info.shape[0] if info.shape[0] else 0
         raw = self._bytes(info.offset + start * row_bytes, (stop - start) * row_bytes)
         return raw.view(info.dtype).reshape(stop - start, *info.shape[1:])
 
     def read_rows_into(self, name: str, start: int, out: torch.Tensor) -> None:
-        """Fills `out` ([rows, ...], contiguous, of the stored dtype) with rows start.. of tensor `name`."""
+        """Fills `out` ([rows, ...], contiguous, of the stored dtype) with rows of tensor `name`, from row `start` on."""
         info = self.tensors[name]
         if out.dtype != info.dtype or tuple(out.shape[1:]) != info.shape[1:] or not out.is_contiguous():
             raise ValueError(f"{name} is {info.dtype} {info.shape}: cannot be read into {out.dtype} {tuple(out.shape)}")

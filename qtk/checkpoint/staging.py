@@ -1,4 +1,4 @@
-"""A directory that appears under its final name only when it is complete."""
+"""Directories that appear under their final name only when they are complete."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def partial_path(out: Path) -> Path:
 
 
 def _lock_path(out: Path) -> Path:
-    """A hidden file beside it, locked while a command writes, and there as long as the unfinished directory is: what
-    has that name without it was not written by qtk, and is never removed."""
+    """A hidden file beside the unfinished directory, which exists as long as that does and is locked while a command writes.
+    A directory of that name without such a file was not written by qtk and is never removed."""
     return out.parent / f".{out.name}.qtk-lock"
 
 
@@ -40,10 +40,10 @@ def staged_directory(
 ) -> Iterator[Path]:
     """Yields a directory to write into, and renames it to `out` when the block ends without an error.
 
-    An existing `out` is refused (InputError) unless `overwrite`, and even then it stands until the new one is
-    complete. So is an `out` that is one of `inputs`, or holds one. After an error the unfinished directory is removed,
-    or kept for `--resume` when `resumable`; a resumable run finds what an earlier one left there, unless `fresh`. Two
-    runs at once on one `out` are refused. A KeyboardInterrupt that passes through says what was left.
+    An existing `out` is refused (InputError) unless `overwrite`, and even then it is kept until the new one is complete.
+    Also refused: an `out` that equals, or contains, one of `inputs`, and an `out` that another command is writing. After an
+    error the unfinished directory is removed, or kept for `--resume` when `resumable`. A resumable run finds the files of an
+    earlier one there, unless `fresh`. A KeyboardInterrupt that passes through says what was left behind.
     """
     require_apart(out, inputs)
     out = Path(os.path.abspath(out))
@@ -52,7 +52,7 @@ def staged_directory(
     _make_parent(out)
     _require_ours(out)
     with _locked(out):
-        # With a manifest it is complete, and was stopped on its way to or from the final name: nothing to go on with.
+        # A partial directory with a manifest is complete: its command was stopped while renaming. It cannot be resumed.
         if partial.exists() and (fresh or not resumable or (partial / MANIFEST_NAME).exists()):
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
@@ -69,17 +69,17 @@ def staged_directory(
 
 
 def require_apart(out: Path, inputs: Iterable[Path]) -> None:
-    """InputError when `out` is one of `inputs` or holds one: it would replace what it is made from."""
+    """InputError when `out` equals, or contains, one of `inputs`: the output would replace what it is made from."""
     place = out.resolve()
     for path in inputs:
         if path.resolve() == place:
             raise InputError(f"The output {out} is the input {path}. Give another -o.")
         if place in path.resolve().parents and place.exists():
-            raise InputError(f"The input {path} lies in the output {out}. Give another -o.")
+            raise InputError(f"The input {path} lies inside the output {out}. Give another -o.")
 
 
 def remove_partial(out: Path) -> None:
-    """Removes what an earlier run left of `out`. InputError for something of that name that qtk did not write."""
+    """Removes the unfinished directory of an earlier run. InputError when something else has its name."""
     _require_ours(out)
     if partial_path(out).exists():
         shutil.rmtree(partial_path(out))
@@ -92,7 +92,7 @@ def _require_ours(out: Path) -> None:
     known = _lock_path(out).exists() or (partial.is_dir() and _written_by_qtk(partial))
     if partial.is_symlink() or not partial.is_dir() or not known:
         raise InputError(
-            f"{partial} is in the way: unfinished output goes by that name, and this was not written by qtk. "
+            f"{partial} is in the way: qtk writes unfinished output under that name, but did not write this. "
             "Move it, or give another -o."
         )
 
@@ -109,7 +109,7 @@ def _require_replaceable(out: Path, overwrite: bool) -> None:
 
 
 def _written_by_qtk(directory: Path) -> bool:
-    """Whether losing it is what was meant: a mistyped -o must not cost a home directory."""
+    """Whether a directory may be replaced: qtk wrote it, or it is empty. A mistyped -o must not cost a home directory."""
     return (directory / MANIFEST_NAME).is_file() or not any(directory.iterdir())
 
 
@@ -123,13 +123,14 @@ def _make_parent(out: Path) -> None:
 
 def _what_is_left(out: Path, partial: Path) -> str:
     if partial.is_dir():
-        return f"What is done so far lies in {partial}; the same command with --resume goes on from there."
-    return f"{out} is what it was." if out.exists() else "Nothing was left under the final name."
+        return f"What is done so far is in {partial}; the same command with --resume continues from there."
+    return f"{out} is unchanged." if out.exists() else f"{out} was not written."
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Holds the lock of `out`; it is left where an unfinished directory is. InputError while another command holds it."""
+    """Holds the lock of `out`. The lock file stays where an unfinished directory does. InputError while another command
+    holds the lock."""
     path = _lock_path(out)
     handle = _lock(path, out)
     try:
@@ -147,10 +148,10 @@ def _lock(path: Path, out: Path) -> IO[str]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             handle.close()
-            raise InputError(f"Another qtk command is writing {out} at this moment.") from None
+            raise InputError(f"Another qtk command is writing {out} right now.") from None
         if _names(path, handle):
             return handle
-        handle.close()  # the holder before unlinked it between the two calls: this lock is on nothing
+        handle.close()  # the previous holder removed the file between open and lock: this lock protects nothing
 
 
 def _names(path: Path, handle: IO[str]) -> bool:
@@ -161,7 +162,7 @@ def _names(path: Path, handle: IO[str]) -> bool:
 
 
 def sync_tree(directory: Path) -> None:
-    """Puts every file and directory in it on the disk."""
+    """Flushes a directory, and every file and directory below it, to the disk."""
     for root, _, files in os.walk(directory):
         for path in [*(os.path.join(root, f) for f in files), root]:
             _sync(path)
@@ -176,12 +177,13 @@ def _sync(path: Path | str) -> None:
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
-    """Renames `partial` to `out`; a directory that stands there is exchanged with it, so that one of them always does."""
+    """Renames `partial` to `out`. An existing `out` is exchanged with it in one step where the system can, so that there is
+    always a complete directory of that name."""
     old = out.parent / f".{out.name}.replaced-{os.getpid()}"
     replaces = out.exists()
     if not replaces:
         os.rename(partial, out)
-    elif _exchange(partial, out):
+    elif exchange(partial, out):
         os.rename(partial, old)
     else:
         _replace_in_two_steps(partial, out, old)
@@ -199,14 +201,14 @@ def _replace_in_two_steps(partial: Path, out: Path, old: Path) -> None:
         raise
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names in one step (Linux, most file systems); False where that cannot be done."""
+def exchange(first: Path, second: Path) -> bool:
+    """Exchanges two names in one step (Linux, most file systems). False where the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
-    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
     if number in (errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):
         return False
-    raise OSError(number, os.strerror(number), str(one))
+    raise OSError(number, os.strerror(number), str(first))

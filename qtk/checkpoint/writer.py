@@ -1,7 +1,7 @@
 """Writes safetensors shards whose layout is known before the first tensor: headers first, then each tensor in its place.
 
-Because names, dtypes and shapes are known beforehand, disk space is reserved at once (a full disk is found before
-the work, not after it), tensors may come in any order, nothing is held in memory, and a resumed run writes on.
+Because names, dtypes and shapes are known beforehand, disk space is reserved at once (a full disk is found before the work,
+not after it), tensors may come in any order, none is held in memory, and a resumed run continues in the same files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """dtype and shape of a tensor that will be written."""
+    """The dtype and shape of a tensor that will be written."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -55,10 +55,10 @@ class CheckpointWriter:
         resume: bool = False,
         file_name: str | None = None,
     ) -> None:
-        """Lays the files out and reserves their space. MachineError (exit 4) when the disk has no room.
+        """Lays the files out and reserves their space. MachineError when the disk has too little room.
 
-        With `resume`, files that are already there with this very layout keep their data. With `file_name`, everything
-        goes into that one file, whatever its size.
+        With `resume`, existing files of this very layout keep their data. With `file_name`, everything goes into that one
+        file, whatever its size.
         """
         self.directory = directory
         self.specs = dict(specs)
@@ -84,7 +84,7 @@ class CheckpointWriter:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o644)
         self._fds.append(fd)
         if keep and os.pread(fd, len(header), 0) != header:
-            raise InputError(f"{path} was begun with another layout: remove it, or run without --resume.")
+            raise InputError(f"{path} was begun with another layout. Remove it, or run without --resume.")
         if not keep:
             try:
                 os.posix_fallocate(fd, 0, len(header) + end)
@@ -116,7 +116,7 @@ class CheckpointWriter:
         self._missing.discard(name)
 
     def write_rows(self, name: str, start: int, rows: torch.Tensor) -> None:
-        """Writes rows start.. of a tensor that comes in pieces. The caller calls `mark_written` when all are there."""
+        """Writes rows of a tensor, from row `start` on. The caller calls `mark_written` when all rows are written."""
         place = self._places[name]
         if rows.dtype != place.spec.dtype or tuple(rows.shape[1:]) != place.spec.shape[1:]:
             raise ValueError(f"{name}: laid out as {place.spec}, given rows {rows.dtype} {tuple(rows.shape)}")
@@ -124,12 +124,12 @@ class CheckpointWriter:
         _pwrite_all(place.fd, _raw(rows), place.offset + start * row_bytes)
 
     def mark_written(self, *names: str) -> None:
-        """Says that these tensors are complete (written by rows, or before a resume)."""
+        """Records that these tensors are complete (written row by row, or before a resume)."""
         self._missing.difference_update(names)
 
     @property
     def descriptors(self) -> list[int]:
-        """The open files: for whoever keeps a resumable state and decides when to flush."""
+        """The open files, for callers that keep a resumable state and decide when to flush."""
         return list(self._fds)
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class CheckpointWriter:
         self.abandon()
 
     def abandon(self) -> None:
-        """Closes the files without any check: the way out of a failed run."""
+        """Closes the files without any check, after a failure."""
         for fd in self._fds:
             os.close(fd)
         self._fds = []
@@ -164,7 +164,7 @@ def copy_companions(source: Checkpoint, directory: Path, *, config: bytes | None
 
 
 def _bytes_held(path: Path) -> int:
-    """What a file that is kept on a resume takes of the disk already."""
+    """Bytes of the disk that a file kept by a resume already occupies."""
     return min(path.stat().st_size, path.stat().st_blocks * 512) if path.is_file() else 0
 
 
@@ -191,7 +191,7 @@ def _header(shard: Mapping[str, TensorSpec]) -> tuple[bytes, int]:
         }
         offset += spec.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts on 8 bytes, as the safetensors package does
+    text += b" " * (-len(text) % 8)  # aligns the data to 8 bytes, as the safetensors package does
     return len(text).to_bytes(8, "little") + text, offset
 
 

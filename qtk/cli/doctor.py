@@ -11,7 +11,7 @@ from qtk.cli.output import emit, json_option, table
 @click.command()
 @json_option
 def command(as_json: bool) -> None:
-    """Say what this machine can run, what is missing and how to get it.
+    """Say what this machine can run, what is missing, and how to get what is missing.
 
     \b
     qtk doctor
@@ -19,30 +19,30 @@ def command(as_json: bool) -> None:
     """
     from qtk.release.diagnosis import diagnose
 
-    found = diagnose()
+    diagnosis = diagnose()
 
     def show(console: Console) -> None:
-        m = found.machine
+        m = diagnosis.machine
         gpus = m["gpus"] or "none"
-        speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in found.gflops.items())
+        speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in diagnosis.gflops.items())
         machine_rows = [
-            ("qtk", found.qtk_version),
+            ("qtk", diagnosis.qtk_version),
             ("processor", f"{m['processor']}, {m['cores']} usable cores"),
-            ("memory", f"{m['memory_bytes'] / 1e9:.1f} GB, {found.memory_available_bytes / 1e9:.1f} GB available"),  # type: ignore[operator]
-            ("disk", f"{found.disk_free_bytes / 1e9:.1f} GB free here"),
+            ("memory", f"{m['memory_bytes'] / 1e9:.1f} GB, {diagnosis.memory_available_bytes / 1e9:.1f} GB available"),  # type: ignore[operator]
+            ("disk", f"{diagnosis.disk_free_bytes / 1e9:.1f} GB free here"),
             ("system", str(m["system"])),
             ("GPU", str(gpus)),
-            ("matrix products, GFLOP/s", f"{speeds}; calibration runs in {found.calibration_dtype}"),
+            ("matrix products, GFLOP/s", f"{speeds}; calibration runs in {diagnosis.calibration_dtype}"),
         ]
         console.print(table("This machine", ("", ""), machine_rows))
-        abilities = [(a.what, "yes" if a.possible else "no", a.why) for a in found.abilities]
+        abilities = [(a.what, "yes" if a.possible else "no", a.why) for a in diagnosis.abilities]
         console.print(table("It can", ("", "", "because"), abilities))
-        for title, present in (("Present", True), ("Missing, and only needed for what is said", False)):
+        for title, present in (("Present", True), ("Missing, and needed only for the purpose named", False)):
             rows = [
                 (part.name, part.purpose, part.found if present else part.get)
-                for part in found.parts
+                for part in diagnosis.parts
                 if (part.found is not None) == present
             ]
             console.print(table(title, ("", "for", "version or place" if present else "how to get it"), rows))
 
-    emit(found, as_json, show)
+    emit(diagnosis, as_json, show)

@@ -21,7 +21,6 @@ def command(directory: Path, as_json: bool) -> None:
     qtk inspect runs/smollm2-135m --json
     """
     from qtk.recipes.finished_run import is_run, run_summary
-    from qtk.release.inspection import inspect_directory
 
     if is_run(directory):
         summary = run_summary(directory)
@@ -33,14 +32,16 @@ def command(directory: Path, as_json: bool) -> None:
             lambda console: console.print(table(f"Run of {summary.recipe} in {directory}", columns, rows)),
         )
         return
-    found = inspect_directory(directory)
+    from qtk.release.inspection import inspect_directory
+
+    inspection = inspect_directory(directory)
 
     def show(console: Console) -> None:
-        facts = [(name, _text(name, value)) for name, value in found.facts.items()]
-        made_by = [(name, _text(name, value)) for name, value in found.made_by.items()]
-        console.print(table(f"{found.kind}: {directory}", ("", ""), [*facts, *made_by]))
+        facts = [(name, _text(name, value)) for name, value in inspection.facts.items()]
+        made_by = [(name, _text(name, value)) for name, value in inspection.made_by.items()]
+        console.print(table(f"{inspection.kind}: {directory}", ("", ""), [*facts, *made_by]))
 
-    emit(found, as_json, show)
+    emit(inspection, as_json, show)
 
 
 def _text(name: str, value: object) -> str:

@@ -30,15 +30,15 @@ COMMANDS = {
     "inspect": ("inspect", "Say what a model, engine or run directory holds."),
     "verify": ("verify", "Check a directory and its whole chain of inputs against the manifests."),
     "gpus": ("gpus", "List the GPUs that engines can be built for."),
-    "doctor": ("doctor", "Say what this machine can run, what is missing and how to get it."),
+    "doctor": ("doctor", "Say what this machine can run, what is missing, and how to get it."),
 }
 
 
 _NO_MEMORY = "Not enough memory on this machine."
 # How torch says that it could not allocate, which it raises as a plain RuntimeError.
 _ALLOCATION_PHRASES = ("can't allocate memory", "not enough memory", "out of memory")
-# System errors that say that a path which was given cannot be used.
-_USELESS_PATH = (
+# System errors that mean that a given path cannot be used.
+_UNUSABLE_PATH = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -50,11 +50,11 @@ _USELESS_PATH = (
 
 
 class _BrokenPipe(Exception):
-    """A pipe broke. click would end the command by itself on BrokenPipeError, with nothing said."""
+    """A pipe broke. On a BrokenPipeError click would end the command by itself, without a message."""
 
 
 class LazyGroup(click.Group):
-    """A group whose subcommands are imported when they are used: qtk.cli.<module>.command."""
+    """A group that imports a subcommand when it is used: qtk.cli.<module>.command."""
 
     def __init__(self, *args: object, lazy: dict[str, tuple[str, str]], **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # here, not on the way out, where a closed pipe can no longer be told
+            sys.stdout.flush()  # here, because an error of Python's own flush at exit cannot be caught
             return result
         except BrokenPipeError as error:
             raise _BrokenPipe(str(error)) from error
@@ -99,7 +99,7 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 def cli(debug: bool, quiet: bool) -> None:
-    """Merge LoRA adapters, quantize to INT4, build engines for a GPU or the CPU, and prove what was lost and gained.
+    """Merge LoRA adapters, quantize to INT4, build engines for a GPU or the CPU, and measure what was lost and gained.
 
     \b
     qtk merge BASE ADAPTER -o merged
@@ -118,7 +118,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line. Returns the exit code: 0 done, 2 wrong input, 3 gate failed, 4 machine lacks, 130 stopped, 1 bug."""
+    """Runs the command line. Returns the exit code: 0 done, 1 a bug, 2 wrong input, 3 a check failed, 4 the machine lacks
+    something, 130 stopped."""
     words = sys.argv[1:] if args is None else args
     debug = "--debug" in words
     signal.signal(signal.SIGTERM, _interrupt)  # so that a terminated command tidies up like an interrupted one
@@ -153,14 +154,14 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _stopped(error: BaseException) -> str:
-    """What a stopped command says: with it, what the output's keeper found left (click wraps the interrupt)."""
+    """What a stopped command says, with what `staged_directory` reports as left behind (click wraps the interrupt)."""
     interrupt = error if isinstance(error, KeyboardInterrupt) else error.__cause__
     left = interrupt.args[0] if isinstance(interrupt, KeyboardInterrupt) and interrupt.args else ""
     return f"Stopped. {left}".strip()
 
 
 def _failed_call(error: OSError, debug: bool) -> int:
-    """The exit code of a system call that failed: the disk's and memory's lack, a path that is of no use, or a bug."""
+    """The exit code of a failed system call: no room on the disk or in memory, a path that cannot be used, or a bug."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         _say(f"The disk is full{where}. Free some room and run again.", debug)
@@ -168,17 +169,17 @@ def _failed_call(error: OSError, debug: bool) -> int:
     if error.errno == errno.ENOMEM:
         _say(_NO_MEMORY, debug)
         return 4
-    if error.filename and error.errno in _USELESS_PATH:
+    if error.filename and error.errno in _UNUSABLE_PATH:
         _say(f"{error.filename}: {error.strerror}.", debug)
         return 2
     return _bug(error, debug)
 
 
 def _broken_pipe(error: _BrokenPipe, debug: bool) -> int:
-    """No error where it is stdout that nobody reads any more; a helper process that has gone is one."""
+    """Not an error where stdout has lost its reader. Another broken pipe (a helper process has died) is a bug."""
     if not _nobody_reads_stdout():
         return _bug(error, debug)
-    # What is left in the buffer goes nowhere, and Python must not complain of that on its way out.
+    # The rest of the buffer is dropped, and Python must not complain about that at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

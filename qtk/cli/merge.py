@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qtk.adapters.options import MergeOptions
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 
 if TYPE_CHECKING:
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="Directory to write.")
-@click.option(
-    "--overwrite", is_flag=True, help="Replace the output directory if it exists, once the new one is complete."
-)
+@output_options()
 @options_from(MergeOptions)
 @json_option
 def command(base: Path, adapters: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
@@ -36,10 +33,9 @@ def command(base: Path, adapters: tuple[Path, ...], out: Path, overwrite: bool, 
     qtk merge BASE A B -o merged --weight 0.7 --weight 0.3
     qtk merge BASE ADAPTER -o merged --qlora-base nf4     (the adapter was trained with QLoRA)
     """
-    chosen = build(MergeOptions, options)
     from qtk.adapters.merge import merge
 
-    result = merge(base, adapters, out, chosen, overwrite=overwrite)
+    result = merge(base, adapters, out, build(MergeOptions, options), overwrite=overwrite)
     emit(result, as_json, lambda console: _show(result, console))
 
 
@@ -49,17 +45,17 @@ def _show(result: MergeResult, console: Console) -> None:
     console.print(table(f"Merged into {result.output}", columns, rows))
     facts: list[tuple[str, object]] = [
         ("tensors changed", result.tensors_changed),
-        ("tensors copied as they are", result.tensors_copied),
+        ("tensors copied unchanged", result.tensors_copied),
         ("GB written", f"{result.bytes_written / 1e9:.2f}"),
         ("seconds", f"{result.seconds:.1f}"),
         ("peak memory, MB", f"{result.peak_memory_bytes / 1e6:.0f}"),
-        ("of it above the start, MB", f"{result.memory_above_start_bytes / 1e6:.0f}"),
+        ("of which above the start, MB", f"{result.memory_above_start_bytes / 1e6:.0f}"),
         ("tokenizer files from", result.tokenizer_from),
     ]
     if result.nf4_rounded:
-        facts.insert(1, ("of them rounded to NF4", result.nf4_rounded))
+        facts.insert(1, ("of which rounded to NF4", result.nf4_rounded))
     if result.untied:
         facts.append(("embedding and lm_head", "untied: the adapter makes them differ"))
     if result.vocabulary is not None:
-        facts.append(("vocabulary size, new", result.vocabulary))
+        facts.append(("new vocabulary size", result.vocabulary))
     console.print(table("", ("", ""), facts))

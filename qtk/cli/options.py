@@ -33,6 +33,24 @@ def options_from(model: type[BaseModel], *, skip: tuple[str, ...] = ()) -> Calla
     return decorate
 
 
+def output_options(
+    directory: str = "Directory to write.",
+    *,
+    required: bool = True,
+    overwrite: str = "Replace an existing output directory once the new one is complete.",
+) -> Callable[[Command], Command]:
+    """A decorator that adds -o/--output DIRECTORY (parameter `out`) and --overwrite, with these help texts."""
+
+    def decorate(command: Command) -> Command:
+        command = click.option("--overwrite", is_flag=True, help=overwrite)(command)
+        place = click.Path(path_type=Path)
+        return click.option(
+            "-o", "--output", "out", type=place, metavar="DIRECTORY", required=required, help=directory
+        )(command)
+
+    return decorate
+
+
 def old_spelling(
     old: str, new: str, *, values: Mapping[str, str] | None = None, flag: bool = False
 ) -> Callable[[Command], Command]:
@@ -106,7 +124,7 @@ def _current_option(name: str, field: Any, more: Mapping[str, Any]) -> Callable[
     settings: dict[str, Any] = {
         "help": field.description,
         "default": default,
-        "show_default": default not in (None, (), ""),
+        "show_default": default not in (None, (), "", "default"),  # a value called default says so itself
     }
     if kind is bool:
         off = more.get("off", f"no-{flag[2:]}")

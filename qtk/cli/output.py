@@ -16,7 +16,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 class _Console(Console):
-    """Leaves it to the command line what a closed pipe means; rich would end the command as a failure."""
+    """Leaves a closed pipe to `main`; rich would end the command as a failure."""
 
     def on_broken_pipe(self) -> None:
         raise
@@ -28,7 +28,7 @@ def emit(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[C
         data = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
-        # A pipe or a file has no width of its own: rows stay whole lines there, so that they can be searched.
+        # A pipe or a file has no width: each row stays one line there, so that the output can be searched.
         show(_Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 240))
 
 
@@ -44,10 +44,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _text(cell: object) -> str:
-    return (
-        f"{cell:.4g}"
-        if isinstance(cell, float) and abs(cell) < 1000
-        else f"{cell:.0f}"
-        if isinstance(cell, float)
-        else str(cell)
-    )
+    if not isinstance(cell, float):
+        return str(cell)
+    return f"{cell:.4g}" if abs(cell) < 1000 else f"{cell:.0f}"

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from qtk.calibration.options import CalibrationOptions
-from qtk.cli.options import build, options_from, require_valid
+from qtk.cli.options import build, old_spelling, options_from, output_options, require_valid
 from qtk.cli.output import emit, json_option, table
-from qtk.progress import note
 from qtk.quantization.options import QuantizeOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from qtk.quantization.quantize import QuantizeReport
 
 
 @click.command(name="quantize")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@output_options()
 @options_from(QuantizeOptions)
 @options_from(CalibrationOptions)
-@click.option("--format", "old_container", hidden=True, help="The old name of --container.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output directory once the new one is complete.")
-@click.option("--resume", is_flag=True, help="Go on after the last finished block of a run that was stopped.")
+@old_spelling("--format", "--container")
+@click.option("--resume", is_flag=True, help="Continue a run that was stopped, after its last finished block.")
 @click.option("--verbose", is_flag=True, help="Print the table of all layers as well.")
 @json_option
-def command(
-    model: Path,
-    output: Path,
-    old_container: str | None,
-    overwrite: bool,
-    resume: bool,
-    verbose: bool,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def command(model: Path, out: Path, overwrite: bool, resume: bool, verbose: bool, as_json: bool, **values: Any) -> None:
     """Quantize a float model to INT4.
 
     \b
@@ -46,63 +40,62 @@ def command(
     """
     from qtk.quantization.quantize import quantize_model
 
-    if old_container is not None:
-        note("--format is now called --container.")
-        values["container"] = old_container
     require_valid(values, QuantizeOptions, CalibrationOptions)
-    report = quantize_model(
-        model,
-        output,
-        build(QuantizeOptions, values),
-        build(CalibrationOptions, values),
-        overwrite=overwrite,
-        resume=resume,
-    )
+    options, calibration = build(QuantizeOptions, values), build(CalibrationOptions, values)
+    report = quantize_model(model, out, options, calibration, overwrite=overwrite, resume=resume)
 
     def show(console: Console) -> None:
         if verbose:
-            console.print(_layer_table(output))
-        rows: list[tuple[str, object]] = [
-            (
-                "method",
-                f"{report.method}, {report.bits} bits, group {report.group_size}, {'symmetric' if report.symmetric else 'asymmetric'}",
-            ),
-            ("container", report.format),
-            ("linears quantized", report.linears),
-            (
-                "calibration",
-                f"{report.calibration_rows} of {report.calibration_rows_offered} rows, {report.calibration_tokens} tokens, "
-                f"{report.compute_dtype}",
-            ),
-            ("size", f"{report.float_bytes / 1e6:.1f} MB -> {report.quantized_bytes / 1e6:.1f} MB"),
-            ("time", f"{report.seconds:.1f} s"),
-            ("peak memory", f"{report.peak_memory_bytes / 1e9:.2f} GB"),
-        ]
-        if report.mean_error_after is not None and report.mean_error_before is not None:
-            change = f"{report.mean_error_before:.2e} rounded to nearest -> {report.mean_error_after:.2e}"
-            rows.insert(4, ("mean output error", change))
-        if report.held_back_kl:
-            found = ", ".join(f"{method} {kl:.4f}" for method, kl in report.held_back_kl.items())
-            rows.insert(4, ("KL on held-back rows", found))
-        check = report.read_back
-        text = repr(check.text) + (f", {check.loops} of {check.texts} texts end in a loop" if check.loops else "")
-        if check.repeats:
-            text += ": IT REPEATS ITSELF, the float model does not"
-        rows.append(
-            ("read back", f"{check.linears} linears, {check.bits_per_weight:.2f} bits a weight; generates {text}")
-        )
-        if report.fell_back_to_rtn:
-            rows.append(("ROUNDED TO NEAREST", ", ".join(report.fell_back_to_rtn)))
-        console.print(table(str(output), ("", ""), rows))
+            console.print(_layer_table(out))
+        console.print(table(str(out), ("", ""), _facts(report)))
 
     emit(report, as_json, show)
 
 
-def _layer_table(output: Path) -> Any:
+def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
+    """What is worth a row of the table: what could not be measured has none."""
+    symmetry = "symmetric" if report.symmetric else "asymmetric"
+    rows: list[tuple[str, object]] = [
+        ("method", f"{report.method}, {report.bits} bits, group {report.group_size}, {symmetry}"),
+        ("container", report.format),
+        ("linears quantized", report.linears),
+        (
+            "calibration",
+            f"{report.calibration_rows} of {report.calibration_rows_offered} rows, {report.calibration_tokens} tokens, "
+            f"{report.compute_dtype}",
+        ),
+    ]
+    if report.held_back_kl:
+        rows.append(
+            ("KL on held-back rows", ", ".join(f"{method} {kl:.4f}" for method, kl in report.held_back_kl.items()))
+        )
+    if report.mean_error_after is not None and report.mean_error_before is not None:
+        change = f"{report.mean_error_before:.2e} rounded to nearest -> {report.mean_error_after:.2e}"
+        rows.append(("mean output error", change))
+    rows += [
+        ("size", f"{report.float_bytes / 1e6:.1f} MB -> {report.quantized_bytes / 1e6:.1f} MB"),
+        ("time", f"{report.seconds:.1f} s"),
+        ("peak memory", f"{report.peak_memory_bytes / 1e9:.2f} GB"),
+        ("read back", _read_back(report)),
+    ]
+    if report.fell_back_to_rtn:
+        rows.append(("ROUNDED TO NEAREST", ", ".join(report.fell_back_to_rtn)))
+    return rows
+
+
+def _read_back(report: QuantizeReport) -> str:
+    check = report.read_back
+    loops = f", {check.loops} of {check.texts} texts end in a loop" if check.loops else ""
+    warning = ": IT REPEATS ITSELF, the float model does not" if check.repeats else ""
+    size = f"{check.linears} linears, {check.bits_per_weight:.2f} bits a weight"
+    return f"{size}; generates {check.text!r}{loops}{warning}"
+
+
+def _layer_table(directory: Path) -> Table:
     import json
 
     from qtk.quantization.report import LOG_NAME
 
-    lines = [json.loads(line) for line in (output / LOG_NAME).read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (directory / LOG_NAME).read_text(encoding="utf-8").splitlines()]
     columns = ("layer", "method", "bits", "group_size", "error_before", "error_after", "damping", "seconds")
     return table("layers", columns, [[line[column] for column in columns] for line in lines])

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 
+from qtk.cli.options import output_options
 from qtk.cli.output import emit, json_option
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="Where to [default: DIRECTORY/report].")
-@click.option("--title", help="The heading [default: DIRECTORY's name].")
-@click.option("--overwrite", is_flag=True, help="Replace an existing report.")
+@click.argument("run", type=click.Path(path_type=Path))
+@output_options("Directory to write [default: report in the run's directory].", required=False)
+@click.option("--title", help="The heading [default: the name of the run's directory].")
 @json_option
-def command(directory: Path, out: Path | None, title: str | None, overwrite: bool, as_json: bool) -> None:
-    """Write the report (report.md and its plots) of a run, or of any directory that holds qtk's output directories.
+def command(run: Path, out: Path | None, title: str | None, overwrite: bool, as_json: bool) -> None:
+    """Write the report (report.md and its plots) of RUN, or of any directory that holds qtk's output directories.
 
     \b
     qtk report runs/smollm2-135m --overwrite
@@ -25,7 +25,6 @@ def command(directory: Path, out: Path | None, title: str | None, overwrite: boo
     from qtk.recipes.finished_run import is_run, measured_directories
     from qtk.release.report import reportable_directories, write_report
 
-    sources = measured_directories(directory) if is_run(directory) else reportable_directories(directory)
-    target = out or directory / "report"
-    written = write_report(sources, target, title=title or directory.resolve().name, overwrite=overwrite)
+    sources = measured_directories(run) if is_run(run) else reportable_directories(run)
+    written = write_report(sources, out or run / "report", title=title or run.resolve().name, overwrite=overwrite)
     emit({"report": str(written)}, as_json, lambda console: console.print(str(written)))

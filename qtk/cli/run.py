@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from qtk.cli.options import output_options
 from qtk.cli.output import emit, json_option, table
 from qtk.errors import InputError
 from qtk.recipes.stages import STAGES
@@ -13,13 +14,14 @@ from qtk.recipes.stages import STAGES
 
 @click.command()
 @click.argument("recipe")
-@click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), help="The run's directory [default: runs/NAME]."
+@output_options(
+    "The run's directory [default: runs/NAME].",
+    required=False,
+    overwrite="Do everything again; each output is replaced once its successor is complete.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a run: do what is missing or out of date, skip the rest.")
-@click.option("--overwrite", is_flag=True, help="Do everything again, in place of what an earlier run left.")
+@click.option("--resume", is_flag=True, help="Continue a run: do what is missing or out of date, skip the rest.")
 @click.option(
-    "--from", "first_stage", type=click.Choice(STAGES), help="Take earlier stages as they are; do again from here."
+    "--from", "first_stage", type=click.Choice(STAGES), help="Take earlier stages as they are; redo from here on."
 )
 @click.option("--until", "last_stage", type=click.Choice(STAGES), help="Stop after this stage.")
 @json_option
@@ -34,8 +36,8 @@ def command(
 ) -> None:
     """Run RECIPE, a YAML file or the name of a recipe that travels with qtk: merge, quantize, build, measure, report.
 
-    A step is done again only when its options, one of its inputs, or qtk's version changed. The stages may run on
-    different machines: copy the run's directory to the next one and go on there with --from.
+    A step is done again only when its options, one of its inputs, or qtk's version changed. Stages may run on
+    different machines: copy the run's directory to the next machine and continue there with --from.
 
     \b
     qtk run recipes/smollm2-135m.yaml -o runs/smollm2-135m
@@ -47,7 +49,7 @@ def command(
     from qtk.recipes.schema import read_recipe, recipe_path
 
     if resume and overwrite:
-        raise InputError("--resume skips what is done and --overwrite does it again: only one of them can be meant.")
+        raise InputError("--resume skips what is done and --overwrite does it again: give only one of them.")
     path = recipe_path(recipe)
     run_dir = out or Path("runs") / read_recipe(path).name
     mode: Mode = "overwrite" if overwrite else "resume" if resume else "new"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ def command(directory: Path, as_json: bool) -> None:
     """Check DIRECTORY's files, and those of every input that can be found, against the manifests.
 
     Exit code 3 when a file was changed, is missing, or is not recorded. Inputs that are not on this machine are
-    listed, but break no proof of what is here.
+    listed, but do not count as failures.
 
     \b
     qtk verify engine
@@ -29,15 +30,11 @@ def command(directory: Path, as_json: bool) -> None:
 
     findings = verify_run(directory) if is_run(directory) else verify_chain(directory)
     bad = [finding for finding in findings if finding.bad]
-    by_directory: dict[str, dict[str, int]] = {}
+    by_directory: dict[str, Counter[str]] = {}
     for finding in findings:
-        counts = by_directory.setdefault(finding.directory, {})
-        counts[finding.status] = counts.get(finding.status, 0) + 1
+        by_directory.setdefault(finding.directory, Counter())[finding.status] += 1
     statuses = ("ok", "changed", "missing", "unrecorded", "input absent")
-    rows = [
-        (os.path.relpath(name), *(counts.get(status, 0) for status in statuses))
-        for name, counts in by_directory.items()
-    ]
+    rows = [(os.path.relpath(name), *(counts[status] for status in statuses)) for name, counts in by_directory.items()]
     emit(
         {"directory": str(directory), "verified": not bad, "findings": [f.model_dump() for f in findings]},
         as_json,
@@ -45,6 +42,6 @@ def command(directory: Path, as_json: bool) -> None:
     )
     if bad:
         raise GateFailed(
-            f"{directory} is not what its manifests say:\n"
+            f"{directory} does not match its manifests:\n"
             + listing(f"{finding.status}: {Path(finding.directory) / finding.file}" for finding in bad)
         )

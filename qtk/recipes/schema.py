@@ -1,4 +1,4 @@
-"""What a recipe may say: the options of every stage in one YAML file, each the options model of the room that does it."""
+"""What a recipe may hold: the options of every stage in one YAML file, each the options model of the room that does it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from qtk.targets.gpu import gpu_profile
 
 
 class QuantizeStage(QuantizeOptions, CalibrationOptions):
-    """The options of quantize: the algorithm's and the calibration text's. A file is named relative to the recipe."""
+    """The options of quantize: the algorithm's and the calibration text's. Paths are relative to the recipe."""
 
     def quantize_options(self) -> QuantizeOptions:
-        """The part that says how weights are rounded."""
+        """Those that say how weights are rounded."""
         return QuantizeOptions(**self.model_dump(include=set(QuantizeOptions.model_fields)))
 
     def calibration_options(self, recipe_dir: Path) -> CalibrationOptions:
-        """The part that says on which text; a file's path is joined to the recipe's directory."""
+        """Those that say on which text; a file's path is joined to the recipe's directory."""
         options = CalibrationOptions(**self.model_dump(include=set(CalibrationOptions.model_fields)))
         return options.model_copy(update={"calibration": beside(recipe_dir, options.calibration)})
 
 
 class BuildStage(BuildOptions):
-    """The options of build-engine, and whether the float model becomes an engine too, to be measured beside it."""
+    """The options of build-engine, and whether the float model becomes an engine too, for comparison."""
 
-    float_engine: bool = Field(True, description="Build an engine of the float model as well, as the yardstick.")
+    float_engine: bool = Field(True, description="Build an engine of the float model as well, to compare with.")
 
     @field_validator("gpu")
     @classmethod
@@ -45,7 +45,7 @@ class BuildStage(BuildOptions):
             raise ValueError(str(error)) from None
 
     def build_options(self) -> BuildOptions:
-        """The part that `build_engine` takes."""
+        """Those that `build_engine` takes."""
         return BuildOptions(**self.model_dump(exclude={"float_engine"}))
 
 
@@ -66,17 +66,17 @@ class AccuracyStage(AccuracyOptions, ModelOptions):
     """The options of bench accuracy: what is scored, and how the model is asked. `data` is relative to the recipe."""
 
     def accuracy_options(self, recipe_dir: Path) -> AccuracyOptions:
-        """The part that says what is scored."""
+        """Those that say what is scored."""
         options = AccuracyOptions(**self.model_dump(include=set(AccuracyOptions.model_fields)))
         return options if options.data is None else options.model_copy(update={"data": recipe_dir / options.data})
 
     def model_options(self) -> ModelOptions:
-        """The part that says how the model is asked."""
+        """Those that say how the model is asked."""
         return ModelOptions(**self.model_dump(include=set(ModelOptions.model_fields)))
 
 
 class BenchStages(BaseModel):
-    """The measurements; one that is left out is not made."""
+    """The measurements. One that is left out is not taken."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,20 +105,20 @@ class Recipe(BaseModel):
 
 
 def beside(recipe_dir: Path, text: str) -> str:
-    """A text source as the rooms take it: a file is looked for beside the recipe, any other name stays as it is."""
+    """A text source as the rooms take it: a file's path is joined to the recipe's directory, any other name is kept."""
     file = text_file(recipe_dir, text)
     return text if file is None else str(file)
 
 
 def text_file(recipe_dir: Path, text: str) -> Path | None:
-    """The file that a text source means: one that exists, or whose name ends like one. None for the name of a data set,
-    which may hold a dot as well ("org/set-v1.5")."""
+    """The file that a text source names: it exists, or its name ends like a text file's. None for the name of a data set,
+    which may contain a dot as well ("org/set-v1.5")."""
     path = recipe_dir / text
     return path if path.is_file() or path.suffix in (*FILE_ENDINGS, ".json") else None
 
 
 def recipe_path(text: str) -> Path:
-    """The file that `text` names: a path, or the name of a recipe that travels with qtk. InputError when there is none."""
+    """The file that `text` names: a path, or the name of a recipe that travels with qtk. InputError for neither."""
     return find_yaml("recipes", text, "recipe")
 
 
@@ -132,20 +132,20 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _contradictions(recipe: Recipe) -> list[str]:
-    """What each field allows and the whole does not."""
-    found = []
+    """What each field allows by itself, but not all of them together."""
+    contradictions = []
     if recipe.merge.weight and len(recipe.merge.weight) != len(recipe.adapters):
-        found.append(f"merge.weight: {len(recipe.merge.weight)} weights for {len(recipe.adapters)} adapters")
+        contradictions.append(f"merge.weight: {len(recipe.merge.weight)} weights for {len(recipe.adapters)} adapters")
     if recipe.bench.latency is not None and recipe.build is None:
-        found.append("bench.latency: there is no `build`, so there is no engine to measure")
+        contradictions.append("bench.latency: there is no `build`, so there is no engine to measure")
     if recipe.bench.divergence is not None and recipe.quantize is None:
-        found.append("bench.divergence: there is no `quantize`, so nothing diverges from the float model")
+        contradictions.append("bench.divergence: there is no `quantize`, so nothing diverges from the float model")
     if recipe.bench.accuracy is not None and recipe.build is None:
-        found.append("bench.accuracy: there is no `build`, so there is no engine to ask")
+        contradictions.append("bench.accuracy: there is no `build`, so there is no engine to ask")
     if recipe.bench.accuracy is not None and recipe.bench.accuracy.compat == "codefuse":
-        found.append(
+        contradictions.append(
             "bench.accuracy.compat: name the processor of a model's answers, codefuse:13b or codefuse:llama34b"
         )
     if recipe.build is not None and recipe.quantize is None and not recipe.build.float_engine:
-        found.append("build.float_engine: false, and there is no `quantize`, so there is no engine to build")
-    return found
+        contradictions.append("build.float_engine: false, and there is no `quantize`, so there is no engine to build")
+    return contradictions

@@ -1,4 +1,5 @@
-"""qtk-run.json: which steps of a run are done, and from what, so that a second run repeats nothing that is up to date."""
+"""qtk-run.json: which steps of a run are done, and from what inputs, so that a second run repeats nothing that is up to
+date."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ RUN_NAME = "qtk-run.json"
 
 
 class StepRecord(BaseModel):
-    """A finished step: `digest` of its options, its inputs and qtk's version; the sha256 of the manifest it wrote."""
+    """A finished step. digest: of its options, its inputs and qtk's version. manifest_sha256: of the manifest it wrote."""
 
     stage: str
     directory: str
@@ -26,7 +27,7 @@ class StepRecord(BaseModel):
 
 
 class SeenFile(BaseModel):
-    """A file's sha256, trusted as long as size and modification time stay what they were."""
+    """A file's sha256, trusted as long as the file's size and modification time do not change."""
 
     bytes: int
     modified_ns: int
@@ -34,7 +35,7 @@ class SeenFile(BaseModel):
 
 
 class RunState(BaseModel):
-    """The content of qtk-run.json: the finished steps in their order, the digests of those begun, the files seen."""
+    """The content of qtk-run.json: the finished steps in their order, the digests of steps that were begun, files seen."""
 
     recipe: str
     steps: dict[str, StepRecord] = {}
@@ -57,7 +58,7 @@ class RunState(BaseModel):
         write_atomic(run_dir / RUN_NAME, json.dumps(self.model_dump(), indent=2) + "\n")
 
     def digest_of(self, files: Iterable[Path]) -> dict[str, str]:
-        """name -> sha256 of files outside the run; a file that has not changed since is not read again."""
+        """name -> sha256 of files outside the run. A file that has not changed since it was last seen is not read again."""
         digests = {}
         for path in files:
             if not path.is_file():
@@ -71,7 +72,7 @@ class RunState(BaseModel):
         return digests
 
     def stands(self, run_dir: Path, step: str) -> bool:
-        """Whether the step's output is there as it was written: manifest unchanged, every file present in its size."""
+        """Whether the step's output is as it was written: the manifest unchanged, every file there in its full size."""
         record = self.steps.get(step)
         if record is None:
             return False

@@ -1,4 +1,4 @@
-"""What a directory holds: a model, an adapter, an engine, or another of qtk's outputs. Headers are read, no weights."""
+"""What a directory holds: a model, an adapter, an engine, or another of qtk's outputs. Reads headers, not weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 class Inspection(BaseModel):
-    """What was found: `kind`, `facts` by name, and who made it when a manifest says so."""
+    """What was found: `kind`, `facts` by name, and `made_by`, the manifest's account of the command (empty without one)."""
 
     model_config = ConfigDict(frozen=True)
     directory: str
@@ -30,7 +30,7 @@ class Inspection(BaseModel):
 
 
 def inspect_directory(directory: Path) -> Inspection:
-    """Looks at a directory. InputError when it is none, or holds nothing that qtk knows."""
+    """Looks at a directory. InputError when the path is not a directory, or qtk does not recognize what is in it."""
     if not directory.is_dir():
         raise InputError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
     manifest = read_manifest(directory) if (directory / MANIFEST_NAME).is_file() else None

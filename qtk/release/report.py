@@ -1,4 +1,4 @@
-"""The Markdown report of a run: read from the manifests and results that its steps left, so that it repeats no figure."""
+"""The Markdown report of a run. Every figure is read from the manifests and results that the run's steps wrote."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WORST_LAYERS = 10
 
 @dataclass(frozen=True)
 class Made:
-    """One directory that qtk wrote: its place, its manifest, and the digest by which others refer to it."""
+    """A directory that qtk wrote: its path, its manifest, and the manifest's digest, by which other manifests refer to it."""
 
     path: Path
     manifest: Manifest
@@ -48,7 +48,7 @@ class Made:
 
     @property
     def bytes(self) -> int:
-        """Size of everything in it."""
+        """Size of all its output files."""
         return sum(digest.bytes for digest in self.manifest.outputs.values())
 
 
@@ -68,14 +68,16 @@ class Material:
 
 
 def reportable_directories(directory: Path) -> list[Path]:
-    """The directories below `directory` that qtk wrote, but no report, as they were made. InputError for none."""
+    """The directories below `directory` that qtk wrote, reports left out, in the order in which they were written.
+
+    InputError when there is none."""
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory.")
     manifests = {path.parent: read_manifest(path.parent) for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))}
-    found = [path for path, manifest in manifests.items() if manifest.kind != "report"]
-    if not found:
-        raise InputError(f"{directory} holds no directory that qtk wrote, so there is nothing to report.")
-    return sorted(found, key=lambda path: (manifests[path].started, manifests[path].ended))
+    reportable = [path for path, manifest in manifests.items() if manifest.kind != "report"]
+    if not reportable:
+        raise InputError(f"{directory} does not contain any directory that qtk wrote, so there is nothing to report.")
+    return sorted(reportable, key=lambda path: (manifests[path].started, manifests[path].ended))
 
 
 def write_report(directories: Sequence[Path], out: Path, *, title: str, overwrite: bool = False) -> Path:
@@ -91,27 +93,27 @@ def write_report(directories: Sequence[Path], out: Path, *, title: str, overwrit
 
 
 def gather(directories: Sequence[Path]) -> Material:
-    """Reads what the directories hold, in the order given: where two are compared, the first one is the yardstick."""
+    """Reads what the directories hold, in the order given. Where two are compared, the first is the reference."""
     made = [Made(path, read_manifest(path), file_digest(path / MANIFEST_NAME).sha256) for path in directories]
     material = Material(made)
-    for one in material.made:
-        kind = one.manifest.kind
+    for output in material.made:
+        kind = output.manifest.kind
         if kind == "merge":
-            material.merged.append(one)
+            material.merged.append(output)
         elif kind == "quantized-model":
-            material.quantized.append(one)
-        elif is_engine(one.path):
-            material.engines.append((one, read_description(one.path)))
+            material.quantized.append(output)
+        elif is_engine(output.path):
+            material.engines.append((output, read_description(output.path)))
         elif kind == "latency":
-            material.latencies.append((one, LatencyReport.model_validate(_result(one.path))))
+            material.latencies.append((output, LatencyReport.model_validate(_result(output.path))))
         elif kind == "divergence":
-            material.divergences.append((one, DivergenceResult.model_validate(_result(one.path))))
+            material.divergences.append((output, DivergenceResult.model_validate(_result(output.path))))
         elif kind == "accuracy":
-            material.accuracies.append((one, AccuracyResult.model_validate(_result(one.path))))
+            material.accuracies.append((output, AccuracyResult.model_validate(_result(output.path))))
         elif kind == "accuracy-comparison":
-            material.comparisons.append(read_comparison(one.path))
+            material.comparisons.append(read_comparison(output.path))
         elif kind == "leaderboard":
-            material.leaderboards.append(Leaderboard.model_validate(_result(one.path)))
+            material.leaderboards.append(Leaderboard.model_validate(_result(output.path)))
     return material
 
 
@@ -174,7 +176,7 @@ def _plots(
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits, and no more zeros than a reader wants; a dash for None."""
+    """A number with `digits` significant digits, in scientific notation where it is very small or large; a dash for None."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if value == 0 or 1e-3 <= abs(value) < 1e6:
@@ -201,7 +203,7 @@ def _cell(column: str, value: Cell) -> str:
 
 
 def in_short(material: Material) -> list[str]:
-    """The two or three sentences that a reader wants first; only what was measured."""
+    """The two or three sentences that a reader wants first. Only what was measured is mentioned."""
     sentences = []
     for made in material.quantized:
         facts = made.manifest.notes["report"]
@@ -291,10 +293,9 @@ def _worst(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _machines(made: Sequence[Made]) -> list[dict[str, Any]]:
     """The distinct machines that the steps ran on, with the steps of each."""
     machines: dict[str, dict[str, Any]] = {}
-    for one in made:
-        key = json.dumps(one.manifest.machine, sort_keys=True)
-        entry = machines.setdefault(
-            key, {"machine": one.manifest.machine, "packages": one.manifest.packages, "steps": []}
-        )
-        entry["steps"].append(one.name)
+    for output in made:
+        manifest = output.manifest
+        key = json.dumps(manifest.machine, sort_keys=True)
+        entry = machines.setdefault(key, {"machine": manifest.machine, "packages": manifest.packages, "steps": []})
+        entry["steps"].append(output.name)
     return list(machines.values())

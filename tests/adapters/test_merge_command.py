@@ -177,7 +177,7 @@ def test_a_stopped_merge_leaves_nothing(large: tuple[Path, Path], tmp_path: Path
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert said.strip().splitlines()[-1] == "qtk: Stopped. Nothing was left under the final name."
+    assert said.strip().splitlines()[-1] == f"qtk: Stopped. {tmp_path / 'out'} was not written."
     assert list(tmp_path.iterdir()) == []
 
 

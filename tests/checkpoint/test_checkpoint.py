@@ -177,7 +177,7 @@ def test_every_wrong_shape_is_listed(tiny) -> None:
     [b"", b"\x00" * 7, b"\xff" * 200, b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": 1}      '],
     ids=["empty", "short", "absurd length", "no entries"],
 )
-def test_a_damaged_header_is_no_crash(tmp_path, damage: bytes) -> None:
+def test_a_damaged_header_is_refused(tmp_path, damage: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(damage)
     with pytest.raises(InputError, match="is not a safetensors file"):
         SafetensorsFile(tmp_path / "x.safetensors")
@@ -284,42 +284,47 @@ def test_what_a_killed_run_left_is_qtks(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_cannot_be_written_gets_a_sentence(tmp_path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    partial_path(tmp_path / "taken").touch()
-    for name, complaint in (
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
         ("file/out", "file is not a directory"),
         ("file/deeper/out", "file is not a directory"),
         ("dangling", "is a symbolic link"),
         ("link", "is a symbolic link"),
         ("taken", "is in the way"),
-    ):
-        with pytest.raises(InputError, match=complaint), staged_directory(tmp_path / name, overwrite=True):
-            pass
+    ],
+)
+def test_an_output_that_cannot_be_written_gets_a_sentence(tmp_path, name: str, complaint: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    partial_path(tmp_path / "taken").touch()
+    with pytest.raises(InputError, match=complaint), staged_directory(tmp_path / name, overwrite=True):
+        pass
     assert not any(path.name.endswith("lock") for path in tmp_path.iterdir())
 
 
-def test_an_output_never_replaces_its_input(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("source", "complaint"), [("model", "is the input"), ("model/inner", "lies inside the output")]
+)
+def test_an_output_never_replaces_its_input(tmp_path, source: str, complaint: str) -> None:
     model = tmp_path / "model"
     with staged_directory(model) as work:
         (work / MANIFEST_NAME).write_text("{}")
         (work / "inner").mkdir()
-    for inputs, complaint in (([model], "is the input"), ([model / "inner"], "lies in the output")):
-        with (
-            pytest.raises(InputError, match=complaint),
-            staged_directory(tmp_path / "x" / ".." / "model", overwrite=True, inputs=inputs),
-        ):
-            pass
+    with (
+        pytest.raises(InputError, match=complaint),
+        staged_directory(tmp_path / "x" / ".." / "model", overwrite=True, inputs=[tmp_path / source]),
+    ):
+        pass
     assert (model / "inner").is_dir()
 
 
 @pytest.mark.parametrize("in_one_step", [True, False])
 def test_a_replaced_directory_leaves_nothing_behind(tmp_path, monkeypatch, in_one_step: bool) -> None:
     if not in_one_step:
-        monkeypatch.setattr("qtk.checkpoint.staging._exchange", lambda *_: False)
+        monkeypatch.setattr("qtk.checkpoint.staging.exchange", lambda *_: False)
     for content in ("old", "new"):
         with staged_directory(tmp_path / "out", overwrite=True) as work:
             (work / MANIFEST_NAME).write_text(content)
@@ -333,11 +338,11 @@ def test_an_interrupt_says_what_is_left(tmp_path) -> None:
             raise KeyboardInterrupt
         return caught.value.args[0]
 
-    assert stopped("out") == "Nothing was left under the final name."
+    assert stopped("out") == f"{tmp_path / 'out'} was not written."
     assert "--resume" in stopped("out", resumable=True)
     with staged_directory(tmp_path / "stands") as work:
         (work / MANIFEST_NAME).touch()
-    assert stopped("stands", overwrite=True) == f"{tmp_path / 'stands'} is what it was."
+    assert stopped("stands", overwrite=True) == f"{tmp_path / 'stands'} is unchanged."
 
 
 def test_room_that_a_resumed_run_holds_already_is_not_asked_for_again(tmp_path, monkeypatch) -> None:
@@ -349,18 +354,23 @@ def test_room_that_a_resumed_run_holds_already_is_not_asked_for_again(tmp_path, 
         CheckpointWriter(tmp_path, specs)
 
 
-def test_a_header_that_is_no_header_is_refused(tmp_path) -> None:
-    for number, header in enumerate(
-        (
-            '{"w":' * 50_000,
-            '{"w": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}',
-            '{"w": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
-        )
-    ):
-        path = tmp_path / f"{number}.safetensors"
-        path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
-        with pytest.raises(InputError, match="is not a safetensors file"):
-            SafetensorsFile(path)
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"w":' * 50_000,
+        '{"w": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}',
+        '{"w": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
+    ],
+    ids=["nested", "Infinity", "1e999"],
+)
+def test_a_header_that_cannot_be_read_is_refused(tmp_path, header: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+    with pytest.raises(InputError, match="is not a safetensors file"):
+        SafetensorsFile(path)
+
+
+def test_a_directory_is_not_a_safetensors_file(tmp_path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(InputError, match="no such file"):
         SafetensorsFile(tmp_path / "model.safetensors")

@@ -12,6 +12,7 @@ from conftest import make_tiny, write_byte_tokenizer
 
 from qtk.checkpoint.manifest import read_manifest
 from qtk.errors import InputError, MachineError, QtkError
+from qtk.progress import Progress
 from qtk.recipes.finished_run import run_summary, verify_run
 from qtk.recipes.recipe_run import run_recipe
 from qtk.recipes.schema import Recipe, beside, read_recipe, recipe_path
@@ -164,7 +165,7 @@ def test_contradictions_are_found_before_any_work(tmp_path, change: dict, compla
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "", "name: [unclosed", "!!python/object/apply:os.system [ls]"])
-def test_what_is_no_recipe_is_refused(tmp_path, text: str) -> None:
+def test_what_is_not_a_recipe_is_refused(tmp_path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(InputError, match=r"recipe\.yaml"):
         read_recipe(tmp_path / "recipe.yaml")
@@ -175,12 +176,18 @@ def test_an_unknown_recipe_name_lists_the_known() -> None:
         recipe_path("smollm3")
 
 
-def test_sources_are_directories_or_hub_ids(tmp_path, monkeypatch) -> None:
+def test_a_source_is_a_directory_beside_the_recipe(tmp_path) -> None:
     (tmp_path / "models" / "m").mkdir(parents=True)
     assert resolve_source("models/m", tmp_path) == tmp_path / "models" / "m"
-    for text in ("./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"):
-        with pytest.raises(InputError, match="is not a directory"):
-            resolve_source(text, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
+def test_what_is_neither_a_directory_nor_a_hub_id_is_refused(tmp_path, text: str) -> None:
+    with pytest.raises(InputError, match="is not a directory"):
+        resolve_source(text, tmp_path)
+
+
+def test_a_hub_id_needs_the_network(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(MachineError, match="cannot be fetched"):
         resolve_source("nobody-here/no-such-model", tmp_path)
@@ -291,43 +298,44 @@ def test_a_failing_step_is_named_and_what_was_done_is_kept(copied) -> None:
     assert done(run_recipe(write(copied / "recipe.yaml", TINY), copied / "run", mode="resume")) == []
 
 
-def test_a_stopped_step_is_gone_on_with_only_on_the_same_terms(kitchen, tmp_path, monkeypatch) -> None:
-    from qtk.quantization.blocks.gptq import GptqBlocks
+@pytest.fixture
+def watched(monkeypatch):
+    """watched(stop_after=2) -> the blocks that each quantization from here on has to do; stopped after that many."""
+    real = Progress.advance
 
-    def stop_at(layer_to_stop: int) -> None:
-        real = GptqBlocks.quantize
+    def watch(stop_after: int | None = None) -> list[int | None]:
+        to_do: list[int | None] = []
 
-        def quantize(self, block):
-            calls.append(block.layer)
-            if block.layer == layer_to_stop:
-                raise KeyboardInterrupt
-            return real(self, block)
+        def advance(self, count: int = 1, detail: str = "") -> None:
+            real(self, count, detail)
+            if self.label.startswith("quantize"):
+                to_do.append(self.total)
+                if len(to_do) == stop_after:
+                    raise KeyboardInterrupt
 
-        monkeypatch.setattr(GptqBlocks, "quantize", quantize)
+        monkeypatch.setattr(Progress, "advance", advance)
+        return to_do
 
-    calls: list[int] = []
-    content = {"name": "own", "model": str(kitchen / "model"), "quantize": TINY["quantize"]}
-    recipe = write(tmp_path / "recipe.yaml", content)
-    stop_at(2)
+    return watch
+
+
+def test_a_stopped_step_is_resumed_only_on_the_same_terms(kitchen, tmp_path, watched) -> None:
+    def recipe(samples: int) -> Path:
+        stage = {**TINY["quantize"], "samples": samples}
+        return write(tmp_path / "recipe.yaml", {"name": "own", "model": str(kitchen / "model"), "quantize": stage})
+
+    watched(stop_after=2)
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(recipe, tmp_path / "run")
-    monkeypatch.undo()
-    calls.clear()
-    stop_at(99)
-    assert done(run_recipe(recipe, tmp_path / "run", mode="resume")) == ["quantize", "report"]
-    assert calls == [2]
-    monkeypatch.undo()
-    stop_at(1)
-    other = {**content, "quantize": {**TINY["quantize"], "samples": 3}}
+        run_recipe(recipe(samples=2), tmp_path / "run")
+    to_do = watched()
+    assert done(run_recipe(recipe(samples=2), tmp_path / "run", mode="resume")) == ["quantize", "report"]
+    assert to_do == [1], "two of the three blocks were done before"
+    watched(stop_after=2)
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(write(recipe, other), tmp_path / "run", mode="resume")
-    monkeypatch.undo()
-    calls.clear()
-    stop_at(99)
-    run_recipe(
-        write(recipe, {**content, "quantize": {**TINY["quantize"], "samples": 4}}), tmp_path / "run", mode="resume"
-    )
-    assert calls == [0, 1, 2]
+        run_recipe(recipe(samples=3), tmp_path / "run", mode="resume")
+    to_do = watched()
+    run_recipe(recipe(samples=4), tmp_path / "run", mode="resume")
+    assert to_do == [3, 3, 3], "the two blocks were made of other rows"
 
 
 def test_a_recipe_without_adapters_or_engines(kitchen, tmp_path) -> None:

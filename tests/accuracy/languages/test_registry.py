@@ -74,7 +74,7 @@ def test_a_new_language_is_asked_for_and_scored(suite, tmp_path, run_qtk):
     done = run_qtk("bench", "accuracy", *words, "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
     [score] = json.loads(done.stdout)["scores"]
-    assert score["language"] == "seashell"
+    assert score["name"] == "seashell"
     assert score["tasks"] == {"Sea/0": list(answers.values())}
 
 
