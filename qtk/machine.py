@@ -116,15 +116,15 @@ def total_memory() -> int:
 
     In a container the kernel reports the whole machine's memory, but kills the process at the container's limit.
     """
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroup_memory())])
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in cgroup_memory())])
 
 
 def available_memory() -> int:
     """Bytes of memory that can be taken now without swapping or passing a control group's limit."""
-    return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in _cgroup_memory())])
+    return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in cgroup_memory())])
 
 
-def _cgroup_memory(
+def cgroup_memory(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> list[tuple[int, int]]:
     """(limit, used) in bytes of every control group above this process that has a limit, version 1 or 2. `used` leaves out

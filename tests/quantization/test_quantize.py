@@ -33,6 +33,9 @@ from qtk.quantization.report import LOG_NAME, LayerRecord
 
 SMALL = CalibrationOptions(samples=16, seq_len=64)
 
+# The figures are those of float32; tests that take `compute_dtype` hold in bfloat16 as well.
+pytestmark = pytest.mark.usefixtures("computes_in_float32")
+
 
 def logits(model: Path, tokens: torch.Tensor) -> torch.Tensor:
     weights = ModelWeights.open(model)
@@ -106,7 +109,7 @@ def test_best_tunes_each_block_and_its_norms(tiny, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2"])
-def test_awq_folds_its_scales_into_a_plain_checkpoint(tiny, tmp_path, variant: str) -> None:
+def test_awq_folds_its_scales_into_a_plain_checkpoint(tiny, tmp_path, compute_dtype, variant: str) -> None:
     report = quantize_model(tiny(variant), tmp_path / "out", QuantizeOptions(method="awq", group_size=32), SMALL)
     assert report.fell_back_to_rtn == []
     assert divergence(tiny(variant), tmp_path / "out") < 0.1
@@ -139,7 +142,7 @@ def test_auto_needs_rows_to_hold_back(tiny, tmp_path, run_qtk) -> None:
     assert "--method auto needs 4 at least" in answer.stderr
 
 
-def test_padding_never_enters_the_hessian(tiny, tmp_path) -> None:
+def test_padding_never_enters_the_hessian(tiny, tmp_path, compute_dtype) -> None:
     """The same conversations in rows of 64 and of 100 tokens give the same codes: what is padding differs, nothing else."""
     lines = [json.dumps({"messages": [{"role": "user", "content": "x = " + "abc" * (i % 5 + 1)}]}) for i in range(40)]
     (tmp_path / "chat.jsonl").write_text("\n".join(lines))
@@ -152,7 +155,7 @@ def test_padding_never_enters_the_hessian(tiny, tmp_path) -> None:
         assert same > 0.97, name  # products of other shapes round otherwise; padding in a Hessian would change far more
 
 
-def test_log_has_a_line_for_every_linear(tiny, tmp_path) -> None:
+def test_log_has_a_line_for_every_linear(tiny, tmp_path, compute_dtype) -> None:
     quantize_model(tiny("llama"), tmp_path / "out", QuantizeOptions(), SMALL)
     lines = [json.loads(line) for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
     assert [line["layer"] for line in lines][:2] == [
