@@ -95,8 +95,8 @@ def _spellings(hub_id: str) -> set[tuple[str, ...]]:
     words, before = _tokens(name), tuple(word for word in re.split(r"[\W_]+", owner.lower()) if word)
     if not words:
         return set()
-    found = {before[:count] + words for count in range(len(before) + 1)}
-    return found | {words[n:] for n in range(1, len(before) + 1) if words[:n] == before[:n] and len(words) > n}
+    splices = {before[:count] + words for count in range(len(before) + 1)}
+    return splices | {words[n:] for n in range(1, len(before) + 1) if words[:n] == before[:n] and len(words) > n}
 
 
 def _without_version(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ _MODELS_OWN = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 def choose_tokenizer(
-    base: Checkpoint, adapters: Sequence[Adapter], asked: Literal["auto", "base", "adapter"], *, resized: bool
+    base: Checkpoint, adapters: Sequence[Adapter], choice: Literal["auto", "base", "adapter"], *, resized: bool
 ) -> Path | None:
     """The adapter directory whose tokenizer files are carried; None for the base's.
 
@@ -26,11 +26,11 @@ def choose_tokenizer(
     missing or passed over, is said on stderr.
     """
     bringing = [adapter.path for adapter in adapters if tokenizer_files(adapter.path)]
-    if asked == "adapter" and len(bringing) != 1:
+    if choice == "adapter" and len(bringing) != 1:
         raise InputError(
             f"--tokenizer adapter: {len(bringing)} of the adapter directories hold tokenizer files; it takes exactly one."
         )
-    if asked == "adapter" or (asked == "auto" and resized and len(bringing) == 1):
+    if choice == "adapter" or (choice == "auto" and resized and len(bringing) == 1):
         note(f"Tokenizer files are those of {bringing[0]}, not the base's.")
         return bringing[0]
     if resized:
@@ -45,9 +45,9 @@ def choose_tokenizer(
 
 def tokenizer_files(directory: Path) -> list[Path]:
     """Tokenizer and chat template files of a directory."""
-    found = {p for pattern in COMPANION_PATTERNS for p in directory.glob(pattern) if p.is_file()}
+    files = {p for pattern in COMPANION_PATTERNS for p in directory.glob(pattern) if p.is_file()}
     own = {p for pattern in _MODELS_OWN for p in directory.glob(pattern)}
-    return sorted(found - own)
+    return sorted(files - own)
 
 
 def write_companions(base: Checkpoint, directory: Path, tokenizer: Path | None, *, config: bytes) -> None:

@@ -85,7 +85,7 @@ def read_config(directory: Path) -> AdapterConfig:
         raw = parse_json(path.read_bytes(), path)
     except FileNotFoundError:
         is_model = " It is a model directory, not an adapter." if (directory / "config.json").is_file() else ""
-        raise InputError(f"{directory} has no {CONFIG_NAME}, so it is no adapter directory.{is_model}") from None
+        raise InputError(f"{directory} has no {CONFIG_NAME}, so it is not an adapter directory.{is_model}") from None
     _refuse_kinds(raw, path)
     try:
         config = AdapterConfig.model_validate({key: value for key, value in raw.items() if value is not None})
@@ -94,7 +94,7 @@ def read_config(directory: Path) -> AdapterConfig:
         lines = (
             [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             if isinstance(error, ValidationError)
-            else [f"a pattern is no regular expression: {error}"]
+            else [f"a pattern is not a regular expression: {error}"]
         )
         raise InputError(f"{path} is malformed:\n{listing(lines)}") from None
     return config

@@ -137,14 +137,14 @@ def _weights(given: Sequence[float], adapters: Sequence[Adapter]) -> tuple[float
 
 
 def _require_own_base(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
-    wrong = [
+    disagreements = [
         f"{adapter.path} {sentence}"
         for adapter in adapters
         if (sentence := disagreement(adapter.config.base_model_name_or_path, base))
     ]
-    if wrong:
+    if disagreements:
         raise InputError(
-            f"Another base model is named:\n{listing(wrong)}\n"
+            f"Another base model is named:\n{listing(disagreements)}\n"
             "Give that base. If this one is the same model under another name, add --any-base."
         )
 

@@ -79,7 +79,7 @@ class _Planner:
     adapters: Sequence[Adapter]
     weights: Sequence[float]
     nf4: bool
-    wrong: list[str] = field(default_factory=list)
+    misfits: list[str] = field(default_factory=list)
     used: set[tuple[int, str]] = field(default_factory=set)
 
 
@@ -98,31 +98,31 @@ def make_plan(
     if layout.tied and not untied and head not in base:
         del plans[head]
     vocabulary = _vocabulary(planner, plans)
-    if planner.wrong:
-        raise InputError(f"The adapter does not fit {base.path}:\n{listing(planner.wrong, _MOST_NAMED)}")
+    if planner.misfits:
+        raise InputError(f"The adapter does not fit {base.path}:\n{listing(planner.misfits, _MOST_NAMED)}")
     return MergePlan(list(plans.values()), untied, vocabulary)
 
 
 def _require_sum(adapters: Sequence[Adapter], weights: Sequence[float]) -> None:
-    """Refuses what is no sum of updates: several adapters with DoRA among them, weights of what cannot be weighed."""
+    """Refuses what is not a sum of updates: several adapters with DoRA among them, weights for what cannot be weighed."""
     dora = [str(a.path) for a in adapters if a.config.use_dora]
     if dora and len(adapters) > 1:
         raise InputError(
             f"DoRA rescales the whole weight, so it cannot be added to another adapter. Merge it alone:\n{listing(dora)}"
         )
-    wrong = []
+    misfits = []
     for adapter, weight in zip(adapters, weights, strict=True):
         if weight == 1:
             continue
         if adapter.config.use_dora:
-            wrong.append(f"{adapter.path}: weight {weight:g}, but a DoRA update cannot be weighed")
+            misfits.append(f"{adapter.path}: weight {weight:g}, but a DoRA update cannot be weighed")
         whole = [*adapter.replaced.values(), *(p.tokens for p in adapter.parts.values() if p.tokens)]
         if whole:
-            wrong.append(
+            misfits.append(
                 f"{adapter.path}: weight {weight:g}, but it replaces {len(whole)} tensors whole, {whole[0]} first"
             )
-    if wrong:
-        raise InputError(f"These weights cannot be applied:\n{listing(wrong)}")
+    if misfits:
+        raise InputError(f"These weights cannot be applied:\n{listing(misfits)}")
 
 
 def _plan_tensor(planner: _Planner, name: str) -> TensorPlan:
@@ -138,7 +138,9 @@ def _plan_tensor(planner: _Planner, name: str) -> TensorPlan:
         if planner.nf4 and module in layout.linears and plan.replaced_by is None:
             plan = replace(plan, nf4=True)
     if plan.changed and info.dtype not in _FLOATS:
-        planner.wrong.append(f"{name} is stored as {info.dtype}: only float32, float16 and bfloat16 can be merged into")
+        planner.misfits.append(
+            f"{name} is stored as {info.dtype}: only float32, float16 and bfloat16 can be merged into"
+        )
     return plan
 
 
@@ -158,14 +160,16 @@ def _replaced(planner: _Planner, plan: TensorPlan, module: str, stored: str) -> 
             planner.used.add((number, key))
             found.append((adapter, key))
     if len(found) > 1:
-        planner.wrong.append(f"{plan.name} is replaced by several adapters: {', '.join(str(a.path) for a, _ in found)}")
+        planner.misfits.append(
+            f"{plan.name} is replaced by several adapters: {', '.join(str(a.path) for a, _ in found)}"
+        )
     if not found:
         return plan
     adapter, key = found[0]
     shape = adapter.info(key).shape
     expected = plan.spec.shape
     if shape != expected and not (resizable and len(shape) == 2 and shape[1:] == expected[1:]):
-        planner.wrong.append(f"{key}: shape {list(shape)}, the base has {plan.name} with {list(expected)}")
+        planner.misfits.append(f"{key}: shape {list(shape)}, the base has {plan.name} with {list(expected)}")
         return plan
     return replace(plan, spec=TensorSpec(plan.spec.dtype, shape), file=adapter.file, source=key, replaced_by=adapter)
 
@@ -186,10 +190,10 @@ def _updated(planner: _Planner, plan: TensorPlan, module: str) -> TensorPlan:
             update = _low_rank(planner, plan, adapter, module, parts, weight)
             updates += [update] if update else []
     if tokens and updates:
-        planner.wrong.append(f"{module}: token rows and a low-rank update cannot be merged into one tensor")
+        planner.misfits.append(f"{module}: token rows and a low-rank update cannot be merged into one tensor")
     changing = [update.adapter for update in updates] + [rows.adapter for rows in tokens]
     if plan.replaced_by and any(adapter is not plan.replaced_by for adapter in changing):
-        planner.wrong.append(f"{module}: one adapter replaces it and another changes it")
+        planner.misfits.append(f"{module}: one adapter replaces it and another changes it")
     return replace(plan, low_rank=tuple(updates), tokens=tuple(tokens))
 
 
@@ -198,32 +202,32 @@ def _low_rank(
 ) -> LowRank | None:
     """The checked update of one module; None (and complaints) when its tensors are missing or have other shapes."""
     if not (parts.a and parts.b):
-        planner.wrong.append(f"{parts.a or parts.b or parts.magnitude}: its lora_A or lora_B is missing")
+        planner.misfits.append(f"{parts.a or parts.b or parts.magnitude}: its lora_A or lora_B is missing")
         return None
     config, shape = adapter.config, plan.spec.shape
     transposed = parts.embedding or (planner.layout.transposed and module in planner.layout.linears)
     rank = config.rank(module)
     if len(shape) != 2:
-        planner.wrong.append(f"{parts.a}: {plan.name} has shape {list(shape)}, and takes no low-rank update")
+        planner.misfits.append(f"{parts.a}: {plan.name} has shape {list(shape)}, and takes no low-rank update")
         return None
     outputs, inputs = (shape[1], shape[0]) if transposed else shape
     expected: dict[str, tuple[int, ...]] = {parts.a: (rank, inputs), parts.b: (outputs, rank)}
     if config.use_dora:
         if not parts.magnitude:
-            planner.wrong.append(f"{parts.a}: use_dora is set, and its lora_magnitude_vector is missing")
+            planner.misfits.append(f"{parts.a}: use_dora is set, and its lora_magnitude_vector is missing")
             return None
         expected[parts.magnitude] = (outputs,)
     elif parts.magnitude:
-        planner.wrong.append(f"{parts.magnitude}: a DoRA magnitude, but use_dora is not set")
+        planner.misfits.append(f"{parts.magnitude}: a DoRA magnitude, but use_dora is not set")
         return None
-    wrong = [
+    misfits = [
         f"{key}: shape {list(adapter.info(key).shape)}, but {list(wanted)} fits {plan.name} {list(shape)} at rank {rank}"
         for key, wanted in expected.items()
         if tuple(size for size in adapter.info(key).shape if len(wanted) > 1 or size != 1) != wanted
     ]
-    planner.wrong += wrong
+    planner.misfits += misfits
     scale = weight * scaling(config.alpha(module), rank, rank_stabilized=config.use_rslora)
-    return None if wrong else LowRank(adapter, parts.a, parts.b, scale, transposed, parts.magnitude)
+    return None if misfits else LowRank(adapter, parts.a, parts.b, scale, transposed, parts.magnitude)
 
 
 def _embedding_rows(planner: _Planner, adapter: Adapter, module: str, parts: ModuleParts) -> EmbeddingRows:
@@ -239,7 +243,7 @@ def _embedding_rows(planner: _Planner, adapter: Adapter, module: str, parts: Mod
         indices = stated or ()
     shape = adapter.info(parts.tokens).shape
     if len(shape) != 2 or len(indices) != shape[0]:
-        planner.wrong.append(
+        planner.misfits.append(
             f"{parts.tokens}: shape {list(shape)}, but trainable_token_indices names {len(indices)} tokens of {module}"
         )
     return EmbeddingRows(adapter, parts.tokens, tuple(indices))
@@ -249,14 +253,14 @@ def _with_tokens(planner: _Planner, plan: TensorPlan, rows: EmbeddingRows) -> Te
     """The plan with room for these rows: indices past the end are added tokens, and must leave no gap."""
     size, width = plan.spec.shape[0], plan.spec.shape[1] if len(plan.spec.shape) == 2 else -1
     if rows.adapter.info(rows.key).shape[1:] != (width,):
-        planner.wrong.append(f"{rows.key}: rows of {list(rows.adapter.info(rows.key).shape[1:])}, not of [{width}]")
+        planner.misfits.append(f"{rows.key}: rows of {list(rows.adapter.info(rows.key).shape[1:])}, not of [{width}]")
     taken = {index for earlier in plan.tokens for index in earlier.indices}
     if len(set(rows.indices)) != len(rows.indices) or taken & set(rows.indices) or min(rows.indices, default=0) < 0:
-        planner.wrong.append(f"{rows.key}: token indices are negative or occur twice")
+        planner.misfits.append(f"{rows.key}: token indices are negative or occur twice")
     end = max(rows.indices, default=-1) + 1
     gap = sorted(set(range(size, end)) - set(rows.indices))
     if gap:
-        planner.wrong.append(
+        planner.misfits.append(
             f"{rows.key}: token {end - 1} lies beyond the base's {size} rows, and the adapter does not hold {gap[:5]}"
         )
     return replace(
@@ -271,17 +275,17 @@ def _require_all_used(planner: _Planner) -> None:
         for key in adapter.file.tensors:
             twin = adapter.replaced.get(adapter.twins.get(key, ""), key)
             if (number, twin) not in planner.used:
-                planner.wrong.append(f"{key}: left over, the base has no place for it")
+                planner.misfits.append(f"{key}: left over, the base has no place for it")
         for module, parts in adapter.parts.items():
             if parts.a and (number, parts.a) in planner.used and module not in targeted | tied:
-                planner.wrong.append(f"{parts.a}: left over, adapter_config.json does not target {module}")
+                planner.misfits.append(f"{parts.a}: left over, adapter_config.json does not target {module}")
 
 
 def _require_all_there(planner: _Planner) -> None:
     for adapter in planner.adapters:
         for module in sorted(targeted_modules(adapter.config, planner.layout)):
             if module not in adapter.parts or not adapter.parts[module].a:
-                planner.wrong.append(
+                planner.misfits.append(
                     f"{module}: adapter_config.json targets it, {adapter.path} holds no tensors for it"
                 )
 
@@ -292,7 +296,7 @@ def _vocabulary(planner: _Planner, plans: dict[str, TensorPlan]) -> int | None:
     rows = plans[f"{layout.embedding}.weight"].spec.shape[0]
     head = plans.get(f"{layout.lm_head}.weight")
     if head is not None and head.spec.shape[0] != rows:
-        planner.wrong.append(
+        planner.misfits.append(
             f"the vocabulary would have {rows} tokens in {layout.embedding} and {head.spec.shape[0]} in {layout.lm_head}: "
             "the adapter must hold both when the vocabulary was resized"
         )
@@ -349,13 +353,15 @@ def _same_tokens(embedding: Sequence[EmbeddingRows], head: Sequence[EmbeddingRow
     )
 
 
-def _same_source(one: TensorPlan, other: TensorPlan) -> bool:
+def _same_source(embedding: TensorPlan, head: TensorPlan) -> bool:
     """Whether two plans start from equal rows once cast to their dtype; read a slice at a time."""
-    shape = one.file.tensors[one.source].shape
-    if shape != other.file.tensors[other.source].shape or len(shape) != 2:
+    shape = embedding.file.tensors[embedding.source].shape
+    if shape != head.file.tensors[head.source].shape or len(shape) != 2:
         return False
     step = max(1, (1 << 21) // max(1, shape[1]))
     return all(
-        torch.equal(*(p.file.read_rows(p.source, i, min(i + step, shape[0])).to(p.spec.dtype) for p in (one, other)))
+        torch.equal(
+            *(p.file.read_rows(p.source, i, min(i + step, shape[0])).to(p.spec.dtype) for p in (embedding, head))
+        )
         for i in range(0, shape[0], step)
     )

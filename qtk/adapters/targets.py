@@ -46,12 +46,12 @@ def _in_wanted_layer(config: AdapterConfig, module: str) -> bool:
     if wanted is None or wanted == ():
         return True
     patterns = (config.layers_pattern,) if isinstance(config.layers_pattern, str) else (config.layers_pattern or ())
-    found = (
+    match = (
         next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", module))), None)
         if patterns and patterns != ("",)
         else re.match(r".*?\.[^.]*\.(\d+)\.", module)
     )
-    return found is not None and int(found[1]) in ((wanted,) if isinstance(wanted, int) else wanted)
+    return match is not None and int(match[1]) in ((wanted,) if isinstance(wanted, int) else wanted)
 
 
 def _ends_with_one(module: str, names: Iterable[str]) -> bool:

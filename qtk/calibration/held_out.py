@@ -37,12 +37,12 @@ def is_held_out(relative_path: str | PurePath) -> bool:
 def standard_library_modules(*, held_out: bool) -> list[tuple[str, Path]]:
     """(relative path, file) of the standard library's Python modules on one side of the split, sorted by path."""
     root = sysconfig.get_paths()["stdlib"]
-    found = []
+    modules = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in _LEFT_OUT]
         inside = "" if folder == root else folder[len(root) + 1 :].replace(os.sep, "/") + "/"
         for name in files:
             machine_made = name.startswith("_sysconfigdata")
             if name.endswith(".py") and not machine_made and is_held_out(inside + name) == held_out:
-                found.append((inside + name, Path(folder, name)))
-    return sorted(found)
+                modules.append((inside + name, Path(folder, name)))
+    return sorted(modules)

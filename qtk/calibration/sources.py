@@ -50,7 +50,7 @@ def _shuffled(rows: Iterator[Sample], seed: int) -> Iterator[Sample]:
     """The first `_SHUFFLED` rows in random order, then the others: data sets are often sorted by language or task, and a
     few rows are all that is read."""
     first = list(itertools.islice(rows, _SHUFFLED))
-    random.Random(seed).shuffle(first)  # noqa: S311 - a reproducible choice, no secret
+    random.Random(seed).shuffle(first)  # noqa: S311 - a reproducible choice, not a secret
     yield from first
     yield from rows
 
@@ -58,7 +58,7 @@ def _shuffled(rows: Iterator[Sample], seed: int) -> Iterator[Sample]:
 def _standard_library(seed: int) -> Iterator[Sample]:
     """Excerpts of the standard library's modules that are not held out, each from another module, shuffled by seed."""
     modules = standard_library_modules(held_out=False)
-    chooser = random.Random(seed)  # noqa: S311 - a reproducible choice, no secret
+    chooser = random.Random(seed)  # noqa: S311 - a reproducible choice, not a secret
     chooser.shuffle(modules)
     while modules:  # once through all modules, then again from other offsets
         for _, path in modules:
@@ -70,11 +70,11 @@ def _standard_library(seed: int) -> Iterator[Sample]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is not part of the text
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text: {error}.") from None
+        raise InputError(f"{path} is not UTF-8 text: {error}.") from None
 
 
 def _from_jsonl(path: Path) -> Iterator[Sample]:
@@ -98,7 +98,7 @@ def _from_parquet(path: Path) -> Iterator[Sample]:
     try:
         table = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path} is no parquet file: {error}") from None
+        raise InputError(f"{path} is not a parquet file: {error}") from None
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     number = 0
@@ -117,7 +117,7 @@ def _from_hub(name: str) -> Iterator[Sample]:
         import datasets
     except ImportError:
         raise MachineError(
-            f"{name!r} is no file, and no data set can be loaded without the package datasets: "
+            f"{name!r} is not a file, and data sets cannot be loaded without the package datasets: "
             "check the path, or pip install 'qtk[datasets]'."
         ) from None
     parts = name.split(":")
@@ -133,7 +133,7 @@ def _from_hub(name: str) -> Iterator[Sample]:
     except (InputError, GeneratorExit):
         raise
     except Exception as error:
-        raise InputError(f"{name!r} is no file here, and loading it as a data set failed: {error}") from None
+        raise InputError(f"{name!r} is not a file here, and loading it as a data set failed: {error}") from None
 
 
 def row_sample(row: Any, where: str) -> Sample:
@@ -141,7 +141,7 @@ def row_sample(row: Any, where: str) -> Sample:
     if isinstance(row, str):
         return Sample(text=row)
     if not isinstance(row, Mapping):
-        raise InputError(f"{where} is no JSON object.")
+        raise InputError(f"{where} is not a JSON object.")
     for field in ("messages", "chat_rounds"):
         rounds = row.get(field)
         if rounds is not None:

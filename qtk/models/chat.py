@@ -49,7 +49,7 @@ class ChatTemplate:
             self._template = _environment().from_string(text)
         except (TemplateError, RecursionError) as error:
             line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
-            raise InputError(f"{self._where}: the chat template{line} is no Jinja that can be read: {error}") from None
+            raise InputError(f"{self._where}: the chat template{line} is not Jinja that can be read: {error}") from None
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """The conversation as text. InputError when the template refuses it (wrong order of roles, say)."""
@@ -120,14 +120,14 @@ def _template_text(directory: Path) -> tuple[Path, str]:
         try:
             return file, file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"{file} is no UTF-8 text: {error}.") from None
+            raise InputError(f"{file} is not UTF-8 text: {error}.") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = read_json(directory / name).get("chat_template")
         if isinstance(template, list):  # several named templates
             named = (t for t in template if isinstance(t, Mapping) and t.get("name") == "default")
             template = next((t.get("template") for t in named), None)
         if template and not isinstance(template, str):
-            raise InputError(f"{directory / name}: its chat_template is no text.")
+            raise InputError(f"{directory / name}: its chat_template is not a text.")
         if template:
             return directory / name, template
     raise InputError(f"{directory} has no chat template. Use --chat-format codefuse, or plain text.")

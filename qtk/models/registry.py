@@ -50,11 +50,11 @@ def differs_from_embedding(checkpoint: Checkpoint, head: str, embedding: str) ->
     """Whether a head is stored that is not the stored embedding; read a slice of rows at a time."""
     if head not in checkpoint or embedding not in checkpoint:
         return False
-    one, other = checkpoint.info(head), checkpoint.info(embedding)
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
+    stored, table = checkpoint.info(head), checkpoint.info(embedding)
+    if (stored.dtype, stored.shape) != (table.dtype, table.shape):
         return True
-    rows = one.shape[0] if one.shape else 0
-    step = max(1, _SLICE_BYTES * rows // max(one.nbytes, 1))
+    rows = stored.shape[0] if stored.shape else 0
+    step = max(1, _SLICE_BYTES * rows // max(stored.nbytes, 1))
     return any(
         not torch.equal(
             *(checkpoint.rows(name, i, min(i + step, rows)).view(torch.uint8) for name in (head, embedding))

@@ -39,7 +39,7 @@ class RopeSettings:
     @staticmethod
     def from_config(config: Mapping[str, Any], max_positions: int) -> RopeSettings:
         """Reads `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling`. InputError for an unknown kind,
-        a value that is missing or no positive number, and settings that differ from layer to layer."""
+        a value that is missing or not a positive number, and settings that differ from layer to layer."""
         scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(scaling, Mapping):
             raise InputError("config.json: rope settings must be an object.")

@@ -143,7 +143,7 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 def read_spec(config: Mapping[str, Any], **fixed: Any) -> ModelSpec:
     """A ModelSpec from the fields that Llama-like configs share; `fixed` holds what an architecture decides itself.
 
-    Raises InputError naming every required field that is absent or no positive whole number, and any other field
+    Raises InputError naming every required field that is absent or not a positive whole number, and any other field
     whose value is of no use.
     """
     required = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")

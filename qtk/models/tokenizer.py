@@ -37,7 +37,7 @@ class TextTokenizer:
         self.bos_ids: list[int] = self._bos_ids()
 
     def _bos_ids(self) -> list[int]:
-        """What the tokenizer puts in front of a text: found by encoding one letter with and without."""
+        """The tokens that the tokenizer puts in front of a text, told by encoding one letter with and without them."""
         with_special = self._tokenizer.encode("a").ids
         plain = self._tokenizer.encode("a", add_special_tokens=False).ids
         at = next((i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain), 0)
@@ -88,7 +88,7 @@ class TextTokenizer:
 def configured_eos_ids(directory: Path) -> tuple[int, ...]:
     """Ids that end a generation by generation_config.json and config.json, for a directory without a tokenizer too.
 
-    InputError when one of the two cannot be read, or names what is no id.
+    InputError when one of the two cannot be read, or names something that is not an id.
     """
     found: list[int] = []
     for name in ("generation_config.json", "config.json"):

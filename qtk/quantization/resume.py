@@ -36,8 +36,8 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def begin(work: Path, facts: Mapping[str, Any], compute_dtype: Callable[[], str]) -> str:
     """Takes up what a stopped run left in `work`, or empties the directory. Returns the compute dtype of the run.
 
-    facts: whatever decides the result to the last bit, by name. compute_dtype: asked at a fresh start only: it is found
-    by timing, and a resumed run must compute as the one before it did.
+    facts: whatever decides the result to the last bit, by name. compute_dtype: called at a fresh start only. The
+    dtype is found by timing, and a resumed run must compute as the run before it did.
     Raises InputError, naming the facts that differ, where something worth resuming was begun under others.
     """
     digests = {name: canonical_digest(value) for name, value in facts.items()}

@@ -108,7 +108,7 @@ def test_a_template_is_rendered_as_transformers_does(tiny, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        ("{% for m in messages %}", "line 1 is no Jinja"),
+        ("{% for m in messages %}", "line 1 is not Jinja"),
         ("{{ messages[0].content + 1 }}", "fails on a conversation"),
         ("{{ raise_exception('no') }}", "refuses a conversation: no"),
         ("{{ messages[0].nothing.more }}", "refuses a conversation"),
@@ -226,10 +226,10 @@ def test_local_data_set_through_datasets(tokenizer, tmp_path, monkeypatch) -> No
         ("empty.jsonl", "\n", "no calibration text"),
         ("bad.jsonl", '{"text": "a"}\n{"text": \n', "line 2 is not valid JSON"),
         ("field.jsonl", '{"other": 1}\n', "line 1 has none of the fields"),
-        ("list.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("list.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("role.jsonl", '{"messages": [{"role": "user"}]}\n', "line 1: messages must be"),
         ("who.jsonl", '{"messages": [{"role": "tool", "content": "x"}]}\n', "tool"),
-        ("bad.parquet", "no parquet", "no parquet file"),
+        ("bad.parquet", "no parquet", "not a parquet file"),
         ("deep.jsonl", '{"text": ' + "[" * 100_000, "line 1 is not valid JSON"),
         ("bad.csv", "a,b", "end in .txt, .jsonl or .parquet"),
     ],

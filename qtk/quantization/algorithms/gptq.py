@@ -67,7 +67,7 @@ def inverse_cholesky(
     for damp in ladder:
         damped.diagonal().copy_(diagonal + damp * mean)
         L, failed = torch.linalg.cholesky_ex(damped)
-        # An entry that is no finite number makes the pivot of its row one too.
+        # An entry that is not finite makes the pivot of its row not finite either.
         if not failed and bool(torch.isfinite(L.diagonal()).all()):
             return _inverse_triangular(L).flip(0, 1), damp
     raise SingularHessian

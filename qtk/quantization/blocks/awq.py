@@ -71,16 +71,16 @@ class AwqBlocks:
     def _run_float(self, block: FloatBlock) -> dict[str, Statistics]:
         """Statistics of what every set reads; the float stream then holds the block's outputs."""
         self.float_stream.enter(block.weights)
-        parts, streams, spec, found = self.block, self.streams, self.block.spec, {}
-        found["attention_input"] = parts.statistics(parts.attention_inputs(streams), spec.hidden_size)
+        parts, streams, spec, statistics = self.block, self.streams, self.block.spec, {}
+        statistics["attention_input"] = parts.statistics(parts.attention_inputs(streams), spec.hidden_size)
         values = parts.attention(block.layer, streams)
-        found["attention_output"] = parts.statistics(parts.stored(streams, values), spec.num_heads * spec.head_dim)
+        statistics["attention_output"] = parts.statistics(parts.stored(streams, values), spec.num_heads * spec.head_dim)
         parts.add("self_attn.o_proj", streams, values)
-        found["mlp_input"] = parts.statistics(parts.mlp_inputs(streams), spec.hidden_size)
+        statistics["mlp_input"] = parts.statistics(parts.mlp_inputs(streams), spec.hidden_size)
         values = parts.mlp(streams)
-        found["mlp_hidden"] = parts.statistics(parts.stored(streams, values), spec.intermediate_size)
+        statistics["mlp_hidden"] = parts.statistics(parts.stored(streams, values), spec.intermediate_size)
         parts.add("mlp.down_proj", streams, values)
-        return found
+        return statistics
 
 
 def _differs(scaled: torch.Tensor, block: FloatBlock, name: str) -> bool:

@@ -151,15 +151,15 @@ def gguf_faults(weights: FinishedModel, path: Path) -> list[str]:
     import gguf
 
     try:
-        found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+        written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     except (OSError, ValueError, IndexError, KeyError) as error:
         return [f"{path.name} cannot be read: {error}"]
     _, interleaved = _ARCHITECTURES[weights.spec.architecture]
     expected = {tensor.name: tensor for tensor in _tensors(weights, interleaved)}
-    faults = [f"{path.name}: {name} is missing" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"{path.name}: {name} should not be there" for name in sorted(found.keys() - expected.keys())]
-    for name in sorted(expected.keys() & found.keys()):
-        tensor, stored = expected[name], found[name]
+    faults = [f"{path.name}: {name} is missing" for name in sorted(expected.keys() - written.keys())]
+    faults += [f"{path.name}: {name} should not be there" for name in sorted(written.keys() - expected.keys())]
+    for name in sorted(expected.keys() & written.keys()):
+        tensor, stored = expected[name], written[name]
         if stored.tensor_type.name != tensor.kind:
             faults.append(f"{path.name}: {name} is {stored.tensor_type.name}, not {tensor.kind}")
             continue
