@@ -24,26 +24,6 @@ from qtk.quantization.quantize import quantize_model
 HEAVY = ("torch", "onnxruntime", "matplotlib", "transformers", "onnx", "tokenizers", "datasets", "lm_eval")
 
 
-# Still loading torch; their rooms are being mended.
-_PENDING = (
-    "plan",
-    "build-engine",
-    "generate",
-    "accept",
-    "bench latency",
-    "bench divergence",
-    "bench compare",
-    "bench leaderboard",
-    "inspect",
-)
-
-
-def pending(*lines: str) -> list[object]:
-    """The command lines as parameters; those that are still to be mended may fail."""
-    mark = pytest.mark.xfail(strict=False, reason="its room is still to be mended")
-    return [pytest.param(line, marks=[mark] if line.startswith(_PENDING) else []) for line in lines]
-
-
 def heavy_after(*statements: str) -> list[str]:
     """The heavy packages that a fresh Python has loaded after these statements; an error of theirs fails the test."""
     code = [
@@ -61,13 +41,12 @@ def heavy_after(*statements: str) -> list[str]:
 LINES = ["", *COMMANDS, *(f"bench {name}" for name in SUBCOMMANDS)]
 
 
-@pytest.mark.parametrize("line", pending(*LINES))
+@pytest.mark.parametrize("line", LINES)
 def test_help_and_a_usage_error_load_nothing_heavy(line: str) -> None:
     words = line.split()
     assert heavy_after(f"assert main({[*words, '--help']}) == 0", f"assert main({[*words, '--no-such']}) == 2") == []
 
 
-@pytest.mark.xfail(strict=False, reason="some rooms are still to be mended")
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
     names = [f"qtk.cli.{module.name}" for module in pkgutil.iter_modules(qtk.cli.__path__)]
     assert heavy_after(*(f"import {name}" for name in names)) == []
@@ -130,7 +109,7 @@ def accuracy_result(passed: int) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     "line",
-    pending(
+    [
         "gpus",
         "gpus --json",
         "verify {root}/int4",
@@ -141,7 +120,7 @@ def accuracy_result(passed: int) -> dict[str, object]:
         "inspect {root}/engine --json",
         "bench compare {root}/before {root}/after",
         "bench leaderboard {root}/before",
-    ),
+    ],
 )
 def test_commands_that_read_files_load_nothing_heavy(outputs: Path, line: str) -> None:
     words = line.format(root=outputs).split()
