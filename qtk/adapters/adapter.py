@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 
-from qtk.adapters.config import AdapterConfig, read_config
+from qtk.adapters.config import WEIGHTS_NAME, AdapterConfig, read_config
 from qtk.checkpoint.reader import all_finite
 from qtk.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
 from qtk.errors import InputError, listing
 
-WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 _SLICE_BYTES = 1 << 22
 

@@ -16,6 +16,7 @@ from qtk.checkpoint.json_file import parse_json
 from qtk.errors import InputError, listing
 
 CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
 
 # init_lora_weights whose initialization took something out of the base weights, by lower-case prefix.
 _CHANGED_BASE = {

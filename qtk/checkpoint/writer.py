@@ -14,12 +14,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from qtk.checkpoint.reader import INDEX_NAME, Checkpoint
 from qtk.checkpoint.safetensors_file import format_dtype
 from qtk.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -196,6 +198,8 @@ def _header(shard: Mapping[str, TensorSpec]) -> tuple[bytes, int]:
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:
+    import torch
+
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if not flat.numel():
         return memoryview(b"")

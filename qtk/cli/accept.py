@@ -8,16 +8,15 @@ import click
 from rich.console import Console
 
 from qtk.bench.options import AcceptOptions
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 from qtk.errors import GateFailed
 
 
 @click.command()
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Directory of the record.")
+@output_options("Directory of the record.")
 @options_from(AcceptOptions)
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
 def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: object) -> None:
     """Run an engine's checks and the published shapes on the machine it is for, and record them. Exit 3 if a check fails, or

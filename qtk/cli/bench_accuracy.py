@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 
 
@@ -21,15 +21,14 @@ from qtk.cli.output import emit, json_option, table
 )
 @options_from(AccuracyOptions)
 @options_from(ModelOptions)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory to write.")
+@output_options()
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing directory.")
 @json_option
 def command(
     model: Path | None,
     generations: Path | None,
     save_generations: Path | None,
-    output: Path,
+    out: Path,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -71,9 +70,9 @@ def command(
         source = ModelSource(model, model_options, options.rules)
     elif generations is not None:
         source = AnswerFile(generations)
-    result = run_accuracy(options, source, Output(output, resume, overwrite))
-    if save_generations is not None and (output / ANSWERS_NAME).exists():  # else no language could be scored
-        shutil.copyfile(output / ANSWERS_NAME, save_generations)
+    result = run_accuracy(options, source, Output(out, resume, overwrite))
+    if save_generations is not None and (out / ANSWERS_NAME).exists():  # else no language could be scored
+        shutil.copyfile(out / ANSWERS_NAME, save_generations)
 
     def show(console: Console) -> None:
         console.print(f"rules: {result.rules}; sandbox: {result.sandbox.get('level', 'not needed')}")

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from qtk.bench.accuracy.results.score import CompareOptions
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 
 _NAMED = 40  # flips that are printed; all of them are in the JSON
@@ -25,17 +25,14 @@ _NAMED = 40  # flips that are printed; all of them are in the JSON
     type=click.Path(path_type=Path),
     help="Also draw the comparison: a .png, .svg or .pdf file; with -o, its name in that directory.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Also write the comparison and the plot to this directory."
-)
-@click.option("--overwrite", is_flag=True, help="Replace what exists already.")
+@output_options("Also write the comparison and the plot to this directory.", required=False)
 @click.option("--gate", is_flag=True, help="Exit with 3 when more was lost than the tolerance.")
 @json_option
 def command(
     before: Path,
     after: Path,
     plot_file: Path | None,
-    output: Path | None,
+    out: Path | None,
     overwrite: bool,
     gate: bool,
     as_json: bool,
@@ -57,13 +54,13 @@ def command(
     if plot_file is not None:
         from qtk.bench.accuracy.results.plot import plot_comparison, require_plot_name
 
-        require_plot_name(plot_file, inside=output)
-        if output is None:
+        require_plot_name(plot_file, inside=out)
+        if out is None:
             require_writable(plot_file, overwrite=overwrite)
     comparison = compare(read_result(before), read_result(after), options)
-    if output is not None:
+    if out is not None:
         inputs = {"before": before, "after": after}
-        with result_directory(output, "accuracy-comparison", options, inputs, overwrite=overwrite) as directory:
+        with result_directory(out, "accuracy-comparison", options, inputs, overwrite=overwrite) as directory:
             write_result(comparison, directory / COMPARISON_NAME)
             if plot_file is not None:
                 plot_comparison(comparison, directory / plot_file)

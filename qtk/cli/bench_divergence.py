@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qtk.bench.options import DivergenceOptions
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--reference", required=True, type=click.Path(path_type=Path), help="The float model's directory.")
 @options_from(DivergenceOptions)
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="Also write the result to this directory.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@output_options("Also write the result to this directory.", required=False)
 @json_option
 def command(model: Path, reference: Path, out: Path | None, overwrite: bool, as_json: bool, **values: Any) -> None:
     """Measure KL divergence, perplexity and top-1 agreement of MODEL (a checkpoint or an engine) against the float model.

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from qtk.bench.options import LatencyOptions
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("engine", type=click.Path(path_type=Path))
 @options_from(LatencyOptions)
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="Also write the result to this directory.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@output_options("Also write the result to this directory.", required=False)
 @json_option
 def command(engine: Path, out: Path | None, overwrite: bool, as_json: bool, **values: Any) -> None:
     """Measure an engine: tokens a second over the whole call, time to first token, time between tokens.

@@ -9,17 +9,16 @@ import click
 from rich.console import Console
 
 from qtk.bench.accuracy.results.leaderboard import LeaderboardOptions
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 
 
 @click.command("leaderboard")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options_from(LeaderboardOptions)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the table to this directory.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing directory.")
+@output_options("Also write the table to this directory.", required=False)
 @json_option
-def command(results: tuple[Path, ...], output: Path | None, overwrite: bool, as_json: bool, **values: Any) -> None:
+def command(results: tuple[Path, ...], out: Path | None, overwrite: bool, as_json: bool, **values: Any) -> None:
     """Rank RESULTS of `qtk bench accuracy` among published models: average score and Win Rate over the languages.
 
     \b
@@ -33,9 +32,9 @@ def command(results: tuple[Path, ...], output: Path | None, overwrite: bool, as_
 
     options = build(LeaderboardOptions, values)
     ranked = leaderboard({str(path): read_result(path) for path in results}, options)
-    if output is not None:
+    if out is not None:
         inputs = {f"result {number}": path for number, path in enumerate(results, 1)}
-        measure_into(output, "leaderboard", options, inputs, lambda: ranked, overwrite=overwrite)
+        measure_into(out, "leaderboard", options, inputs, lambda: ranked, overwrite=overwrite)
 
     def show(console: Console) -> None:
         standings = ranked.table()

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from qtk.cli.memory import show_memory
-from qtk.cli.options import build, options_from
+from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 from qtk.engines.description import finishing_command
 from qtk.engines.options import BuildOptions
@@ -16,9 +16,8 @@ from qtk.engines.options import BuildOptions
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="The engine directory.")
+@output_options("The engine directory.")
 @options_from(BuildOptions)
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @json_option
 def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: object) -> None:
     """Build an inference engine from a float or quantized model, for a GPU or the CPU; or from a directory that

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 from qtk.models import llama, mistral, qwen2, qwen3
 from qtk.models.spec import EMBEDDING, LM_HEAD, ModelSpec
+
+if TYPE_CHECKING:
+    pass
 
 _SLICE_BYTES = 1 << 22
 
@@ -48,6 +49,9 @@ def model_spec(checkpoint: Checkpoint) -> ModelSpec:
 
 def differs_from_embedding(checkpoint: Checkpoint, head: str, embedding: str) -> bool:
     """Whether a head is stored that is not the stored embedding; read a slice of rows at a time."""
+
+    import torch
+
     if head not in checkpoint or embedding not in checkpoint:
         return False
     stored, table = checkpoint.info(head), checkpoint.info(embedding)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,22 @@ class QuantizedLinear:
         """The symmetric zero point: 8 at 4 bits."""
         return 2 ** (self.bits - 1)
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight [out, in]. Computed in float32 and rounded once to `dtype`."""
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The weight [out, in]. Computed in float32 and rounded once to `dtype` (None: float32)."""
+
+        import torch
+
         out_features, in_features = self.codes.shape
         codes = self.codes.view(out_features, -1, self.group_size).to(torch.float32)  # a copy
         zeros = float(self.middle) if self.zeros is None else self.zeros.to(torch.float32).unsqueeze(-1)
         codes.sub_(zeros).mul_(self.scales.to(torch.float32).unsqueeze(-1))
-        return codes.view(out_features, in_features).to(dtype)
+        return codes.view(out_features, in_features).to(dtype or torch.float32)
 
     def signed_codes(self) -> torch.Tensor:
         """int8 [out, in]: codes minus the symmetric zero point, -8..7 at 4 bits. Only for symmetric weights."""
+
+        import torch
+
         if self.zeros is not None:
             raise ValueError("an asymmetric weight has no signed codes")
         return (self.codes.to(torch.int16) - self.middle).to(torch.int8)

@@ -43,7 +43,7 @@ _TOOLS = {
 }
 
 
-class Part(BaseModel):
+class DoctorLine(BaseModel):
     """A package or program: found (its version or place) or missing, what it is for, how to get it."""
 
     model_config = ConfigDict(frozen=True)
@@ -73,7 +73,7 @@ class Diagnosis(BaseModel):
     disk_free_bytes: int
     gflops: dict[str, float]
     calibration_dtype: str
-    parts: tuple[Part, ...]
+    parts: tuple[DoctorLine, ...]
     abilities: tuple[Ability, ...]
 
 
@@ -84,7 +84,7 @@ def diagnose() -> Diagnosis:
     versions = package_versions(*_EXTRAS, *(need.name for need in needs if need.kind == "package"))
     parts = [
         *(
-            Part(
+            DoctorLine(
                 name=need.name,
                 kind=need.kind,
                 found=versions.get(need.name) if need.kind == "package" else shutil.which(need.name),
@@ -93,8 +93,8 @@ def diagnose() -> Diagnosis:
             )
             for need in needs
         ),
-        *(Part(name=n, kind="package", found=versions.get(n), purpose=p, get=g) for n, (p, g) in _EXTRAS.items()),
-        *(Part(name=n, kind="program", found=shutil.which(n), purpose=p, get=g) for n, (p, g) in _TOOLS.items()),
+        *(DoctorLine(name=n, kind="package", found=versions.get(n), purpose=p, get=g) for n, (p, g) in _EXTRAS.items()),
+        *(DoctorLine(name=n, kind="program", found=shutil.which(n), purpose=p, get=g) for n, (p, g) in _TOOLS.items()),
     ]
     return Diagnosis(
         qtk_version=qtk.__version__,

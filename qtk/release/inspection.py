@@ -8,15 +8,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from qtk.adapters.adapter import open_adapter
+from qtk.adapters.config import CONFIG_NAME, WEIGHTS_NAME, read_config
 from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from qtk.checkpoint.reader import Checkpoint, total_bytes
+from qtk.checkpoint.safetensors_file import SafetensorsFile
 from qtk.engines.description import is_engine, read_description
 from qtk.errors import InputError
 from qtk.models.registry import model_spec
 from qtk.quantization.formats.registry import format_of
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 class Inspection(BaseModel):
@@ -37,7 +36,7 @@ def inspect_directory(directory: Path) -> Inspection:
     kind: Literal["model", "adapter", "engine", "result"]
     if is_engine(directory):
         kind, facts = "engine", _engine(directory)
-    elif (directory / ADAPTER_CONFIG).is_file():
+    elif (directory / CONFIG_NAME).is_file():
         kind, facts = "adapter", _adapter(directory)
     elif (directory / "config.json").is_file():
         kind, facts = "model", _model(directory)
@@ -45,7 +44,7 @@ def inspect_directory(directory: Path) -> Inspection:
         kind, facts = "result", {name: digest.bytes for name, digest in manifest.outputs.items()}
     else:
         raise InputError(
-            f"{directory} holds neither a model (config.json), an adapter ({ADAPTER_CONFIG}), an engine (engine.json) "
+            f"{directory} holds neither a model (config.json), an adapter ({CONFIG_NAME}), an engine (engine.json) "
             f"nor an output of qtk ({MANIFEST_NAME})."
         )
     return Inspection(directory=str(directory), kind=kind, facts=facts, made_by=_made_by(manifest))
@@ -68,7 +67,7 @@ def _made_by(manifest: Manifest | None) -> dict[str, Any]:
 def _model(directory: Path) -> dict[str, Any]:
     checkpoint = Checkpoint(directory)
     spec = model_spec(checkpoint)
-    dtypes = Counter(str(checkpoint.info(name).dtype).removeprefix("torch.") for name in checkpoint.names)
+    dtypes = Counter(checkpoint.info(name).dtype_name for name in checkpoint.names)
     facts = {
         "architecture": spec.architecture,
         "parameters": spec.parameters(),
@@ -105,15 +104,14 @@ def _quantization(checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]]) ->
 
 
 def _adapter(directory: Path) -> dict[str, Any]:
-    adapter = open_adapter(directory)
-    config = adapter.config
+    config, weights = read_config(directory), SafetensorsFile(directory / WEIGHTS_NAME)
     return {
         "kind": config.kind,
         "rank": config.r,
         "alpha": config.lora_alpha,
         "base model": config.base_model_name_or_path,
-        "tensors": len(adapter.file.tensors),
-        "bytes": sum(info.nbytes for info in adapter.file.tensors.values()),
+        "tensors": len(weights.tensors),
+        "bytes": sum(info.nbytes for info in weights.tensors.values()),
     }
 
 

@@ -75,7 +75,9 @@ class ModelOptions(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the smallest set of tokens with this probability.")
     seed: int = Field(0, description="Seed of the draws.")
     batch_size: int | None = Field(None, ge=1, description="Rows at once. Default: what the engine takes.")
-    threads: int | None = Field(None, ge=1, description="CPU threads. Default: all usable cores.")
+    threads: int | None = Field(
+        None, ge=1, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
+    )
 
     def answer_settings(self) -> dict[str, Any]:
         """What decides the answers: neither the threads nor the rows at once do, because each row has a seed of its own."""

@@ -8,9 +8,7 @@ Within a word the nibbles, lowest first, hold outputs 0, 2, 4, 6, 1, 3, 5, 7. So
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
@@ -19,6 +17,9 @@ from qtk.quantization.formats.base import Format, float_modules, one_setting_ref
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
+
+if TYPE_CHECKING:
+    import torch
 
 _OUTPUT_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)
 _NIBBLE_OF_OUTPUT = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -43,6 +44,8 @@ class AwqFormat(Format):
         return one_setting_refusals(self.name, scheme)
 
     def specs(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> dict[str, TensorSpec]:
+        import torch
+
         out_features, in_features = shape
         groups = in_features // scheme.group_size
         return {
@@ -52,6 +55,8 @@ class AwqFormat(Format):
         }
 
     def pack(self, module: str, linear: QuantizedLinear) -> dict[str, torch.Tensor]:
+        import torch
+
         zeros = torch.full_like(linear.scales, linear.middle, dtype=torch.uint8) if linear.symmetric else linear.zeros
         assert zeros is not None
         return {

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.models.spec import LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
+
+if TYPE_CHECKING:
+    import torch
 
 
 class FinishedModel(Protocol):

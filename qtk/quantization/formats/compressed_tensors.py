@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import qtk
 from qtk.checkpoint.reader import Checkpoint
@@ -23,6 +21,9 @@ from qtk.quantization.formats.base import Format, float_modules
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CompressedTensorsFormat(Format):
@@ -50,6 +51,8 @@ class CompressedTensorsFormat(Format):
         return reasons
 
     def specs(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> dict[str, TensorSpec]:
+        import torch
+
         out_features, in_features = shape
         groups = in_features // scheme.group_size
         specs = {
@@ -62,6 +65,8 @@ class CompressedTensorsFormat(Format):
         return specs
 
     def pack(self, module: str, linear: QuantizedLinear) -> dict[str, torch.Tensor]:
+        import torch
+
         tensors = {
             f"{module}.weight_packed": pack_int32(linear.codes, linear.bits),
             f"{module}.weight_scale": linear.scales.to(torch.float16).contiguous(),

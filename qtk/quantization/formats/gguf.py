@@ -12,19 +12,21 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError, MachineError, listing
 from qtk.models.registry import model_spec
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.formats.base import FinishedModel
-from qtk.quantization.formats.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from qtk.quantization.formats.gptq import GptqFormat
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import FLOAT_BITS, LinearScheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from qtk.quantization.formats.gguf_tokenizer import GgufTokenizer
 
 # Architecture -> llama.cpp's name, and whether it wants the rows of q and k in interleaved rotary order.
 _ARCHITECTURES = {
@@ -75,6 +77,8 @@ class GgufFormat(GptqFormat):
         return super().refusals(module, shape, scheme) + gguf_refusals(module, shape, scheme)
 
     def checkpoint_refusals(self, checkpoint: Checkpoint) -> list[str]:
+        from qtk.quantization.formats.gguf_tokenizer import gguf_tokenizer
+
         if importlib.util.find_spec("gguf") is None:
             raise MachineError(_NO_PACKAGE)
         spec = model_spec(checkpoint)
@@ -119,6 +123,11 @@ def write_gguf(weights: FinishedModel, path: Path) -> None:
     Raises InputError for what GGUF cannot hold (every linear named) and for tokenizers that llama.cpp has no name for,
     MachineError where the gguf package is missing.
     """
+
+    import torch
+
+    from qtk.quantization.formats.gguf_tokenizer import gguf_tokenizer
+
     try:
         import gguf
     except ImportError:
@@ -148,7 +157,9 @@ def write_gguf(weights: FinishedModel, path: Path) -> None:
 def gguf_faults(weights: FinishedModel, path: Path) -> list[str]:
     """Reads a GGUF file by the gguf package and compares it with the checkpoint that it was made from: tensors that are
     missing or too many, of another type or shape, or that mean other weights. Empty when none is."""
+
     import gguf
+    import torch
 
     try:
         written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
@@ -177,11 +188,17 @@ def pack_q4_0(linear: QuantizedLinear) -> torch.Tensor:
 
 def pack_q8_0(linear: QuantizedLinear) -> torch.Tensor:
     """A symmetric 8-bit weight [out, in] as Q8_0 rows: uint8 [out, in / 32 * 34]."""
+
+    import torch
+
     return _blocks(linear, linear.signed_codes().view(torch.uint8).view(linear.codes.shape[0], -1, _BLOCK))
 
 
 def _blocks(linear: QuantizedLinear, payload: torch.Tensor) -> torch.Tensor:
     """Scale and payload [out, blocks, bytes] of each block side by side, a group's scale repeated for its blocks."""
+
+    import torch
+
     scales = linear.scales.to(torch.float16).repeat_interleave(linear.group_size // _BLOCK, dim=1).contiguous()
     scales_bytes = scales.view(torch.uint8).view(*payload.shape[:2], 2)
     return torch.cat((scales_bytes, payload), dim=2).reshape(payload.shape[0], -1)
@@ -194,6 +211,8 @@ def interleave_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _tensors(weights: FinishedModel, interleaved: bool) -> Iterator[_Tensor]:
+    import torch
+
     spec = weights.spec
     yield _table(weights, "token_embd.weight", EMBEDDING)
     if spec.rope.kind == "llama3":
@@ -239,6 +258,8 @@ def _table(weights: FinishedModel, name: str, source: str) -> _Tensor:
 
 
 def _linear(weights: FinishedModel, name: str, module: str, shape: tuple[int, int], heads: int | None) -> _Tensor:
+    import torch
+
     kind: Kind = _KIND_OF_BITS[weights.scheme.of(module).bits]
 
     def data() -> torch.Tensor:
@@ -258,6 +279,8 @@ def _linear(weights: FinishedModel, name: str, module: str, shape: tuple[int, in
 
 
 def _half(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    import torch
+
     half = tensor.to(torch.float16)
     if not torch.isfinite(half).all():
         raise InputError(f"{name} has values beyond float16's 65504, which a GGUF file of this kind cannot hold.")
@@ -272,6 +295,8 @@ def _stored_shape(tensor: _Tensor) -> tuple[tuple[int, ...], int]:
 
 
 def _stored_dtype(kind: Kind) -> torch.dtype:
+    import torch
+
     return {"F32": torch.float32, "F16": torch.float16}.get(kind, torch.uint8)
 
 

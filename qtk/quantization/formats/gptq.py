@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import qtk
 from qtk.checkpoint.reader import Checkpoint
@@ -22,6 +20,9 @@ from qtk.quantization.formats.base import Format
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
+
+if TYPE_CHECKING:
+    import torch
 
 
 class GptqFormat(Format):
@@ -48,6 +49,8 @@ class GptqFormat(Format):
         return reasons
 
     def specs(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> dict[str, TensorSpec]:
+        import torch
+
         out_features, in_features = shape
         groups = in_features // scheme.group_size
         return {
@@ -58,6 +61,8 @@ class GptqFormat(Format):
         }
 
     def pack(self, module: str, linear: QuantizedLinear) -> dict[str, torch.Tensor]:
+        import torch
+
         zeros = linear.zeros
         if zeros is None:
             zeros = torch.full(linear.scales.shape, linear.middle, dtype=torch.uint8, device=linear.codes.device)
@@ -108,6 +113,8 @@ class GptqFormat(Format):
 
     def has_act_order(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> bool:
         # `desc_act` in the config does not say: with static groups the order never reaches the file.
+        import torch
+
         if f"{module}.g_idx" not in checkpoint:
             return False
         g_idx = checkpoint.tensor(f"{module}.g_idx").long()

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import qtk
 from qtk.checkpoint.reader import Checkpoint
@@ -23,6 +21,9 @@ from qtk.errors import InputError
 from qtk.quantization.formats.base import Format, float_modules, one_setting_refusals
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
+
+if TYPE_CHECKING:
+    import torch
 
 _UNFUSED = (".o_proj", ".down_proj")
 _FUSED = ((".q_proj", ".k_proj", ".v_proj"), (".gate_proj", ".up_proj"))
@@ -50,6 +51,8 @@ class ModelOptFormat(Format):
         return one_setting_refusals(self.name, scheme) + _torn_sets(scheme)
 
     def specs(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> dict[str, TensorSpec]:
+        import torch
+
         out_features, in_features = shape
         specs = {
             f"{module}.weight": TensorSpec(torch.uint8, (out_features // 2, in_features)),
@@ -60,6 +63,8 @@ class ModelOptFormat(Format):
         return specs
 
     def pack(self, module: str, linear: QuantizedLinear) -> dict[str, torch.Tensor]:
+        import torch
+
         nibbles = linear.signed_codes().view(torch.uint8) & 15
         tensors = {
             f"{module}.weight": nibbles[0::2] | (nibbles[1::2] << 4),
@@ -107,6 +112,8 @@ class ModelOptFormat(Format):
         return "awq"  # the one algorithm that is read here: W4A16_AWQ
 
     def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
+        import torch
+
         name = f"{module}.pre_quant_scale"
         if name in checkpoint and not bool((checkpoint.tensor(name) == 1).all()):
             raise InputError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pack_int32(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -10,6 +13,9 @@ def pack_int32(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
     n must be a multiple of 32 / bits. Little-endian bytes make a pair of 4-bit codes one byte, low nibble first.
     """
+
+    import torch
+
     if bits == 4:
         codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
     elif bits != 8:
@@ -21,6 +27,9 @@ def pack_int32(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack_int32(words: torch.Tensor, bits: int) -> torch.Tensor:
     """The inverse of `pack_int32`: [rows, w] int32 -> [rows, w * 32 / bits] uint8."""
+
+    import torch
+
     raw = words.reshape(-1).contiguous().view(torch.uint8).view(words.shape[0], -1)
     if bits == 8:
         return raw
