@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,17 +136,25 @@ class SafetensorsFile:
         row_bytes = info.nbytes // info.shape[0] if info.shape[0] else 0
         import torch
 
-        self._fill(out.view(-1).view(torch.uint8), info.offset + start * row_bytes)
+        raw = memoryview(out.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        self._fill(raw, info.offset + start * row_bytes)
+
+    def pieces(self, name: str, size: int) -> Iterator[bytearray]:
+        """The stored bytes of tensor `name`, at most `size` at a time. They need no torch."""
+        info = self.tensors[name]
+        for start in range(0, info.nbytes, size):
+            piece = bytearray(min(size, info.nbytes - start))
+            self._fill(memoryview(piece), info.offset + start)
+            yield piece
 
     def _bytes(self, offset: int, count: int) -> torch.Tensor:
         import torch
 
         raw = torch.empty(count, dtype=torch.uint8)
-        self._fill(raw, offset)
+        self._fill(memoryview(raw.numpy()), offset)  # type: ignore[arg-type]
         return raw
 
-    def _fill(self, raw: torch.Tensor, offset: int) -> None:
-        view = memoryview(raw.numpy())  # type: ignore[arg-type]
+    def _fill(self, view: memoryview, offset: int) -> None:
         done, count = 0, len(view)
         while done < count:
             got = os.preadv(self._fd, [view[done:]], offset + done)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 from qtk.models import llama, mistral, qwen2, qwen3
 from qtk.models.spec import EMBEDDING, LM_HEAD, ModelSpec
 
-if TYPE_CHECKING:
-    pass
-
-_SLICE_BYTES = 1 << 22
+_PIECE_BYTES = 1 << 22
 
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
     "LlamaForCausalLM": llama.spec,
@@ -48,23 +45,14 @@ def model_spec(checkpoint: Checkpoint) -> ModelSpec:
 
 
 def differs_from_embedding(checkpoint: Checkpoint, head: str, embedding: str) -> bool:
-    """Whether a head is stored that is not the stored embedding; read a slice of rows at a time."""
-
-    import torch
-
+    """Whether a head is stored that differs from the stored embedding. Both are read in pieces."""
     if head not in checkpoint or embedding not in checkpoint:
         return False
     stored, table = checkpoint.info(head), checkpoint.info(embedding)
-    if (stored.dtype, stored.shape) != (table.dtype, table.shape):
+    if (stored.dtype_name, stored.shape) != (table.dtype_name, table.shape):
         return True
-    rows = stored.shape[0] if stored.shape else 0
-    step = max(1, _SLICE_BYTES * rows // max(stored.nbytes, 1))
-    return any(
-        not torch.equal(
-            *(checkpoint.rows(name, i, min(i + step, rows)).view(torch.uint8) for name in (head, embedding))
-        )
-        for i in range(0, rows, step)
-    )
+    pieces = (checkpoint.file(name).pieces(name, _PIECE_BYTES) for name in (head, embedding))
+    return any(head_piece != piece for head_piece, piece in zip(*pieces, strict=True))
 
 
 def spec_from_config(config: Mapping[str, Any], where: str) -> ModelSpec:
