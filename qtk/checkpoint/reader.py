@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,10 @@ class Checkpoint:
         if finite:
             require_finite(tensor, f"{self.path}: tensor {name}")
         return tensor
+
+    def pieces(self, name: str, size: int = 1 << 22) -> Iterator[bytearray]:
+        """The stored bytes of tensor `name`, at most `size` at a time. They need no torch."""
+        return self.file(name).pieces(name, size)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop-1 of a tensor. Only these are read."""

@@ -11,8 +11,6 @@ from qtk.errors import InputError
 from qtk.models import llama, mistral, qwen2, qwen3
 from qtk.models.spec import EMBEDDING, LM_HEAD, ModelSpec
 
-_PIECE_BYTES = 1 << 22
-
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
     "LlamaForCausalLM": llama.spec,
     "MistralForCausalLM": mistral.spec,
@@ -51,7 +49,7 @@ def differs_from_embedding(checkpoint: Checkpoint, head: str, embedding: str) ->
     stored, table = checkpoint.info(head), checkpoint.info(embedding)
     if (stored.dtype_name, stored.shape) != (table.dtype_name, table.shape):
         return True
-    pieces = (checkpoint.file(name).pieces(name, _PIECE_BYTES) for name in (head, embedding))
+    pieces = (checkpoint.pieces(name) for name in (head, embedding))
     return any(head_piece != piece for head_piece, piece in zip(*pieces, strict=True))
 
 

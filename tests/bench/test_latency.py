@@ -108,5 +108,7 @@ def test_the_result_becomes_a_directory_of_the_chain(engine, tmp_path, run_qtk) 
 def test_a_file_name_for_the_result_is_answered(engine, tmp_path, run_qtk) -> None:
     done = run_qtk("bench", "latency", engine, "-o", tmp_path / "latency.json")
     assert done.returncode == 2
-    assert f"a directory is written, with the result in result.json. Give -o {tmp_path / 'latency'}." in done.stderr
+    assert (
+        f"-o names a directory now, into which result.json is written: give -o {tmp_path / 'latency'}." in done.stderr
+    )
     assert not list(tmp_path.iterdir())

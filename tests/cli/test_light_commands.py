@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import qtk.cli
 from qtk.calibration.options import CalibrationOptions
@@ -54,11 +55,18 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory, tiny) -> Path:
-    """Directories to look at: model, int4, engine, adapter, and two results of `bench accuracy`."""
+    """Directories to look at: model, int4, awq, a tied model with a stored head, engine, adapter, and two results of `bench accuracy`."""
     root = tmp_path_factory.mktemp("outputs")
     (root / "model").symlink_to(tiny("llama"))
     options = QuantizeOptions(method="rtn", group_size=32)
     quantize_model(root / "model", root / "int4", options, CalibrationOptions())
+    awq = options.model_copy(update={"container": "awq"})
+    quantize_model(root / "model", root / "awq", awq, CalibrationOptions())
+    shutil.copytree(tiny("llama-tied"), root / "tied")
+    tensors = load_file(root / "tied" / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, root / "tied" / "model.safetensors"
+    )
     build_engine(root / "int4", root / "engine", BuildOptions(max_input_len=32, max_output_len=8))
     (root / "adapter").mkdir()
     names = [f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB"]
@@ -116,6 +124,8 @@ def accuracy_result(passed: int) -> dict[str, object]:
         "verify {root}/engine --json",
         "inspect {root}/model",
         "inspect {root}/int4",
+        "inspect {root}/awq",
+        "inspect {root}/tied",
         "inspect {root}/adapter",
         "inspect {root}/engine --json",
         "bench compare {root}/before {root}/after",

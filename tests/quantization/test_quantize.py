@@ -209,7 +209,7 @@ def test_group_that_does_not_divide_lists_all_layers(tiny, tmp_path, run_qtk) ->
         (["--bits", "3"], "3 bits are not supported"),
         (["--group-size", "48"], "48 is not supported"),
         (["--container", "exl9"], "not known"),
-        (["--format", "exl9"], "--format is now called --container"),
+        (["--format", "exl9"], "--format is now --container exl9"),
         (["--override", "*.q_proj=bits:8"], "fuse must be stored alike"),
         (["--override", "*.nothing=bits:8"], "no module matches"),
         (["--override", "*=bits:5"], "settings are"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _OUTPUT_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)
 _NIBBLE_OF_OUTPUT = (0, 4, 1, 5, 2, 6, 3, 7)
-_SYMMETRIC_WORD = -0x77777778  # 0x88888888: eight zero points of 8
+_SYMMETRIC_BYTE = 0x88  # two zero points of 8
 
 
 class AwqFormat(Format):
@@ -82,7 +82,8 @@ class AwqFormat(Format):
         if version != "gemm" or bits != 4:
             raise InputError(f"{checkpoint.path}: awq version {version!r} at {bits} bits; qtk reads 'gemm' at 4.")
         stored = [module for module in modules if f"{module}.qweight" in checkpoint]
-        symmetric = all(bool((checkpoint.tensor(f"{module}.qzeros") == _SYMMETRIC_WORD).all()) for module in stored)
+        zeros = (f"{module}.qzeros" for module in stored)
+        symmetric = all(set(piece) == {_SYMMETRIC_BYTE} for name in zeros for piece in checkpoint.pieces(name))
         default = LinearScheme(4, int(config.get("group_size", 128)), symmetric)
         left, held = LinearScheme(16, default.group_size, symmetric), set(stored)
         return QuantizationScheme(default, {m: default if m in held else left for m in modules})

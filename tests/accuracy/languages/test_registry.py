@@ -83,7 +83,7 @@ def test_a_new_language_has_its_prompts(suite, tmp_path):
     [task] = suite_tasks(loaded, "seashell", tmp_path)[0]
     assert task.entry == "add"
     assert prompt_text(loaded, task, "codefuse") == f"# language: SeaShell\n{PROMPT}"
-    assert "Complete this SeaShell code." in prompt_text(loaded, task, "chat")
+    assert "Complete this SeaShell code." in prompt_text(loaded, task, "model")
 
 
 def test_what_a_language_does_not_have_is_said():

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from qtk.bench.accuracy.kinds import kind_of
 from qtk.bench.accuracy.results.score import Score
@@ -46,6 +55,12 @@ class AccuracyResult(BaseModel):
     def _of_today(cls, data: Any) -> Any:
         return _from_four_lists(data) if isinstance(data, dict) and "prompt_format" in data else data
 
+    @field_validator("rules")
+    @classmethod
+    def _with_a_processor(cls, rules: str) -> str:
+        """Results of earlier versions do not name the processor, because every answer went through the same one."""
+        return "codefuse:llama34b" if rules == "codefuse" else rules
+
 
 # Until version 0.1 a result had a list of its own for each kind of score, and other words for the chat format.
 _OLD_LISTS = {"scores": "programs", "likelihood": "likelihood", "choices": "choices", "lm_eval": "lm-eval"}
@@ -66,8 +81,6 @@ def _from_four_lists(old: Mapping[str, Any]) -> dict[str, Any]:
     # How many rows ran at once was recorded for sampled answers, which it does not change.
     decoding = {key: value for key, value in old.get("decoding", {}).items() if key not in ("prompt", "batch_size")}
     new["decoding"] = {"chat_format": new["chat_format"], **decoding} if decoding else {}
-    # The processor was not named then, because every answer went through the same one.
-    new["rules"] = "codefuse:llama34b" if old.get("rules") == "codefuse" else old.get("rules")
     return new
 
 
