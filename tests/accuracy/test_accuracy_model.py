@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_byte_tokenizer
 
 from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
 from qtk.bench.accuracy.jsonl import read_rows
@@ -37,7 +36,7 @@ def task(number: int, body: str = "    return x\n", language: str = "python") ->
 
 
 @pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory) -> Path:
+def model(tiny, tmp_path_factory, write_byte_tokenizer) -> Path:
     """A tiny checkpoint with a byte-level tokenizer."""
     directory = tmp_path_factory.mktemp("model") / "tiny"
     shutil.copytree(tiny("llama"), directory)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny
-from support.peft_adapters import LINEARS, make_adapter, peft_merged
+from support.peft_adapters import LINEARS
 
 from qtk.checkpoint.manifest import read_manifest, verify_chain
 from qtk.checkpoint.reader import Checkpoint
@@ -22,7 +21,7 @@ from qtk.checkpoint.writer import CheckpointWriter, TensorSpec
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter(tiny, tmp_path_factory: pytest.TempPathFactory, make_adapter) -> Path:
     return make_adapter(tiny("llama"), tmp_path_factory.mktemp("adapter") / "a", target_modules=["q_proj"])
 
 
@@ -156,7 +155,7 @@ print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
         assert above < min(allowed, 300e6), f"{above / 1e6:.0f} MB above idle, {allowed / 1e6:.0f} allowed"
 
 
-def test_a_large_tensor_in_slices_equals_peft(large: tuple[Path, Path], tmp_path: Path, run_qtk) -> None:
+def test_a_large_tensor_in_slices_equals_peft(large: tuple[Path, Path], tmp_path: Path, run_qtk, peft_merged) -> None:
     base, adapter = large
     done = run_qtk("merge", base, adapter, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -197,7 +196,7 @@ def test_a_full_disk(tiny, adapter: Path, tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
-def test_a_disk_that_fills_on_the_way(tiny, adapter: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_on_the_way(tiny, adapter: Path, tmp_path: Path, make_tiny) -> None:
     """The weights fit, the tokenizer's files do not: found late, and still nothing stays."""
     if shutil.which("unshare") is None:
         pytest.skip("no unshare")

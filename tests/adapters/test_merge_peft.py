@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny
 from safetensors.torch import load_file, save_file
-from support.peft_adapters import LINEARS, load_model, logits, make_adapter, peft_merged, peft_model
+from support.peft_adapters import LINEARS
 
 from qtk.adapters.merge import merge
 from qtk.adapters.options import MergeOptions
@@ -19,7 +18,7 @@ from qtk.checkpoint.reader import Checkpoint
 
 
 @pytest.fixture(scope="session")
-def float_tiny(tmp_path_factory: pytest.TempPathFactory):
+def float_tiny(tmp_path_factory: pytest.TempPathFactory, make_tiny):
     """float_tiny("qwen2") -> a tiny float32 model of that variant, made once a session."""
     made: dict[str, Path] = {}
 
@@ -80,7 +79,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_peft(float_tiny, tmp_path: Path, case: str) -> None:
+def test_equals_peft(float_tiny, tmp_path: Path, case: str, make_adapter, peft_merged) -> None:
     base = float_tiny("llama")
     adapter = make_adapter(base, tmp_path / "adapter", **CASES[case])
     result = merge(base, [adapter], tmp_path / "merged", MergeOptions())
@@ -91,7 +90,9 @@ def test_equals_peft(float_tiny, tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 @pytest.mark.parametrize("variant", ["qwen2", "qwen3", "mistral"])
-def test_biases_and_architectures_equal_peft(float_tiny, tmp_path: Path, variant: str, bias: str) -> None:
+def test_biases_and_architectures_equal_peft(
+    float_tiny, tmp_path: Path, variant: str, bias: str, make_adapter, peft_merged
+) -> None:
     base = float_tiny(variant)
     adapter = make_adapter(base, tmp_path / "adapter", bias=bias, target_modules=["q_proj", "down_proj"])
     result = merge(base, [adapter], tmp_path / "merged", MergeOptions())
@@ -101,7 +102,7 @@ def test_biases_and_architectures_equal_peft(float_tiny, tmp_path: Path, variant
 
 
 @pytest.mark.parametrize("case", ["lora", "dora"])
-def test_transposed_weights_equal_peft(gpt2: Path, tmp_path: Path, case: str) -> None:
+def test_transposed_weights_equal_peft(gpt2: Path, tmp_path: Path, case: str, make_adapter, peft_merged) -> None:
     adapter = make_adapter(
         gpt2,
         tmp_path / "adapter",
@@ -114,7 +115,7 @@ def test_transposed_weights_equal_peft(gpt2: Path, tmp_path: Path, case: str) ->
 
 
 @pytest.mark.parametrize("case", ["lora", "rslora", "dora", "patterns", "embedding-and-head"])
-def test_bf16_is_rounded_once(tiny, tmp_path: Path, case: str) -> None:
+def test_bf16_is_rounded_once(tiny, tmp_path: Path, case: str, make_adapter, peft_merged) -> None:
     base = tiny("llama")
     adapter = make_adapter(base, tmp_path / "adapter", **CASES[case])
     merge(base, [adapter], tmp_path / "merged", MergeOptions())
@@ -132,7 +133,7 @@ def test_bf16_is_rounded_once(tiny, tmp_path: Path, case: str) -> None:
     assert changed >= 3
 
 
-def test_untouched_tensors_and_files_are_the_same_bytes(tiny, tmp_path: Path) -> None:
+def test_untouched_tensors_and_files_are_the_same_bytes(tiny, tmp_path: Path, make_adapter) -> None:
     base = tiny("qwen2")
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["v_proj"])
     result = merge(base, [adapter], tmp_path / "merged", MergeOptions())
@@ -146,7 +147,7 @@ def test_untouched_tensors_and_files_are_the_same_bytes(tiny, tmp_path: Path) ->
         assert (tmp_path / "merged" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_shards_come_out_as_they_should(tmp_path: Path) -> None:
+def test_shards_come_out_as_they_should(tmp_path: Path, load_model, logits, make_adapter, make_tiny) -> None:
     base = make_tiny(tmp_path / "base", "llama", shard_size="300KB")
     adapter = make_adapter(base, tmp_path / "adapter")
     one = merge(base, [adapter], tmp_path / "one", MergeOptions())
@@ -159,7 +160,7 @@ def test_shards_come_out_as_they_should(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load_model(tmp_path / "many")), logits(load_model(tmp_path / "one")))
 
 
-def test_several_adapters_equal_pefts_cat(float_tiny, tmp_path: Path) -> None:
+def test_several_adapters_equal_pefts_cat(float_tiny, tmp_path: Path, make_adapter, peft_model) -> None:
     base = float_tiny("llama")
     first = make_adapter(base, tmp_path / "a", r=8, lora_alpha=16, target_modules=["q_proj", "embed_tokens"])
     second = make_adapter(base, tmp_path / "b", r=4, seed=2, target_modules=["q_proj", "up_proj"], use_rslora=True)
@@ -172,7 +173,7 @@ def test_several_adapters_equal_pefts_cat(float_tiny, tmp_path: Path) -> None:
     assert_equals_peft(tmp_path / "merged", model.merge_and_unload().state_dict())
 
 
-def test_weights_default_to_one_and_scale_one_adapter(float_tiny, tmp_path: Path) -> None:
+def test_weights_default_to_one_and_scale_one_adapter(float_tiny, tmp_path: Path, make_adapter) -> None:
     base = float_tiny("llama")
     adapter = make_adapter(base, tmp_path / "a", target_modules=["q_proj"])
     name = "model.layers.0.self_attn.q_proj.weight"
@@ -210,7 +211,9 @@ TIED: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize("case", TIED)
-def test_tied_embeddings_follow_the_adapted_model(float_tiny, tmp_path: Path, case: str) -> None:
+def test_tied_embeddings_follow_the_adapted_model(
+    float_tiny, tmp_path: Path, case: str, load_model, logits, make_adapter, peft_model
+) -> None:
     settings, tied = TIED[case]
     base = float_tiny("llama-tied")
     adapter = make_adapter(base, tmp_path / "adapter", **settings)
@@ -232,7 +235,9 @@ RESIZED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", ["llama", "llama-tied"])
 @pytest.mark.parametrize("case", RESIZED)
-def test_added_tokens_resize_the_vocabulary(float_tiny, tmp_path: Path, variant: str, case: str) -> None:
+def test_added_tokens_resize_the_vocabulary(
+    float_tiny, tmp_path: Path, variant: str, case: str, load_model, logits, make_adapter, peft_model
+) -> None:
     base = float_tiny(variant)
     adapter = make_adapter(base, tmp_path / "adapter", resize=328, **RESIZED[case])
     (adapter / "tokenizer.json").write_text('{"of": "the adapter"}')
@@ -245,7 +250,9 @@ def test_added_tokens_resize_the_vocabulary(float_tiny, tmp_path: Path, variant:
     torch.testing.assert_close(logits(load_model(tmp_path / "merged"), 328), expected, atol=2e-4, rtol=1e-4)
 
 
-def test_a_tied_config_beside_a_head_of_its_own_is_corrected(tmp_path: Path) -> None:
+def test_a_tied_config_beside_a_head_of_its_own_is_corrected(
+    tmp_path: Path, load_model, logits, make_adapter, make_tiny, peft_model
+) -> None:
     """transformers loads such a base untied, so its merge is that of an untied base, and says so."""
     base = make_tiny(tmp_path / "base", "llama-tied", dtype=torch.float32)
     tensors = load_file(base / "model.safetensors")
@@ -259,7 +266,7 @@ def test_a_tied_config_beside_a_head_of_its_own_is_corrected(tmp_path: Path) -> 
     )
 
 
-def test_a_vocabulary_may_shrink(float_tiny, tmp_path: Path) -> None:
+def test_a_vocabulary_may_shrink(float_tiny, tmp_path: Path, load_model, logits, make_adapter, peft_model) -> None:
     base = float_tiny("llama")
     adapter = make_adapter(base, tmp_path / "adapter", resize=304, modules_to_save=["embed_tokens", "lm_head"])
     assert merge(base, [adapter], tmp_path / "merged", MergeOptions()).vocabulary == 304
@@ -267,25 +274,32 @@ def test_a_vocabulary_may_shrink(float_tiny, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load_model(tmp_path / "merged"), 304), expected, atol=2e-4, rtol=1e-4)
 
 
-def rounded_by_bitsandbytes(base: Path, out: Path) -> Path:
+@pytest.fixture(scope="session")
+def rounded_by_bitsandbytes(load_model):
     """The base as QLoRA loads it: in bf16, then every linear but the head to NF4 and back."""
-    functional = pytest.importorskip("bitsandbytes.functional")
-    model = load_model(base, dtype=torch.bfloat16)
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear) and name != "lm_head":
-                codes, state = functional.quantize_4bit(
-                    module.weight, blocksize=64, compress_statistics=True, quant_type="nf4"
-                )
-                # The oracle's own 8-bit rounding of block magnitudes strays from the nearest level now and then
-                # (test_merge_nf4.py), so that part of its state is replaced before it dequantizes.
-                state.absmax, state.nested = nearest_magnitudes(module.weight), False
-                module.weight.copy_(functional.dequantize_4bit(codes, state))
-    model.save_pretrained(out)
-    return out
+
+    def rounded_by_bitsandbytes_of(base: Path, out: Path) -> Path:
+        functional = pytest.importorskip("bitsandbytes.functional")
+        model = load_model(base, dtype=torch.bfloat16)
+        with torch.no_grad():
+            for name, module in model.named_modules():
+                if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                    codes, state = functional.quantize_4bit(
+                        module.weight, blocksize=64, compress_statistics=True, quant_type="nf4"
+                    )
+                    # The oracle's own 8-bit rounding of block magnitudes strays from the nearest level now and then
+                    # (test_merge_nf4.py), so that part of its state is replaced before it dequantizes.
+                    state.absmax, state.nested = nearest_magnitudes(module.weight), False
+                    module.weight.copy_(functional.dequantize_4bit(codes, state))
+        model.save_pretrained(out)
+        return out
+
+    return rounded_by_bitsandbytes_of
 
 
-def test_qlora_base_is_bitsandbytes_rounding_with_pefts_update(tiny, tmp_path: Path) -> None:
+def test_qlora_base_is_bitsandbytes_rounding_with_pefts_update(
+    tiny, tmp_path: Path, make_adapter, peft_merged, rounded_by_bitsandbytes
+) -> None:
     base = tiny("llama")
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"], lora_alpha=16)
     result = merge(base, [adapter], tmp_path / "merged", MergeOptions(qlora_base="nf4"))
@@ -303,7 +317,7 @@ def test_qlora_base_is_bitsandbytes_rounding_with_pefts_update(tiny, tmp_path: P
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("lora", [{}, {"use_dora": True}, {"bias": "lora_only"}], ids=["lora", "dora", "bias"])
 def test_qlora_rounds_the_base_to_bf16_before_nf4_whatever_it_is_stored_in(
-    tmp_path: Path, dtype: torch.dtype, lora: dict
+    tmp_path: Path, dtype: torch.dtype, lora: dict, make_adapter, make_tiny, peft_merged, rounded_by_bitsandbytes
 ) -> None:
     """Training loads the base in bf16, so a finer base on disk is not what the adapter saw."""
     base = make_tiny(tmp_path / "base", "qwen2", dtype=dtype)

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny
 from safetensors.torch import load_file, save_file
-from support.peft_adapters import make_adapter
 
 from qtk.adapters.base_identity import disagreement
 from qtk.adapters.config import read_config
@@ -30,7 +28,7 @@ def base(tiny) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory, make_adapter) -> Path:
     return make_adapter(base, tmp_path_factory.mktemp("made") / "adapter", target_modules=["q_proj", "down_proj"])
 
 
@@ -142,7 +140,7 @@ def test_a_truncated_adapter(base, adapter, tmp_path) -> None:
     assert "truncated" in refusal(base, adapter, tmp_path)
 
 
-def test_an_adapter_of_other_shapes_lists_them_all(tiny, tmp_path) -> None:
+def test_an_adapter_of_other_shapes_lists_them_all(tiny, tmp_path, make_adapter, make_tiny) -> None:
     other = make_tiny(tmp_path / "other", "llama", hidden_size=64, num_hidden_layers=4)
     adapter = make_adapter(other, tmp_path / "adapter", target_modules=["q_proj"])
     sentence = refusal(tiny("llama"), adapter, tmp_path, any_base=True)
@@ -227,7 +225,7 @@ def test_nan_and_infinity_are_named(base, adapter, tmp_path) -> None:
     assert name in refusal(base, adapter, tmp_path)
 
 
-def test_an_update_too_large_for_the_dtype(tmp_path) -> None:
+def test_an_update_too_large_for_the_dtype(tmp_path, make_adapter, make_tiny) -> None:
     base = make_tiny(tmp_path / "base", "llama", dtype=torch.float16)
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"], lora_alpha=1e8)
     sentence = refusal(base, adapter, tmp_path)
@@ -260,7 +258,7 @@ class TestAnotherBase:
         merge(base, [adapter], tmp_path / "out", MergeOptions(**options))
         shutil.rmtree(tmp_path / "out")
 
-    def test_a_directory_with_other_weights(self, base, adapter, tmp_path) -> None:
+    def test_a_directory_with_other_weights(self, base, adapter, tmp_path, make_tiny) -> None:
         other = make_tiny(tmp_path / "other", "llama", rope_parameters={"rope_type": "default", "rope_theta": 5.0})
         rewrite(other, lambda tensors: tensors["model.norm.weight"].add_(1), "model.safetensors")
         self.named(adapter, str(other))
@@ -345,7 +343,7 @@ class TestAnotherBase:
         assert "starcoder2-3b" in refusal(stated, adapter, tmp_path)
 
 
-def test_sums_that_are_none(base, adapter, tmp_path) -> None:
+def test_sums_that_are_none(base, adapter, tmp_path, make_adapter) -> None:
     dora = make_adapter(base, tmp_path / "dora", use_dora=True, target_modules=["q_proj"])
     assert "Merge it alone" in refusal(base, [adapter, dora], tmp_path)
     assert "Merge it alone" in refusal(base, [dora, dora], tmp_path)
@@ -359,7 +357,7 @@ def test_sums_that_are_none(base, adapter, tmp_path) -> None:
     assert "finite" in refusal(base, adapter, tmp_path, weight=(float("nan"),))
 
 
-def test_added_tokens_that_do_not_add_up(base, tmp_path) -> None:
+def test_added_tokens_that_do_not_add_up(base, tmp_path, make_adapter) -> None:
     half = make_adapter(base, tmp_path / "half", resize=328, modules_to_save=["embed_tokens", "lm_head"])
     rewrite(half, lambda tensors: [tensors.pop(name) for name in list(tensors) if "lm_head" in name])
     sentence = refusal(base, half, tmp_path)
@@ -397,7 +395,7 @@ def test_tokenizers_are_chosen(base, adapter, tmp_path, capsys) -> None:
     assert (tmp_path / "taken/generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
 
 
-def test_gpt2_has_no_nf4_form(tmp_path) -> None:
+def test_gpt2_has_no_nf4_form(tmp_path, make_adapter) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=64, n_embd=64, n_layer=1, n_head=4)).save_pretrained(

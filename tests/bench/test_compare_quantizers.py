@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.quantized_checkpoint import owners_python
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "compare_quantizers.py"
 SMALL = ["--samples", "4", "--seq-len", "64", "--rows", "2", "--held-out-seq-len", "32", "--threads", "1"]
@@ -50,7 +49,9 @@ def test_it_measures_keeps_what_it_measured_and_names_what_it_could_not(tiny, tm
 @pytest.mark.parametrize(
     ("peer", "environment"), [("gptqmodel", "interop"), ("llm-compressor", "llmcompressor"), ("autoround", "autoround")]
 )
-def test_a_peer_quantizes_the_same_rows_and_is_read_back(tiny, tmp_path, peer, environment, symmetric) -> None:
+def test_a_peer_quantizes_the_same_rows_and_is_read_back(
+    tiny, tmp_path, peer, environment, symmetric, owners_python
+) -> None:
     owners_python(environment)  # skips without it
     report = tmp_path / "report.json"
     words = ["--json", str(report), "--autoround-iters", "2", "--sym" if symmetric else "--asym"]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny, write_byte_tokenizer
 
 from qtk.bench.divergence import StreamedModel, clustered, measure_divergence
 from qtk.bench.held_out_rows import held_out_rows
@@ -20,7 +19,7 @@ from qtk.quantization.model_weights import ModelWeights
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> tuple[Path, Path]:
+def pair(tmp_path_factory, make_tiny, write_byte_tokenizer) -> tuple[Path, Path]:
     """(reference, model): two tiny Llamas; the second one's weights are rounded to float8, a real loss."""
     from safetensors.torch import load_file, save_file
 
@@ -126,8 +125,7 @@ def test_an_engine_is_measured_like_a_checkpoint(tiny, tmp_path) -> None:
         measure_divergence(tmp_path / "engine", tiny("llama"), DivergenceOptions(rows=2, seq_len=200))
 
 
-def test_what_an_engine_s_arithmetic_adds_is_told_apart_from_the_quantization(tiny, tmp_path) -> None:
-    from support.quantized_checkpoint import write_quantized
+def test_what_an_engine_s_arithmetic_adds_is_told_apart_from_the_quantization(tiny, tmp_path, write_quantized) -> None:
 
     from qtk.engines.build import build_engine
     from qtk.engines.options import BuildOptions
@@ -186,7 +184,7 @@ def test_fewer_than_two_rows_are_refused(rows: int) -> None:
         DivergenceOptions(rows=rows)
 
 
-def test_what_cannot_be_compared_is_refused(tiny, tmp_path) -> None:
+def test_what_cannot_be_compared_is_refused(tiny, tmp_path, make_tiny) -> None:
     other = make_tiny(tmp_path / "other", "llama", vocab_size=322, max_position_embeddings=64)
     with pytest.raises(InputError, match=r"vocabularies differ: 322 in .* 320 in .*; .*other takes at most 64 tokens"):
         measure_divergence(other, tiny("llama"), DivergenceOptions(rows=2, seq_len=128))

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import make_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -376,7 +375,7 @@ def test_a_directory_is_not_a_safetensors_file(tmp_path) -> None:
         SafetensorsFile(tmp_path / "model.safetensors")
 
 
-def test_sharded_and_single_files_hold_the_same(tmp_path) -> None:
+def test_sharded_and_single_files_hold_the_same(tmp_path, make_tiny) -> None:
     one = Checkpoint(make_tiny(tmp_path / "one", "qwen2"))
     many = Checkpoint(make_tiny(tmp_path / "many", "qwen2", shard_size="200KB"))
     assert len(many.weight_files) > 3

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny, write_byte_tokenizer
 from safetensors.torch import load_file, save_file
 
 from qtk.calibration.options import CalibrationOptions
@@ -32,7 +31,7 @@ def model(tiny, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory) -> Path:
+def sharded(tmp_path_factory, make_tiny) -> Path:
     return make_tiny(tmp_path_factory.mktemp("sharded") / "model", "llama", shard_size="300KB")
 
 
@@ -144,7 +143,7 @@ def test_unknown_architecture_lists_the_known(run_qtk, model, tmp_path) -> None:
     refused(result, 2, tmp_path / "out", "GPTNeoXForCausalLM", *known)
 
 
-def test_an_adapter_for_other_shapes(run_qtk, model, tmp_path) -> None:
+def test_an_adapter_for_other_shapes(run_qtk, model, tmp_path, make_tiny) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -170,7 +169,7 @@ def test_a_calibration_row_that_is_no_json(run_qtk, tiny, tmp_path) -> None:
     refused(result, 2, tmp_path / "out", f"{rows}, line 3 is not valid JSON")
 
 
-def test_every_linear_that_the_group_does_not_divide_is_named(run_qtk, tmp_path) -> None:
+def test_every_linear_that_the_group_does_not_divide_is_named(run_qtk, tmp_path, make_tiny) -> None:
     model = make_tiny(tmp_path / "model", "llama", intermediate_size=96)
     result = run_qtk("quantize", model, "-o", tmp_path / "out", "--method", "rtn", "--group-size", 64)
     refused(result, 2, tmp_path / "out", *(f"model.layers.{n}.mlp.down_proj" for n in range(3)), "32")
@@ -247,7 +246,7 @@ def test_a_disk_that_fills_up_during_the_work(run_qtk, tiny, tmp_path, small_dis
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(tmp_path, number: signal.Signals) -> None:
+def test_interrupted(tmp_path, number: signal.Signals, make_tiny, write_byte_tokenizer) -> None:
     model = make_tiny(tmp_path / "model", "llama", num_hidden_layers=24)
     write_byte_tokenizer(model)
     out = tmp_path / "out"
@@ -271,7 +270,7 @@ def test_interrupted(tmp_path, number: signal.Signals) -> None:
     assert out.with_name(".out.qtk-lock").exists() == (tmp_path / "out.partial").exists()
 
 
-def test_float_dtypes_of_weights_do_not_matter(run_qtk, tmp_path) -> None:
+def test_float_dtypes_of_weights_do_not_matter(run_qtk, tmp_path, make_tiny) -> None:
     """What is unusual but right is no bad input: a float32 checkpoint with its tied head saved twice."""
     model = make_tiny(tmp_path / "model", "llama-tied", dtype=torch.float32)
     tensors = load_file(model / "model.safetensors")

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.quantized_checkpoint import write_quantized
 
 from qtk.checkpoint.manifest import read_manifest, verify_chain
 from qtk.engines.build import build_engine
@@ -18,7 +17,7 @@ from qtk.quantization.scheme_model import LinearScheme
 
 
 @pytest.fixture(scope="module")
-def int4(tiny, tmp_path_factory) -> Path:
+def int4(tiny, tmp_path_factory, write_quantized) -> Path:
     return write_quantized(tiny(), tmp_path_factory.mktemp("int4") / "int4", "gptq", LinearScheme(4, 32, True))
 
 
@@ -88,8 +87,7 @@ def test_bad_weights_leave_nothing(tiny, tmp_path, run_qtk) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken"]
 
 
-def test_all_refusals_come_together(tiny, tmp_path) -> None:
-    from conftest import make_tiny
+def test_all_refusals_come_together(tiny, tmp_path, make_tiny) -> None:
 
     odd = make_tiny(tmp_path / "odd", "llama", hidden_size=80, num_attention_heads=4, num_key_value_heads=2)
     with pytest.raises(InputError, match="blocks of 32, which does not divide the hidden size 80"):

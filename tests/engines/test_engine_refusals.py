@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.quantized_checkpoint import write_quantized
 
 from qtk.engines.build import build_engine
 from qtk.engines.description import EngineDescription, EngineLimits, Stage
@@ -63,7 +62,7 @@ def test_a_plan_for_another_gpu_or_by_another_version_says_both(tmp_path, preten
     assert expected in str(caught.value)
 
 
-def test_a_model_too_large_for_its_gpu_comes_with_the_table(tiny, tmp_path, run_qtk) -> None:
+def test_a_model_too_large_for_its_gpu_comes_with_the_table(tiny, tmp_path, run_qtk, write_quantized) -> None:
     """A cache for five million rows, in place of a model that would fill a disk."""
     model = write_quantized(tiny(), tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
     done = run_qtk("build-engine", model, "-o", tmp_path / "engine", "--gpu", "l4", "--max-batch-size", "5000000")
@@ -99,7 +98,7 @@ def test_another_tool_s_container_that_is_not_read(tiny, tmp_path, quantization:
 
 
 @pytest.mark.parametrize("container", ["gptq", "awq", "modelopt", "compressed-tensors"])
-def test_every_container_that_is_read_becomes_an_engine(tiny, tmp_path, container: str) -> None:
+def test_every_container_that_is_read_becomes_an_engine(tiny, tmp_path, container: str, write_quantized) -> None:
     model = write_quantized(tiny(), tmp_path / "int4", container, LinearScheme(4, 64, True))
     description = build_engine(model, tmp_path / "engine", BuildOptions())
     assert description.quantization is not None
@@ -116,7 +115,9 @@ def test_every_container_that_is_read_becomes_an_engine(tiny, tmp_path, containe
     ],
     ids=lambda options: f"{options['gpu']}-{options.get('backend', 'auto')}",
 )
-def test_another_tool_s_act_order_and_zero_points_are_refused_before_work(tiny, tmp_path, options: dict) -> None:
+def test_another_tool_s_act_order_and_zero_points_are_refused_before_work(
+    tiny, tmp_path, options: dict, write_quantized
+) -> None:
     """What AutoGPTQ wrote with desc_act, and a file whose sym: true is not so: a sentence, not a crash in the middle."""
     from safetensors.torch import load_file, save_file
 

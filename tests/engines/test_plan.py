@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from support.quantized_checkpoint import write_quantized
+from support.tiny_models import TINY
 
 from qtk.engines.build import build_engine
 from qtk.engines.memory import model_bytes
@@ -50,7 +49,7 @@ def test_deepseek_33b_on_an_a10(deepseek) -> None:
 
 
 @pytest.mark.parametrize("variant", ["llama", "llama-tied", "qwen2"])
-def test_weights_are_counted_as_they_are_stored(tiny, tmp_path, variant: str) -> None:
+def test_weights_are_counted_as_they_are_stored(tiny, tmp_path, variant: str, write_quantized) -> None:
     int4 = write_quantized(tiny(variant), tmp_path / variant, "gptq", LinearScheme(4, 32, True))
     weights = ModelWeights.open(int4)
     names = [n for n in weights.checkpoint.names if not n.endswith(("qzeros", "g_idx"))]

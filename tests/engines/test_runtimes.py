@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from support.quantized_checkpoint import write_quantized
 from support.toy_runtime import TOY
 
 from qtk.engines.options import BuildOptions
@@ -24,7 +23,7 @@ def toy(monkeypatch) -> None:
 
 
 @pytest.fixture
-def engine(toy, tiny, tmp_path, run_qtk) -> Path:
+def engine(toy, tiny, tmp_path, run_qtk, write_quantized) -> Path:
     model = write_quantized(tiny(), tmp_path / "int4", "gptq", LinearScheme(4, 32, True))
     words = ("--gpu", "a10", "--backend", "toy", "--max-input-len", "32", "--max-output-len", "16")
     done = run_qtk("build-engine", model, "-o", tmp_path / "engine", *words)

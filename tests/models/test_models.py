@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, VARIANTS, make_tiny
 from safetensors.torch import load_file, save_file
+from support.tiny_models import TINY, VARIANTS
 
 from qtk.calibration.options import CalibrationOptions
 from qtk.checkpoint.writer import copy_companions
@@ -68,7 +68,7 @@ def same_as_transformers(directory: Path) -> None:
         {"max_window_layers": 0},
     ],
 )
-def test_windows_on_some_layers_equal_transformers(tmp_path, mixed: dict) -> None:
+def test_windows_on_some_layers_equal_transformers(tmp_path, mixed: dict, make_tiny) -> None:
     directory = make_tiny(tmp_path / "model", "qwen2", **MIXED, **mixed)
     assert 16 in ModelWeights.open(directory).spec.windows
     same_as_transformers(directory)
@@ -137,7 +137,7 @@ def with_own_head(directory: Path) -> Path:
     return directory
 
 
-def test_a_stored_head_that_differs_is_the_head_whatever_the_config_says(tmp_path) -> None:
+def test_a_stored_head_that_differs_is_the_head_whatever_the_config_says(tmp_path, make_tiny) -> None:
     """transformers loads such a pair untied; and what is made from it says so."""
     directory = with_own_head(make_tiny(tmp_path / "model", "llama-tied"))
     weights = ModelWeights.open(directory)

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
-from conftest import VARIANTS
+from support.tiny_models import VARIANTS
 
 from qtk.calibration.options import CalibrationOptions
 from qtk.checkpoint.manifest import read_manifest
@@ -191,8 +191,7 @@ def test_overrides_and_an_8_bit_head(tiny, tmp_path) -> None:
     assert (head.dequantize() - source).abs().max() < 0.02 * source.abs().max()
 
 
-def test_group_that_does_not_divide_lists_all_layers(tiny, tmp_path, run_qtk) -> None:
-    from conftest import make_tiny, write_byte_tokenizer
+def test_group_that_does_not_divide_lists_all_layers(tiny, tmp_path, run_qtk, make_tiny, write_byte_tokenizer) -> None:
 
     model = make_tiny(tmp_path / "odd", "llama", hidden_size=192, num_attention_heads=6)
     write_byte_tokenizer(model)
@@ -341,8 +340,7 @@ def start_and_kill_after_a_block(out: Path, words: list[object], number: int) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_resumed_run_gives_the_same_bits(tmp_path, run_qtk, number: int) -> None:
-    from conftest import make_tiny, write_byte_tokenizer
+def test_resumed_run_gives_the_same_bits(tmp_path, run_qtk, number: int, make_tiny, write_byte_tokenizer) -> None:
 
     model = make_tiny(tmp_path / "model", "llama", num_hidden_layers=12)
     write_byte_tokenizer(model)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import make_tiny, write_byte_tokenizer
 
 from qtk.calibration.options import CalibrationOptions
 from qtk.errors import GateFailed, InputError
@@ -27,7 +26,7 @@ class Stopped(BaseException):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, make_tiny, write_byte_tokenizer) -> Path:
     place = make_tiny(tmp_path_factory.mktemp("model") / "m", "llama", hidden_size=64, intermediate_size=96)
     write_byte_tokenizer(place)
     return place

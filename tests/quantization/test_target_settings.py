@@ -6,7 +6,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import make_tiny, write_byte_tokenizer
 
 from qtk.checkpoint.manifest import read_manifest
 from qtk.errors import InputError
@@ -142,7 +141,7 @@ def test_skip_is_16_bits_and_something_must_be_left_to_quantize() -> None:
         resolve_scheme(spec, QuantizeOptions(override=("*=skip",)))
 
 
-def test_the_command_writes_what_the_target_reads(run_qtk, tmp_path) -> None:
+def test_the_command_writes_what_the_target_reads(run_qtk, tmp_path, make_tiny, write_byte_tokenizer) -> None:
     source = make_tiny(tmp_path / "float", "llama", num_hidden_layers=1)
     write_byte_tokenizer(source)
     words = ["quantize", source, "-o", tmp_path / "out", "--method", "rtn", "--gpu", "a10"]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_tiny, write_byte_tokenizer
 
 from qtk.checkpoint.manifest import read_manifest
 from qtk.errors import InputError, MachineError, QtkError
@@ -35,7 +34,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory) -> Path:
+def kitchen(tmp_path_factory, make_tiny, write_byte_tokenizer) -> Path:
     """A directory with a tiny model, an adapter trained by nobody but not zero, and recipe.yaml."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -345,7 +344,7 @@ def test_a_recipe_without_adapters_or_engines(kitchen, tmp_path) -> None:
     assert "## Latency" not in (tmp_path / "run" / "report" / "report.md").read_text()
 
 
-def test_accuracy_is_a_stage(shared_data, tmp_path) -> None:
+def test_accuracy_is_a_stage(shared_data, tmp_path, make_tiny, write_byte_tokenizer) -> None:
     write_byte_tokenizer(make_tiny(tmp_path / "model", "llama", max_position_embeddings=1024))
     content = {
         "name": "graded",

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.executors import changed
-from support.quantized_checkpoint import write_quantized
 
 from qtk.bench.options import AcceptOptions
 from qtk.checkpoint.manifest import verify_chain
@@ -26,7 +25,7 @@ QUICK = AcceptOptions(shapes="16/8,64/65", seconds=0)
 
 
 @pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory):
+def model(tiny, tmp_path_factory, write_quantized):
     return write_quantized(tiny(), tmp_path_factory.mktemp("accept") / "int4", "gptq", LinearScheme(4, 32, True))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from support.quantized_checkpoint import write_quantized
 
 from qtk.quantization.scheme_model import LinearScheme
 from qtk.release.inspection import inspect_directory
@@ -22,7 +21,9 @@ from qtk.release.inspection import inspect_directory
     ],
     ids=["float head", "quantized head", "tied head"],
 )
-def test_every_linear_is_counted_with_the_head(tiny, tmp_path, variant: str, overrides: dict, counted: str) -> None:
+def test_every_linear_is_counted_with_the_head(
+    tiny, tmp_path, variant: str, overrides: dict, counted: str, write_quantized
+) -> None:
     out = write_quantized(tiny(variant), tmp_path / "out", "gptq", LinearScheme(4, 32, True), overrides)
     assert inspect_directory(out).facts["quantization"] == f"container gptq: {counted}"
 

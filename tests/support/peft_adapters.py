@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -63,3 +64,28 @@ def logits(model: Any, vocabulary: int = 320) -> torch.Tensor:
     tokens = torch.cat([torch.arange(0, 20), torch.arange(vocabulary - 20, vocabulary)])[None]
     with torch.no_grad():
         return model(tokens).logits.float()
+
+
+@pytest.fixture(scope="session", name="load_model")
+def _load_model():
+    return load_model
+
+
+@pytest.fixture(scope="session", name="make_adapter")
+def _make_adapter():
+    return make_adapter
+
+
+@pytest.fixture(scope="session", name="peft_model")
+def _peft_model():
+    return peft_model
+
+
+@pytest.fixture(scope="session", name="peft_merged")
+def _peft_merged():
+    return peft_merged
+
+
+@pytest.fixture(scope="session", name="logits")
+def _logits():
+    return logits

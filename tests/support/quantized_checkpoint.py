@@ -122,3 +122,28 @@ def owners_python(name: str) -> str:
     if not path.is_file():
         pytest.skip(f"no environment {name!r} (set {variable} to its python)")
     return str(path)
+
+
+@pytest.fixture(scope="session", name="rounded")
+def _rounded():
+    return rounded
+
+
+@pytest.fixture(scope="session", name="write_quantized")
+def _write_quantized():
+    return write_quantized
+
+
+@pytest.fixture(scope="session", name="write_dequantized")
+def _write_dequantized():
+    return write_dequantized
+
+
+@pytest.fixture(scope="session", name="transformers_logits")
+def _transformers_logits():
+    return transformers_logits
+
+
+@pytest.fixture(scope="session", name="owners_python")
+def _owners_python():
+    return owners_python

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_tiny, write_byte_tokenizer
-from support.quantized_checkpoint import owners_python, write_quantized
 
 from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
@@ -24,10 +22,15 @@ from qtk.quantization.scheme_model import LinearScheme
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 2}
 
 
-def int4(base: Path, variant: str, container: str, scheme: LinearScheme) -> Path:
-    source = make_tiny(base / "float", variant, **SIZES)
-    write_byte_tokenizer(source)
-    return write_quantized(source, base / "int4", container, scheme)
+@pytest.fixture(scope="session")
+def int4(make_tiny, write_byte_tokenizer, write_quantized):
+
+    def int4_of(base: Path, variant: str, container: str, scheme: LinearScheme) -> Path:
+        source = make_tiny(base / "float", variant, **SIZES)
+        write_byte_tokenizer(source)
+        return write_quantized(source, base / "int4", container, scheme)
+
+    return int4_of
 
 
 def prepare(model: Path, out: Path, tools: Path | None, **options) -> Path:
@@ -136,7 +139,7 @@ def stand_in(tmp_path):
     return make
 
 
-def test_the_prepared_directory_holds_all_and_says_the_command(stand_in, tmp_path) -> None:
+def test_the_prepared_directory_holds_all_and_says_the_command(stand_in, tmp_path, int4) -> None:
     model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True))
     out = prepare(model, tmp_path / "out", stand_in("good"), max_batch_size=2)
     described = read_description(out)
@@ -164,7 +167,9 @@ mkdir -p engine
 @pytest.mark.parametrize(
     ("mode", "words"), [("good", None), ("fail", ["exit code 7", "no kernel image"]), ("empty", ["left no engine"])]
 )
-def test_where_a_gpu_is_the_builder_is_run(stand_in, pretend_gpu, tmp_path, mode: str, words: list[str] | None) -> None:
+def test_where_a_gpu_is_the_builder_is_run(
+    stand_in, pretend_gpu, tmp_path, mode: str, words: list[str] | None, int4
+) -> None:
     pretend_gpu("8.6")
     tools = stand_in("good")
     (tools / "tensorrt-edgellm-build").write_text(BUILDER.format(mode=mode))
@@ -185,7 +190,7 @@ def test_where_a_gpu_is_the_builder_is_run(stand_in, pretend_gpu, tmp_path, mode
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_prepared_is_built_on_the_target_by_one_command(stand_in, pretend_gpu, tmp_path) -> None:
+def test_what_was_prepared_is_built_on_the_target_by_one_command(stand_in, pretend_gpu, tmp_path, int4) -> None:
     tools = stand_in("good")
     out = prepare(int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True)), tmp_path / "out", tools)
     (tools / "tensorrt-edgellm-build").write_text(BUILDER.format(mode="good"))
@@ -229,12 +234,12 @@ def test_what_differs_from_our_weights_is_found(stand_in, models, tmp_path, mode
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
+def models(tmp_path_factory, int4) -> Path:
     """A model whose rope is scaled, made once."""
     return int4(tmp_path_factory.mktemp("edgellm"), "llama-linear-rope", "gptq", LinearScheme(4, 64, True))
 
 
-def test_a_failed_export_keeps_its_log(stand_in, tmp_path) -> None:
+def test_a_failed_export_keeps_its_log(stand_in, tmp_path, int4) -> None:
     model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True))
     with pytest.raises(MachineError, match="not 64-aligned"):
         prepare(model, tmp_path / "out", stand_in("fail"))
@@ -242,7 +247,7 @@ def test_a_failed_export_keeps_its_log(stand_in, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_it_cannot_take_is_refused_before_work(stand_in, tiny, tmp_path) -> None:
+def test_what_it_cannot_take_is_refused_before_work(stand_in, tiny, tmp_path, int4, make_tiny, write_quantized) -> None:
     tools = stand_in("good")
     with pytest.raises(InputError, match="symmetric weights only"):
         prepare(int4(tmp_path / "a", "llama", "gptq", LinearScheme(4, 64, False)), tmp_path / "out", tools)
@@ -260,7 +265,7 @@ def test_what_it_cannot_take_is_refused_before_work(stand_in, tiny, tmp_path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_machine_lacks_is_said(stand_in, tmp_path) -> None:
+def test_what_the_machine_lacks_is_said(stand_in, tmp_path, int4) -> None:
     model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 64, True))
     (tmp_path / "empty").mkdir()
     with pytest.raises(MachineError, match="--edgellm-bin"):
@@ -270,39 +275,47 @@ def test_what_the_machine_lacks_is_said(stand_in, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def export_and_check(model: Path, out: Path) -> Path:
+@pytest.fixture(scope="session")
+def export_and_check(owners_python):
     """The checkpoint through NVIDIA's own exporter, held against our weights. Returns the graph."""
-    tool = Path(owners_python("edgellm")).with_name("tensorrt-edgellm-export")
-    done = subprocess.run(
-        [tool, "--target-sm", "86", model, out],
-        capture_output=True,
-        text=True,
-        timeout=580,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    graph = out / "llm" / "model.onnx"
-    check_export(graph, ModelWeights.open(model))
-    return graph
+
+    def export_and_check_of(model: Path, out: Path) -> Path:
+        tool = Path(owners_python("edgellm")).with_name("tensorrt-edgellm-export")
+        done = subprocess.run(
+            [tool, "--target-sm", "86", model, out],
+            capture_output=True,
+            text=True,
+            timeout=580,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        graph = out / "llm" / "model.onnx"
+        check_export(graph, ModelWeights.open(model))
+        return graph
+
+    return export_and_check_of
 
 
 @pytest.mark.parametrize(
     ("variant", "container", "group"),
     [("llama", "gptq", 128), pytest.param("qwen2", "gptq", 64, marks=pytest.mark.slow)],
 )
-def test_nvidia_s_exporter_reads_what_we_mean(tmp_path, variant: str, container: str, group: int) -> None:
+def test_nvidia_s_exporter_reads_what_we_mean(
+    tmp_path, variant: str, container: str, group: int, export_and_check, int4
+) -> None:
     export_and_check(int4(tmp_path, variant, container, LinearScheme(4, group, True)), tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_nvidia_s_exporter_reads_smollm2(smollm2, tmp_path) -> None:
+def test_nvidia_s_exporter_reads_smollm2(smollm2, tmp_path, export_and_check, write_quantized) -> None:
     model = write_quantized(smollm2, tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
     graph = export_and_check(model, tmp_path / "out")
     # Codes, scales and the fp16 head of a tied embedding.
     assert 100e6 < graph.with_name("model.onnx.data").stat().st_size < 135e6
 
 
-def test_the_backend_gives_nvidia_s_exporter_a_modelopt_checkpoint(tmp_path) -> None:
+def test_the_backend_gives_nvidia_s_exporter_a_modelopt_checkpoint(tmp_path, int4, owners_python) -> None:
     """From end to end with the real exporter: what `build-engine --prepare-only` leaves was read back and compared."""
     tools = Path(owners_python("edgellm")).parent
     model = int4(tmp_path, "llama", "gptq", LinearScheme(4, 128, True))

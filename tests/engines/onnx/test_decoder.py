@@ -9,9 +9,8 @@ import onnx
 import onnx.checker
 import pytest
 import torch
-from conftest import VARIANTS, make_tiny
 from onnx.reference import ReferenceEvaluator
-from support.quantized_checkpoint import transformers_logits, write_dequantized, write_quantized
+from support.tiny_models import VARIANTS
 
 from qtk.engines.onnx.decoder import GraphOptions, write_graph
 from qtk.engines.onnx.ports import mask_name, stage_windows
@@ -73,7 +72,7 @@ def random_ids(tokens: int = TOKENS, batch: int = 2) -> np.ndarray:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_reference_runtime_gives_the_logits_of_transformers(tiny, tmp_path, variant: str) -> None:
+def test_reference_runtime_gives_the_logits_of_transformers(tiny, tmp_path, variant: str, transformers_logits) -> None:
     """onnx.reference is written from the standard: so the graph means what it should, apart from any runtime's habits."""
     spec, path = graph_of(tiny(variant), tmp_path)
     onnx.checker.check_model(str(path), full_check=True)
@@ -86,7 +85,9 @@ def test_reference_runtime_gives_the_logits_of_transformers(tiny, tmp_path, vari
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, True), (8, False)])
-def test_quantized_linears_stay_packed_and_mean_the_same(tiny, tmp_path, bits: int, symmetric: bool) -> None:
+def test_quantized_linears_stay_packed_and_mean_the_same(
+    tiny, tmp_path, bits: int, symmetric: bool, transformers_logits, write_dequantized, write_quantized
+) -> None:
     quantized = write_quantized(tiny("qwen2"), tmp_path / "q", "gptq", LinearScheme(bits, 32, symmetric))
     spec, path = graph_of(quantized, tmp_path / "graph")
     onnx.checker.check_model(str(path), full_check=True)
@@ -101,7 +102,9 @@ def test_quantized_linears_stay_packed_and_mean_the_same(tiny, tmp_path, bits: i
     np.testing.assert_allclose(run_in_two(model, spec, ids, np.float32), expected, atol=2e-4, rtol=1e-3)
 
 
-def test_one_model_may_mix_widths_groups_and_float_linears(tiny, tmp_path) -> None:
+def test_one_model_may_mix_widths_groups_and_float_linears(
+    tiny, tmp_path, transformers_logits, write_dequantized, write_quantized
+) -> None:
     overrides = {
         "model.layers.0.self_attn.q_proj": LinearScheme(8, 64, False),
         "model.layers.1.mlp.down_proj": LinearScheme(16, 32, True),
@@ -114,7 +117,7 @@ def test_one_model_may_mix_widths_groups_and_float_linears(tiny, tmp_path) -> No
     np.testing.assert_allclose(run_in_two(onnx.load(path), spec, ids, np.float32), expected, atol=2e-4, rtol=1e-3)
 
 
-def test_float16_and_bfloat16_graphs(tiny, tmp_path) -> None:
+def test_float16_and_bfloat16_graphs(tiny, tmp_path, transformers_logits) -> None:
     """bf16 is run by onnx.reference only: ONNX Runtime lacks it on a processor."""
     ids = random_ids()
     expected = transformers_logits(tiny(), torch.from_numpy(ids)).numpy()
@@ -131,7 +134,9 @@ def test_float16_and_bfloat16_graphs(tiny, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3"])
-def test_bfloat16_graph_of_an_int4_model(tiny, tmp_path, variant: str) -> None:
+def test_bfloat16_graph_of_an_int4_model(
+    tiny, tmp_path, variant: str, transformers_logits, write_dequantized, write_quantized
+) -> None:
     """What TensorRT is given with --dtype bfloat16, by onnx.reference, the one runtime here that has the type."""
     import ml_dtypes
 
@@ -145,7 +150,7 @@ def test_bfloat16_graph_of_an_int4_model(tiny, tmp_path, variant: str) -> None:
     assert np.abs(logits - expected).mean() < 0.03
 
 
-def test_eight_bit_head_costs_little_and_keeps_the_embedding_exact(tiny, tmp_path) -> None:
+def test_eight_bit_head_costs_little_and_keeps_the_embedding_exact(tiny, tmp_path, transformers_logits) -> None:
     for variant in ("llama", "llama-tied"):
         spec, path = graph_of(tiny(variant), tmp_path / variant, lm_head_bits=8)
         model = onnx.load(path)
@@ -164,7 +169,7 @@ def test_a_tied_head_is_stored_once(tiny, tmp_path) -> None:
     assert vocab_matrices == ["model.embed_tokens.weight"]
 
 
-def test_stages_hand_the_hidden_state_on(tiny, tmp_path) -> None:
+def test_stages_hand_the_hidden_state_on(tiny, tmp_path, transformers_logits) -> None:
     ids = random_ids()
     spec, first = graph_of(tiny("mistral-window"), tmp_path / "first", layers=(0, 2))
     _, second = graph_of(tiny("mistral-window"), tmp_path / "second", layers=(2, 3))
@@ -182,7 +187,7 @@ def test_stages_hand_the_hidden_state_on(tiny, tmp_path) -> None:
     np.testing.assert_allclose(logits, expected, atol=2e-4, rtol=1e-3)
 
 
-def test_values_that_do_not_fit_float16_are_named(tmp_path) -> None:
+def test_values_that_do_not_fit_float16_are_named(tmp_path, make_tiny) -> None:
     from safetensors.torch import load_file, save_file
 
     model = make_tiny(tmp_path / "model", "llama")
@@ -193,7 +198,7 @@ def test_values_that_do_not_fit_float16_are_named(tmp_path) -> None:
         graph_of(model, tmp_path / "graph", dtype=torch.float16)
 
 
-def test_memory_stays_at_one_tensor(tmp_path) -> None:
+def test_memory_stays_at_one_tensor(tmp_path, make_tiny) -> None:
     """Twelve blocks of 13 MB each and an embedding of 16 MB: written with far less than the whole 170 MB in memory."""
     model = make_tiny(
         tmp_path / "model", "llama", hidden_size=512, intermediate_size=3072, num_hidden_layers=12, vocab_size=16384,

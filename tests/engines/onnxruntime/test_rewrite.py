@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 from support.executors import TO_THE_END, open_on_processor
-from support.quantized_checkpoint import write_quantized
 
 from qtk.engines.build import build_engine
 from qtk.engines.onnxruntime.rewrite import rewritten
@@ -50,7 +49,9 @@ def test_norms_between_the_product_and_the_rotation_leave_the_graph_as_it_is(tin
 @pytest.mark.parametrize(
     ("variant", "dtype"), [("llama", "float32"), ("mistral-window", "float32"), ("llama", "float16")]
 )
-def test_one_row_has_the_numbers_of_the_portable_graph(tiny, tmp_path, variant: str, dtype: str) -> None:
+def test_one_row_has_the_numbers_of_the_portable_graph(
+    tiny, tmp_path, variant: str, dtype: str, write_quantized
+) -> None:
     """Chunks of 16 and a cache that grows, so that a prompt meets its own earlier chunks."""
     model = write_quantized(tiny(variant), tmp_path / "q", "gptq", LinearScheme(4, 32, True))
     build_engine(model, tmp_path / "engine", VERIFY.model_copy(update={"dtype": dtype}))

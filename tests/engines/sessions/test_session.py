@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import VARIANTS, write_byte_tokenizer
 from support.executors import TO_THE_END, changed, open_on_processor, recorded
-from support.quantized_checkpoint import write_dequantized, write_quantized
+from support.tiny_models import VARIANTS
 from support.word_tokenizer import write_word_tokenizer
 
 from qtk.engines.build import build_engine
@@ -87,7 +86,7 @@ def test_greedy_text_and_each_cached_step_equal_transformers(tiny, tmp_path, rew
 @both_graphs
 @pytest.mark.parametrize("variant", ["llama3-rope", "llama-linear-rope", "mistral-window", "qwen2", "qwen3"])
 def test_int4_of_each_architecture_generates_what_its_dequantized_model_does(
-    tiny, tmp_path, rewrite: bool, variant: str
+    tiny, tmp_path, rewrite: bool, variant: str, write_dequantized, write_quantized
 ) -> None:
     quantized = write_quantized(tiny(variant), tmp_path / "q", "gptq", LinearScheme(4, 32, True))
     expected, steps = reference(write_dequantized(quantized, tmp_path / "float"), prompt(30), 32)
@@ -97,7 +96,9 @@ def test_int4_of_each_architecture_generates_what_its_dequantized_model_does(
 
 
 @pytest.mark.parametrize(("group", "symmetric"), [(32, True), (64, False), (128, True)])
-def test_int4_at_level_0_generates_what_its_dequantized_model_does(tiny, tmp_path, group: int, symmetric: bool) -> None:
+def test_int4_at_level_0_generates_what_its_dequantized_model_does(
+    tiny, tmp_path, group: int, symmetric: bool, write_dequantized, write_quantized
+) -> None:
     quantized = write_quantized(tiny(), tmp_path / "q", "gptq", LinearScheme(4, group, symmetric))
     expected, _ = reference(write_dequantized(quantized, tmp_path / "float"), prompt(40), 64)
     session = open_engine(quantized, tmp_path / "engine")
@@ -105,7 +106,9 @@ def test_int4_at_level_0_generates_what_its_dequantized_model_does(tiny, tmp_pat
     assert session.generate([prompt(40)], 64, TO_THE_END).tokens == [expected]
 
 
-def test_level_4_rounds_activations_and_level_0_can_be_asked_of_the_same_engine(tiny, tmp_path) -> None:
+def test_level_4_rounds_activations_and_level_0_can_be_asked_of_the_same_engine(
+    tiny, tmp_path, write_quantized
+) -> None:
     quantized = write_quantized(tiny(), tmp_path / "q", "gptq", LinearScheme(4, 32, True))
     build_engine(quantized, tmp_path / "engine", BuildOptions())
     fast = DecoderSession.open(tmp_path / "engine", 2)
@@ -251,7 +254,7 @@ def test_text_goes_in_and_comes_out_in_pieces(tiny, tmp_path) -> None:
 
 
 @pytest.fixture(params=["byte-level", "sentencepiece"])
-def tokenizer(request, tmp_path) -> TextTokenizer:
+def tokenizer(request, tmp_path, write_byte_tokenizer) -> TextTokenizer:
     """Both kinds of decoder: bytes one by one, and words with their space, of which the first word loses its own."""
     {"byte-level": write_byte_tokenizer, "sentencepiece": write_word_tokenizer}[request.param](tmp_path)
     return TextTokenizer(tmp_path)
@@ -267,7 +270,7 @@ def test_pieces_of_text_come_whole_and_make_the_text(tokenizer: TextTokenizer, t
     assert not any("\ufffd" in piece for piece in shown)
 
 
-def test_half_a_character_at_the_end_comes_as_the_rest(tmp_path) -> None:
+def test_half_a_character_at_the_end_comes_as_the_rest(tmp_path, write_byte_tokenizer) -> None:
     write_byte_tokenizer(tmp_path)
     tokenizer = TextTokenizer(tmp_path)
     pieces, ids = TextPieces(tokenizer), tokenizer.encode("x🙂")[:-1]
@@ -276,7 +279,7 @@ def test_half_a_character_at_the_end_comes_as_the_rest(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_equals_transformers_float_and_int4(smollm2, tmp_path) -> None:
+def test_smollm2_equals_transformers_float_and_int4(smollm2, tmp_path, write_dequantized, write_quantized) -> None:
     tokenizer = TextTokenizer(smollm2)
     texts = ["def fibonacci(n):\n", "The capital of France is", "import numpy as np\n\n\ndef softmax(x):"]
     quantized = write_quantized(smollm2, tmp_path / "q", "gptq", LinearScheme(4, 64, True))

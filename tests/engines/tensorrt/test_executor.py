@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from support.executors import TO_THE_END
-from support.quantized_checkpoint import write_quantized
 from support.tensorrt_stand_in import THREE, Config, Device, Plan, RtxConfig, StandInBackend, module_of, tensorrt
 
 from qtk.bench.options import AcceptOptions
@@ -44,7 +43,7 @@ def device(tiny, monkeypatch, pretend_gpu) -> Device:
 
 
 @pytest.fixture
-def plans(tiny, tmp_path, monkeypatch):
+def plans(tiny, tmp_path, monkeypatch, write_quantized):
     """plans("llama", stages=THREE) -> an engine directory whose plans the stand-ins load: frozen ONNX graphs."""
     for name in ("tensorrt", "tensorrt-full"):
         engine = RUNTIMES[name].engine

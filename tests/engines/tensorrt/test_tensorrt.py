@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from support.quantized_checkpoint import write_quantized
 from support.tensorrt_stand_in import BoundedBackend, module_of
 
 from qtk.checkpoint.manifest import read_manifest, verify_chain
@@ -46,7 +45,7 @@ INT4 = LinearScheme(4, 32, True)
 
 
 @pytest.fixture(scope="module")
-def int4(tiny, tmp_path_factory):
+def int4(tiny, tmp_path_factory, write_quantized):
     """int4("qwen3") -> a tiny INT4 checkpoint of that variant."""
     made: dict[str, Path] = {}
 
@@ -178,7 +177,7 @@ def test_a_plan_that_widened_its_weights_is_found() -> None:
         check_plan_sizes([(small, 2_000_000)])
 
 
-def test_what_tensorrt_cannot_take_is_refused_before_work(tiny, tmp_path, run_qtk) -> None:
+def test_what_tensorrt_cannot_take_is_refused_before_work(tiny, tmp_path, run_qtk, write_quantized) -> None:
     overrides = {"model.layers.1.mlp.up_proj": LinearScheme(8, 32, True)}
     model = write_quantized(tiny(), tmp_path / "asym", "gptq", LinearScheme(4, 32, False), overrides)
     done = run_qtk(
@@ -346,8 +345,9 @@ def test_without_the_memory_the_command_ends_with_4_and_the_amount(
     assert not (tmp_path / "engine").exists()
 
 
+@pytest.mark.slow
 @needs_tensorrt
-def test_smollm2_for_an_a10(smollm2, tmp_path) -> None:
+def test_smollm2_for_an_a10(smollm2, tmp_path, write_quantized) -> None:
     int4 = write_quantized(smollm2, tmp_path / "int4", "gptq", LinearScheme(4, 64, True))
     description = build_engine(int4, tmp_path / "engine", BuildOptions(gpu="a10"))
     weights = ModelWeights.open(int4)

@@ -16,9 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny, write_byte_tokenizer
 from safetensors.torch import load_file
-from support.quantized_checkpoint import write_quantized
 
 from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
@@ -44,7 +42,7 @@ GROUP_64 = LinearScheme(4, 64, True)
 
 
 @pytest.fixture(scope="module")
-def int4(tmp_path_factory):
+def int4(tmp_path_factory, make_tiny, write_byte_tokenizer, write_quantized):
     """int4("qwen2") -> an INT4 checkpoint of group 64 whose sizes divide over four ranks, made once."""
     base = tmp_path_factory.mktemp("trtllm")
 
@@ -188,7 +186,7 @@ def test_the_documented_reader_finds_our_weights(int4, tmp_path, variant: str, t
 
 
 @pytest.mark.parametrize("variant", ["llama-tied", "mistral", "llama3-rope"])
-def test_a_float_model_and_other_variants(tmp_path, variant: str) -> None:
+def test_a_float_model_and_other_variants(tmp_path, variant: str, make_tiny) -> None:
     source = make_tiny(tmp_path / "float", variant, **SIZES)
     out = prepare(source, tmp_path / "out", tp=2)
     read = DocumentedReader(out / "checkpoint")

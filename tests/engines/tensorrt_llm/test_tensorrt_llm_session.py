@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_byte_tokenizer
 from support.executors import TO_THE_END
 
 from qtk.bench.latency import measure
@@ -62,7 +61,7 @@ class LLM:
 
 
 @pytest.fixture
-def engine(tmp_path) -> Path:
+def engine(tmp_path, write_byte_tokenizer) -> Path:
     """An engine directory as `build-engine` leaves it where trtllm-build ran."""
     out = tmp_path / "engine-a10"
     (out / "engine").mkdir(parents=True)

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from support.quantized_checkpoint import rounded, write_quantized
 
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
@@ -88,7 +87,9 @@ def test_unpack_undoes_pack(
 
 
 @pytest.mark.parametrize(("name", "bits", "symmetric"), HOLDS)
-def test_a_written_checkpoint_reads_back(tiny, tmp_path, name: str, bits: int, symmetric: bool) -> None:
+def test_a_written_checkpoint_reads_back(
+    tiny, tmp_path, name: str, bits: int, symmetric: bool, rounded, write_quantized
+) -> None:
     default = LinearScheme(bits, 32, symmetric)
     out = write_quantized(tiny("qwen2"), tmp_path / "out", name, default)
     read, source = ModelWeights.open(out), ModelWeights.open(tiny("qwen2"))
@@ -104,7 +105,7 @@ def test_a_written_checkpoint_reads_back(tiny, tmp_path, name: str, bits: int, s
 
 
 @pytest.mark.parametrize("name", ["gptq", "compressed-tensors"])
-def test_mixed_settings_survive(tiny, tmp_path, name: str) -> None:
+def test_mixed_settings_survive(tiny, tmp_path, name: str, write_quantized) -> None:
     overrides = {
         "lm_head": LinearScheme(8, 32, True),
         "model.layers.1.mlp.down_proj": LinearScheme(8, 64, False),
@@ -195,7 +196,9 @@ def changed_config(directory, **values) -> None:
         ("compressed-tensors", {"format": "float-quantized"}, "float-quantized"),
     ],
 )
-def test_variants_that_qtk_does_not_read_are_named(tiny, tmp_path, name: str, values: dict, word: str) -> None:
+def test_variants_that_qtk_does_not_read_are_named(
+    tiny, tmp_path, name: str, values: dict, word: str, write_quantized
+) -> None:
     out = write_quantized(tiny("llama"), tmp_path / "out", name, LinearScheme(4, 64, True))
     changed_config(out, **values)
     with pytest.raises(InputError, match=word):
@@ -203,7 +206,7 @@ def test_variants_that_qtk_does_not_read_are_named(tiny, tmp_path, name: str, va
 
 
 @pytest.mark.parametrize("name", ["awq", "modelopt", "compressed-tensors", "gptq"])
-def test_repacked_codes_are_the_same(tiny, tmp_path, name: str) -> None:
+def test_repacked_codes_are_the_same(tiny, tmp_path, name: str, write_quantized) -> None:
     source = write_quantized(
         tiny("qwen2"), tmp_path / "in", "gptq" if name != "gptq" else "awq", LinearScheme(4, 64, True)
     )
@@ -217,7 +220,7 @@ def test_repacked_codes_are_the_same(tiny, tmp_path, name: str) -> None:
     assert torch.equal(after.lm_head(torch.float32), before.lm_head(torch.float32))
 
 
-def test_repacking_refuses_what_does_not_fit(tiny, tmp_path) -> None:
+def test_repacking_refuses_what_does_not_fit(tiny, tmp_path, write_quantized) -> None:
     source = write_quantized(tiny("llama"), tmp_path / "in", "gptq", LinearScheme(4, 64, False))
     with pytest.raises(InputError, match="asymmetric") as caught:
         repack(ModelWeights.open(source), FORMATS["modelopt"], tmp_path)
@@ -227,7 +230,7 @@ def test_repacking_refuses_what_does_not_fit(tiny, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq", "modelopt", "compressed-tensors"])
-def test_a_damaged_checkpoint_is_named_on_opening(tiny, tmp_path, name: str) -> None:
+def test_a_damaged_checkpoint_is_named_on_opening(tiny, tmp_path, name: str, write_quantized) -> None:
     """Missing and misshapen tensors, and a config that is none, are sentences, whatever the container."""
     out = write_quantized(tiny("llama"), tmp_path / "out", name, LinearScheme(4, 64, True))
     tensors = load_file(out / "model.safetensors")
@@ -246,7 +249,7 @@ def test_a_damaged_checkpoint_is_named_on_opening(tiny, tmp_path, name: str) -> 
             ModelWeights.open(out)
 
 
-def test_whole_rows_as_one_group(tiny, tmp_path) -> None:
+def test_whole_rows_as_one_group(tiny, tmp_path, write_quantized) -> None:
     """Group size -1, which other tools write for one scale a row."""
     out = write_quantized(tiny("llama"), tmp_path / "out", "gptq", LinearScheme(4, 128, True))
     tensors = load_file(out / "model.safetensors")

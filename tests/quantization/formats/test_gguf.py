@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import make_tiny, write_byte_tokenizer
-from support.quantized_checkpoint import transformers_logits, write_dequantized, write_quantized
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
@@ -95,7 +93,9 @@ def test_rows_are_interleaved_as_rotary_neighbours() -> None:
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen2"])  # its loader knows no qwen3 with heads of another size than 128
-def test_transformers_reads_the_same_model(tiny_bpe, tmp_path, variant: str) -> None:
+def test_transformers_reads_the_same_model(
+    tiny_bpe, tmp_path, variant: str, transformers_logits, write_dequantized, write_quantized
+) -> None:
     from transformers import AutoModelForCausalLM
 
     directory = write_quantized(tiny_bpe(variant), tmp_path / "gptq", "gptq", LinearScheme(4, 64, True))
@@ -111,7 +111,7 @@ def test_transformers_reads_the_same_model(tiny_bpe, tmp_path, variant: str) -> 
     torch.testing.assert_close(logits, ours, atol=1e-4, rtol=1e-4)
 
 
-def test_the_format_leaves_a_gptq_checkpoint_with_a_gguf_file_beside_it(tiny_bpe, tmp_path) -> None:
+def test_the_format_leaves_a_gptq_checkpoint_with_a_gguf_file_beside_it(tiny_bpe, tmp_path, write_quantized) -> None:
     source = tiny_bpe("llama")
     assert checkpoint_format("gguf").checkpoint_refusals(Checkpoint(source)) == []
     out = write_quantized(source, tmp_path / "out", "gguf", LinearScheme(4, 64, True))
@@ -123,7 +123,7 @@ def test_the_format_leaves_a_gptq_checkpoint_with_a_gguf_file_beside_it(tiny_bpe
     assert torch.equal(torch.from_numpy(stored.data.copy()), pack_q4_0(linear))
 
 
-def test_a_file_that_differs_from_its_checkpoint_is_found(tiny_bpe, tmp_path) -> None:
+def test_a_file_that_differs_from_its_checkpoint_is_found(tiny_bpe, tmp_path, write_quantized) -> None:
     checkpoint = write_quantized(tiny_bpe("llama"), tmp_path / "a", "gptq", LinearScheme(4, 64, True))
     path, weights = converted(checkpoint, tmp_path / "model.gguf"), ModelWeights.open(checkpoint)
     assert gguf_faults(weights, path) == []
@@ -154,7 +154,9 @@ def test_a_tokenizer_that_gguf_cannot_hold_is_refused_before_work(tiny) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_llama_cpp_computes_the_same_logits(tiny_bpe, tmp_path, variant: str) -> None:
+def test_llama_cpp_computes_the_same_logits(
+    tiny_bpe, tmp_path, variant: str, transformers_logits, write_dequantized, write_quantized
+) -> None:
     """A float file agrees closely; an INT4 one as closely as llama.cpp's 8-bit activations allow."""
     float_file = converted(tiny_bpe(variant), tmp_path / "float.gguf")
     expected = transformers_logits(tiny_bpe(variant), TOKENS)[0]
@@ -169,7 +171,7 @@ def test_llama_cpp_computes_the_same_logits(tiny_bpe, tmp_path, variant: str) ->
     assert int4_file.stat().st_size < 0.65 * float_file.stat().st_size
 
 
-def test_an_8_bit_head_and_a_float_embedding(tiny_bpe, tmp_path) -> None:
+def test_an_8_bit_head_and_a_float_embedding(tiny_bpe, tmp_path, write_quantized) -> None:
     override = {"lm_head": LinearScheme(8, 32, True)}
     directory = write_quantized(tiny_bpe("llama"), tmp_path / "gptq", "gptq", LinearScheme(4, 32, True), override)
     path = converted(directory, tmp_path / "model.gguf")
@@ -187,7 +189,7 @@ def test_a_sliding_window_bounds_the_context(tiny_bpe, tmp_path) -> None:
     assert reader.fields["llama.context_length"].contents() == 16
 
 
-def test_what_gguf_cannot_hold_is_listed(tiny_bpe, tmp_path) -> None:
+def test_what_gguf_cannot_hold_is_listed(tiny_bpe, tmp_path, write_quantized) -> None:
     directory = write_quantized(tiny_bpe("llama"), tmp_path / "gptq", "gptq", LinearScheme(4, 64, False))
     with pytest.raises(InputError, match="asymmetric") as caught:
         converted(directory, tmp_path / "model.gguf")
@@ -239,7 +241,7 @@ def trained_tokenizer(directory: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-coder"])
-def test_llama_cpp_tokenizes_alike(tmp_path, kind: str) -> None:
+def test_llama_cpp_tokenizes_alike(tmp_path, kind: str, make_tiny, write_byte_tokenizer) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama_cpp is not installed")
     from tokenizers import Tokenizer
 
@@ -290,7 +292,9 @@ def test_the_tokenizer_s_own_facts_are_carried(tiny_bpe) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_runs_in_llama_cpp_as_we_mean_it(smollm2, tmp_path) -> None:
+def test_smollm2_runs_in_llama_cpp_as_we_mean_it(
+    smollm2, tmp_path, transformers_logits, write_dequantized, write_quantized
+) -> None:
     """Perplexity by llama.cpp within two percent of ours for the same codes, and its tokens are ours."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama_cpp is not installed")
     from tokenizers import Tokenizer

@@ -12,7 +12,6 @@ import pytest
 import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
-from support.quantized_checkpoint import owners_python, transformers_logits, write_dequantized, write_quantized
 
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.scheme_model import LinearScheme
@@ -37,7 +36,9 @@ def run_owner(python: str, *words: object) -> None:
 
 
 @pytest.mark.slow
-def test_gptqmodel_and_compressed_tensors_load_them_in_transformers(tiny, tmp_path) -> None:
+def test_gptqmodel_and_compressed_tensors_load_them_in_transformers(
+    tiny, tmp_path, owners_python, transformers_logits, write_dequantized, write_quantized
+) -> None:
     """gptq and awq run on GPTQModel's CPU kernels, compressed-tensors is decompressed: logits equal ours."""
     python = owners_python("interop")
     chosen = {
@@ -72,7 +73,9 @@ def test_gptqmodel_and_compressed_tensors_load_them_in_transformers(tiny, tmp_pa
 @pytest.mark.parametrize(
     ("bits", "group", "symmetric"), [(4, 32, True), (4, 64, False), (4, 128, False), (8, 32, True), (8, 64, False)]
 )
-def test_compressed_tensors_decompresses_each_linear(tiny, tmp_path, bits: int, group: int, symmetric: bool) -> None:
+def test_compressed_tensors_decompresses_each_linear(
+    tiny, tmp_path, bits: int, group: int, symmetric: bool, write_quantized
+) -> None:
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed (pip install qtk[interop])")
     from compressed_tensors.compressors import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationConfig
@@ -98,7 +101,9 @@ def test_compressed_tensors_decompresses_each_linear(tiny, tmp_path, bits: int, 
     [("gptq", SYMMETRIC), ("gptq", ASYMMETRIC), ("awq", ASYMMETRIC)],
     ids=["gptq-symmetric", "gptq-asymmetric", "awq-asymmetric"],
 )
-def test_onnxruntime_genai_builds_the_same_weights(tiny, tmp_path, container: str, scheme: LinearScheme) -> None:
+def test_onnxruntime_genai_builds_the_same_weights(
+    tiny, tmp_path, container: str, scheme: LinearScheme, owners_python, write_quantized
+) -> None:
     """The MatMulNBits weights in the graph of ONNX Runtime GenAI's builder are ours, to the bit."""
     python = owners_python("genai")
     directory = write_quantized(tiny("llama"), tmp_path / "in", container, scheme)
@@ -128,7 +133,7 @@ def test_onnxruntime_genai_builds_the_same_weights(tiny, tmp_path, container: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [64, 128])
-def test_modelopt_exports_and_packs_alike(tiny, tmp_path, group: int) -> None:
+def test_modelopt_exports_and_packs_alike(tiny, tmp_path, group: int, owners_python, write_quantized) -> None:
     """NVIDIA ModelOpt's own W4A16_AWQ export reads here as it is meant, and its packing of our codes gives our bytes."""
     python = owners_python("modelopt")
     directory = write_quantized(tiny("llama"), tmp_path / "ours", "modelopt", LinearScheme(4, group, True))
