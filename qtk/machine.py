@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Numbers of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# How many times as long as float32 bfloat16 takes in a small product on a processor without kernels for it.
+_HOPELESS = 3.0
 
 
 @dataclass(frozen=True)
@@ -216,19 +218,33 @@ def _timed_matmul_dtype() -> torch.dtype:
     """Timed once a process (about 0.1 s), because flags in /proc/cpuinfo do not say whether the installed torch has kernels
     for them. The two dtypes alternate on one thread and the best of several timings counts, so that the answer is the same
     on a busy machine: the dtype decides the result to the last bit.
+
+    Without kernels for bfloat16 a large product takes a second, so small products are timed first: where bfloat16 takes
+    several times as long in them, large ones cannot turn that round.
     """
     import torch
 
     threads = torch.get_num_threads()
-    best = dict.fromkeys((torch.bfloat16, torch.float32), float("inf"))
     torch.set_num_threads(1)
     try:
-        for _ in range(8):
-            for dtype in best:
-                a = torch.ones(768, 768, dtype=dtype)
-                start = time.perf_counter()
-                a @ a
-                best[dtype] = min(best[dtype], time.perf_counter() - start)
+        small = _matmul_seconds(192)
+        if small[torch.bfloat16] > _HOPELESS * small[torch.float32]:
+            return torch.float32
+        large = _matmul_seconds(768)
     finally:
         torch.set_num_threads(threads)
-    return torch.bfloat16 if best[torch.bfloat16] < 0.7 * best[torch.float32] else torch.float32
+    return torch.bfloat16 if large[torch.bfloat16] < 0.7 * large[torch.float32] else torch.float32
+
+
+def _matmul_seconds(size: int) -> dict[torch.dtype, float]:
+    """The shortest time of a product of two square matrices in bfloat16 and in float32, timed in turn."""
+    import torch
+
+    best = dict.fromkeys((torch.bfloat16, torch.float32), float("inf"))
+    for _ in range(8):
+        for dtype in best:
+            a = torch.ones(size, size, dtype=dtype)
+            start = time.perf_counter()
+            a @ a
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return best

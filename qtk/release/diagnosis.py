@@ -43,6 +43,9 @@ _TOOLS = {
 }
 
 
+_LONG_PRODUCT = 0.1  # seconds
+
+
 class DoctorLine(BaseModel):
     """A package or program: found (its version or place) or missing, what it is for, how to get it."""
 
@@ -109,16 +112,21 @@ def diagnose() -> Diagnosis:
 
 
 def _gflops(dtype_name: str) -> float:
+    """The best of square products that grow until one takes a tenth of a second: a processor without kernels for a dtype
+    needs seconds for large ones."""
     import torch
 
-    size = 1024
-    a = torch.ones(size, size, dtype=getattr(torch, dtype_name))
-    best = float("inf")
-    for _ in range(4):  # the first one pays for setting up
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
+    best = 0.0
+    for size in (128, 256, 512, 1024):
+        a = torch.ones(size, size, dtype=getattr(torch, dtype_name))
+        for _ in range(4):  # the first one pays for setting up
+            start = time.perf_counter()
+            a @ a
+            seconds = time.perf_counter() - start
+            best = max(best, 2 * size**3 / seconds / 1e9)
+        if seconds > _LONG_PRODUCT:
+            break
+    return best
 
 
 def _abilities(found: set[str]) -> tuple[Ability, ...]:
