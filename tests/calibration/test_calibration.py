@@ -213,8 +213,10 @@ def test_a_reader_that_is_not_installed_is_the_machines_lack(tmp_path, monkeypat
 
 def test_local_data_set_through_datasets(tokenizer, tmp_path, monkeypatch) -> None:
     """What a hub id does, offline: `datasets` reads any loadable name; here a builder name with no data fails in a sentence."""
-    pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    # Both packages read the environment when they are imported, and would try the network again and again.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="failed"):
         list(samples("no-such-owner/no-such-set", 0))
 
