@@ -23,6 +23,7 @@ def compare(model: Path, work: Path, only: str, *words: str, **environment: str)
     )
 
 
+@pytest.mark.slow
 def test_it_measures_keeps_what_it_measured_and_names_what_it_could_not(tiny, tmp_path) -> None:
     report = tmp_path / "report.json"
     words = ["--json", str(report)]

@@ -61,14 +61,13 @@ def missed(language: str, tasks: list[Task]) -> dict[str, str]:
 @pytest.mark.parametrize("language", SUITE.languages)
 def test_references_pass_in_every_shape(shared_data, language):
     tasks = suite_tasks(SUITE, language, shared_data)[0]
-    if language not in ("python", "javascript"):  # compiled: the whole of them takes minutes
-        tasks = [task for number, task in enumerate(tasks) if number in HELPERS]
-    assert missed(language, tasks) == {}
+    compiled = language not in ("python", "javascript")
+    assert missed(language, [tasks[number] for number in sorted(HELPERS)[:2]] if compiled else tasks[::8]) == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", ["java", "cpp", "go"])
-def test_all_references_of_compiled_languages_pass_in_every_shape(shared_data, language):
+@pytest.mark.parametrize("language", SUITE.languages)
+def test_all_references_pass_in_every_shape(shared_data, language):
     assert missed(language, suite_tasks(SUITE, language, shared_data)[0]) == {}
 
 
@@ -97,7 +96,7 @@ def test_mbpp_asks_for_the_function_that_its_assertions_call(shared_data):
 
 
 def test_mbpp_references_pass_whatever_the_model_writes_behind_them(shared_data):
-    tasks = suite_tasks(MBPP, "python", shared_data)[0]
+    tasks = suite_tasks(MBPP, "python", shared_data)[0][::4]
     behind = (
         "\nassert 1 == 2\n",
         '\n"""\nWrite more.\n"""\nraise SystemExit\n',
