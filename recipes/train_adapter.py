@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from qtk.calibration.held_out import standard_library_modules
-from qtk.machine import limit_threads, package_versions
+from qtk.machine import fast_matmul_dtype, limit_threads, package_versions
 
 RANK = 16
 ROWS_PER_STEP = 2
@@ -80,7 +80,9 @@ def train(base: Path, out: Path, settings: dict[str, object]) -> dict[str, objec
     limit_threads(None)
     torch.manual_seed(int(settings["seed"]))
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    # On a processor without kernels for bfloat16 that dtype takes up to sixty times as long.
+    dtype = fast_matmul_dtype()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(
         model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=linears, task_type="CAUSAL_LM")
@@ -96,7 +98,7 @@ def train(base: Path, out: Path, settings: dict[str, object]) -> dict[str, objec
     model.train()
     for step in range(steps):
         batch = rows[step * ROWS_PER_STEP : (step + 1) * ROWS_PER_STEP]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
@@ -109,6 +111,7 @@ def train(base: Path, out: Path, settings: dict[str, object]) -> dict[str, objec
         "settings": settings,
         "loss_before": before,
         "loss_after": _loss(model, check),
+        "dtype": str(dtype).removeprefix("torch."),
         "seconds": round(time.monotonic() - start, 1),
         "packages": package_versions("torch", "transformers", "peft"),
     }
@@ -143,7 +146,8 @@ def _loss(model, rows) -> float:
     import torch
 
     model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    dtype = next(model.parameters()).dtype
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         return sum(model(input_ids=row[None], labels=row[None]).loss.item() for row in rows) / len(rows)
 
 
