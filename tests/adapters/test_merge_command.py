@@ -126,6 +126,7 @@ def test_a_merge_is_replaced_when_the_new_one_is_complete(tiny, adapter: Path, t
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_memory_stays_within_bounds(large: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = large
     peak = r"""
@@ -164,7 +165,7 @@ def test_a_large_tensor_in_slices_equals_peft(large: tuple[Path, Path], tmp_path
         torch.testing.assert_close(ours.tensor(name), expected[name], atol=2e-4, rtol=2**-7)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_merge_leaves_nothing(large: tuple[Path, Path], tmp_path: Path, number: signal.Signals) -> None:
     words = [sys.executable, "-m", "qtk", "merge", str(large[0]), str(large[1]), "-o", str(tmp_path / "out")]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)

@@ -53,7 +53,13 @@ def outcome_of(language: str, source: str, **changes: object) -> tuple[Toolchain
     return toolchain, outcome
 
 
-@pytest.mark.parametrize("language", HOGS)
+# The languages of HumanEval-X; MultiPL-E's are slow ones.
+QUICK = ("python", "javascript", "java", "cpp", "go")
+
+
+@pytest.mark.parametrize(
+    "language", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in HOGS]
+)
 def test_a_program_that_takes_all_memory_is_out_of_memory(language):
     toolchain, outcome = outcome_of(language, HOGS[language])
     assert toolchain.verdict(outcome, "qtk") == "out_of_memory", outcome
