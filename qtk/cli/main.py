@@ -16,6 +16,10 @@ import click
 import qtk
 from qtk.errors import QtkError
 
+# pydantic looks through every installed package for plugins before its first model, which takes longer than most commands
+# that read files. qtk uses none.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
 # command -> (module under qtk.cli, one-line help): the help stands here so that `qtk --help` imports nothing heavy.
 COMMANDS = {
     "merge": ("merge", "Merge LoRA adapters into a base model, streaming."),
