@@ -6,6 +6,7 @@ The models of the kinds are built when one is first used (`defer_build`): a comp
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -43,7 +44,7 @@ class TaskSource:
     sha256: str
 
 
-class Score(BaseModel):
+class Score(BaseModel, ABC):
     """The score of one language or set of a suite, the base of all kinds.
 
     kind: by which `qtk.bench.accuracy.kinds` finds the class. name: the language, the set, or the task of
@@ -62,13 +63,13 @@ class Score(BaseModel):
     limits: str = ""
     tasks: Mapping[str, Any]
 
+    @abstractmethod
     def rows(self) -> list[tuple[Cell, ...]]:
         """The lines of a table with these `columns`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compare(self, after: Self, options: CompareOptions) -> list[ComparedRow]:
         """This score beside a later one of the same tasks. InputError when the two cannot be compared."""
-        raise NotImplementedError
 
 
 class PublishedPair(BaseModel):
@@ -79,7 +80,7 @@ class PublishedPair(BaseModel):
     after: float
 
 
-class ComparedRow(BaseModel):
+class ComparedRow(BaseModel, ABC):
     """One line of a comparison, the base of all kinds: a figure before and after over the same tasks.
 
     difference: after - before, paired by task, with its standard error. p_value: two-sided. tolerance: the largest loss
@@ -115,9 +116,9 @@ class ComparedRow(BaseModel):
         """The difference with its unit, as it is compared with the tolerance."""
         return f"{self.difference:+.2f} {self.unit}"
 
+    @abstractmethod
     def cells(self) -> tuple[Cell, ...]:
         """The line of a table with these `columns`."""
-        raise NotImplementedError
 
     def flips(self) -> dict[str, list[str]]:
         """The tasks to print by name: "lost" and "gained" where a task is either right or wrong."""
