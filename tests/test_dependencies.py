@@ -96,19 +96,24 @@ BLOCKED = (
     "pyarrow",
 )
 RUN = f"""
-import sys
+import json, sys
 sys.modules.update(dict.fromkeys({BLOCKED}))  # importing what is None there fails as if it were not installed
 from qtk.cli.main import main
-sys.exit(main(sys.argv[1:]))
+for command in json.loads(sys.argv[1]):
+    code = main(command)
+    if code:
+        sys.exit(code)
 """
 
 
 @pytest.fixture
 def bare_qtk():
-    """bare_qtk("merge", ...) -> the command in a Python where only the base dependencies can be imported."""
+    """bare_qtk(["merge", ...], ...) -> the commands, one after the other, in a Python where only the base dependencies can
+    be imported. The first that fails is the last."""
 
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", RUN, *map(str, words)], capture_output=True, text=True)
+    def run(*commands: list[object]) -> subprocess.CompletedProcess[str]:
+        words = json.dumps(commands, default=str)
+        return subprocess.run([sys.executable, "-c", RUN, words], capture_output=True, text=True)
 
     return run
 
@@ -139,14 +144,16 @@ def test_a_run_needs_no_extra(bare_qtk, tiny, tmp_path) -> None:
         },
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    result = bare_qtk("run", tmp_path / "recipe.yaml", "-o", tmp_path / "run")
+    engine = tmp_path / "run" / "engine"
+    result = bare_qtk(
+        ["run", tmp_path / "recipe.yaml", "-o", tmp_path / "run"],
+        ["generate", engine, "--prompt", "x", "--max-new-tokens", 2],
+    )
     assert result.returncode == 0, result.stderr
     assert "pip install 'qtk[report]'" in result.stderr
     report = tmp_path / "run" / "report"
     assert [path.name for path in report.iterdir() if path.suffix == ".png"] == []
     assert "![" not in (report / "report.md").read_text()
-    text = bare_qtk("generate", tmp_path / "run" / "engine", "--prompt", "x", "--max-new-tokens", "2")
-    assert text.returncode == 0, text.stderr
 
 
 def test_an_older_tokenizer_names_its_extra(bare_qtk, tiny, tmp_path) -> None:
@@ -155,6 +162,6 @@ def test_an_older_tokenizer_names_its_extra(bare_qtk, tiny, tmp_path) -> None:
         if path.name != "tokenizer.json":
             (tmp_path / "model" / path.name).symlink_to(path)
     (tmp_path / "model" / "tokenizer.model").touch()
-    result = bare_qtk("quantize", tmp_path / "model", "-o", tmp_path / "out", "--group-size", 32)
+    result = bare_qtk(["quantize", tmp_path / "model", "-o", tmp_path / "out", "--group-size", 32])
     assert result.returncode == 4
     assert "pip install 'qtk[legacy-tokenizers]'" in result.stderr

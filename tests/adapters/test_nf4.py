@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,12 +11,16 @@ from hypothesis import strategies as st
 
 from qtk.adapters import nf4
 
-functional = pytest.importorskip("bitsandbytes.functional")
-
 SHAPES = [(64, 64), (576, 1536), (49, 576), (1, 64), (3, 192), (1000, 256)]
 
 
-def quantized(weight: torch.Tensor):
+@pytest.fixture(scope="module")
+def functional() -> ModuleType:
+    """bitsandbytes' functions. Imported by the tests that need them, because the import takes seconds in every worker."""
+    return pytest.importorskip("bitsandbytes.functional")
+
+
+def quantized(functional: ModuleType, weight: torch.Tensor):
     codes, state = functional.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     return functional.dequantize_4bit(codes, state), functional.dequantize_blockwise(
         state.absmax, state.state2
@@ -26,21 +32,23 @@ def round_to_nf4(weight: torch.Tensor) -> torch.Tensor:
     return nf4.rounded(weight, absmax, nf4.double_quantized(absmax))
 
 
-def test_the_levels_are_bitsandbytes_own() -> None:
+def test_the_levels_are_bitsandbytes_own(functional: ModuleType) -> None:
     assert torch.equal(nf4.dynamic_levels(), functional.create_dynamic_map())
     assert torch.equal(torch.tensor(nf4.LEVELS), functional.get_4bit_type("nf4", device="cpu"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_codes_and_values_are_bit_for_bit_the_same(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_codes_and_values_are_bit_for_bit_the_same(
+    functional: ModuleType, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     weight = (torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 0.02).to(dtype)
-    expected, restored = quantized(weight)
+    expected, restored = quantized(functional, weight)
     assert torch.equal(nf4.rounded(weight, nf4.block_absmax(weight), restored), expected.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != (1, 64)])  # one block leaves nothing to round
-def test_block_magnitudes_go_to_the_nearest_level(shape: tuple[int, int]) -> None:
+def test_block_magnitudes_go_to_the_nearest_level(functional: ModuleType, shape: tuple[int, int]) -> None:
     """bitsandbytes' CPU code misses the nearest level now and then within 2e-5 of a midpoint; its CUDA code, which the
     adapters were trained with, takes the nearest. So: the nearest everywhere, and equal to the CPU code elsewhere.
     """

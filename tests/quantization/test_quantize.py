@@ -323,6 +323,9 @@ def test_command_line_prints_one_json_result(tiny, tmp_path, run_qtk) -> None:
     assert run_qtk("verify", tmp_path / "out").returncode == 0
 
 
+STOPPED_ROWS, STOPPED_TOKENS = 48, 64
+
+
 def start_and_kill_after_a_block(out: Path, words: list[object], number: int) -> None:
     """Starts qtk quantize and sends a signal as soon as the first block is saved."""
     process = subprocess.Popen(
@@ -339,13 +342,24 @@ def start_and_kill_after_a_block(out: Path, words: list[object], number: int) ->
     assert not out.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_resumed_run_gives_the_same_bits(tmp_path, run_qtk, number: int, make_tiny, write_byte_tokenizer) -> None:
-
-    model = make_tiny(tmp_path / "model", "llama", num_hidden_layers=12)
+@pytest.fixture(scope="module")
+def twelve_blocks(tmp_path_factory, make_tiny, write_byte_tokenizer) -> Path:
+    """A model with enough blocks to be stopped among them, and beside it as `whole` what an undisturbed run makes of it."""
+    model = make_tiny(tmp_path_factory.mktemp("twelve") / "model", "llama", num_hidden_layers=12)
     write_byte_tokenizer(model)
-    words = ["--samples", 64, "--seq-len", 128, "--group-size", 32]
-    assert run_qtk("quantize", model, "-o", tmp_path / "whole", *words).returncode == 0
+    quantize_model(
+        model,
+        model.with_name("whole"),
+        QuantizeOptions(group_size=32),
+        CalibrationOptions(samples=STOPPED_ROWS, seq_len=STOPPED_TOKENS),
+    )
+    return model
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_resumed_run_gives_the_same_bits(tmp_path, run_qtk, number: int, twelve_blocks: Path) -> None:
+    model, whole = twelve_blocks, twelve_blocks.with_name("whole")
+    words = ["--samples", STOPPED_ROWS, "--seq-len", STOPPED_TOKENS, "--group-size", 32]
     start_and_kill_after_a_block(tmp_path / "out", [model, "-o", tmp_path / "out", *words], number)
     refused = run_qtk("quantize", model, "-o", tmp_path / "out", *words, "--asym", "--resume")
     assert refused.returncode == 2
@@ -354,10 +368,10 @@ def test_resumed_run_gives_the_same_bits(tmp_path, run_qtk, number: int, make_ti
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed after block" in resumed.stderr
     files = ("model.safetensors", "config.json")
-    assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "out" / f).read_bytes() for f in files)
+    assert all((whole / f).read_bytes() == (tmp_path / "out" / f).read_bytes() for f in files)
     layers = [json.loads(line)["layer"] for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
-    assert layers == [json.loads(line)["layer"] for line in (tmp_path / "whole" / LOG_NAME).read_text().splitlines()]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out", "whole"]
+    assert layers == [json.loads(line)["layer"] for line in (whole / LOG_NAME).read_text().splitlines()]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
 def test_damaged_weights_are_named_and_leave_nothing(tiny, tmp_path, run_qtk) -> None:

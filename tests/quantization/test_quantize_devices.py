@@ -64,6 +64,7 @@ def test_a_gpu_that_is_not_there_is_the_machine_s_lack(monkeypatch) -> None:
 
 @pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_gpu_computes_in_bf16_where_it_has_it(monkeypatch, supported: bool, dtype: torch.dtype) -> None:
+    monkeypatch.delenv("QTK_COMPUTE_DTYPE", raising=False)  # it would decide instead
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
     assert compute_dtype(torch.device("cuda")) == dtype
 

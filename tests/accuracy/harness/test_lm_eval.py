@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError
 
-pytest.importorskip("lm_eval")
+# Not importorskip: the import takes seconds, in every worker that only collects these tests.
+pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm_eval is not installed")
 ROWS = [
     {"question": f"What is {n} + {n}?", "options": [str(2 * n), f"{n} or more", "none"], "answer": n % 3}
     for n in range(7)

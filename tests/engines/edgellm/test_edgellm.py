@@ -296,10 +296,9 @@ def export_and_check(owners_python):
     return export_and_check_of
 
 
-@pytest.mark.parametrize(
-    ("variant", "container", "group"),
-    [("llama", "gptq", 128), pytest.param("qwen2", "gptq", 64, marks=pytest.mark.slow)],
-)
+# The fast tests have the exporter once, in the test of the backend below: each call loads its libraries anew.
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "container", "group"), [("llama", "gptq", 128), ("qwen2", "gptq", 64)])
 def test_nvidia_s_exporter_reads_what_we_mean(
     tmp_path, variant: str, container: str, group: int, export_and_check, int4
 ) -> None:
