@@ -28,7 +28,7 @@ class MethodChoice(BaseModel):
 
 
 def quantize_by(method: str, task: QuantizationTask, work: Path, memory: PeakMemory) -> MethodChoice:
-    """Quantizes into the directory `work` by one method, or by the better one for "auto"; a state left there is taken up."""
+    """Quantizes into the directory `work` by one method, or by the better one for "auto"; a run that stopped there goes on."""
     if method == "auto":
         return _better(task, work, memory)
     return MethodChoice(run=QuantizationRun(task, method, work, memory).quantize(), held_back_kl={})

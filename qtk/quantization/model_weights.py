@@ -52,7 +52,7 @@ class ModelWeights:
 
     @property
     def quantized(self) -> bool:
-        """Whether any linear is."""
+        """Whether any linear is quantized."""
         return self.scheme.quantized
 
     @property

@@ -41,7 +41,7 @@ class QuantizationScheme:
 
     @property
     def quantized(self) -> bool:
-        """Whether any linear is."""
+        """Whether any linear is quantized."""
         return any(scheme.quantized for scheme in self.modules.values())
 
     def of(self, module: str) -> LinearScheme:

@@ -35,7 +35,7 @@ class FloatBlock:
         return ModelSpec.block_prefix(self.layer)
 
     def quantizable(self, linears: tuple[Linear, ...]) -> list[Linear]:
-        """Those of the linears that are not left in float."""
+        """The linears of the block that are quantized."""
         return [linear for linear in linears if self.schemes[linear.name].quantized]
 
 
