@@ -32,6 +32,7 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import CheckpointWriter
 from qtk.errors import InputError, listing
 from qtk.machine import usable_cores
+from qtk.models.rope import with_both_spellings
 from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress
 
@@ -162,13 +163,15 @@ def _describe(adapter: Adapter, weight: float) -> MergedAdapter:
 
 
 def _config(base: Checkpoint, plan: MergePlan) -> bytes:
-    """config.json as it stands, byte for byte, unless the vocabulary or the tie between embedding and head changed."""
+    """config.json as it stands, byte for byte, unless the vocabulary or the tie between embedding and head changed, or one
+    spelling of the rope settings is missing."""
+    spelled = with_both_spellings(base.config)
     changes: dict[str, object] = {"tie_word_embeddings": False} if plan.untied else {}
     if plan.vocabulary is not None:
         changes["vocab_size"] = plan.vocabulary
-    if not changes:
+    if not changes and spelled == base.config:
         return base.config_bytes
-    return config_bytes({**base.config, **changes})
+    return config_bytes({**spelled, **changes})
 
 
 class _Buffers(threading.local):

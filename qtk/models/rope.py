@@ -97,6 +97,30 @@ class RopeSettings:
         return angles.cos(), angles.sin()
 
 
+def with_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with its rope settings in the spelling of transformers 5 (`rope_parameters`) and in the one before
+    (`rope_theta`, `rope_scaling`). A reader that does not know the spelling it finds takes theta 10000 without a word.
+
+    A spelling that is there stays as it is; a config without either gets none.
+    """
+    spelled = dict(config)
+    parameters = config.get("rope_parameters")
+    if isinstance(parameters, Mapping) and parameters:
+        scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+        if "rope_theta" in parameters:
+            spelled.setdefault("rope_theta", parameters["rope_theta"])
+        if scaling.get("rope_type", "default") != "default":
+            spelled.setdefault("rope_scaling", scaling)
+    elif config.get("rope_theta") is not None:
+        scaling = config.get("rope_scaling")
+        if not isinstance(scaling, Mapping):
+            scaling = {"rope_type": "default"}
+        if "rope_type" not in scaling and "type" in scaling:
+            scaling = {**scaling, "rope_type": scaling["type"]}
+        spelled["rope_parameters"] = {**scaling, "rope_theta": config["rope_theta"]}
+    return spelled
+
+
 def positive_number(values: Mapping[str, Any], name: str, default: float) -> float:
     """A field that must be a positive number, `default` where it is absent or null. InputError otherwise."""
     value = values.get(name)

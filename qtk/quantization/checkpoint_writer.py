@@ -10,6 +10,8 @@ import torch
 from qtk.checkpoint.reader import Checkpoint, config_bytes
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec, copy_companions
 from qtk.errors import InputError
+from qtk.models.rope import with_both_spellings
+from qtk.models.spec import EMBEDDING
 from qtk.quantization.formats.base import Format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
@@ -61,7 +63,7 @@ class QuantizedCheckpointWriter:
                 f'(--override "{module}=bits:16"), or check the merge or training that produced such large weights.'
             )
         for name, tensor in self.container.pack(module, _on_cpu(linear)).items():
-            self._writer.write(name, tensor)
+            self._writer.write(name, tensor.to(self._writer.specs[name].dtype))
 
     def float(self, name: str, tensor: torch.Tensor) -> None:
         """Writes a tensor that stays in float, by its full name."""
@@ -71,7 +73,7 @@ class QuantizedCheckpointWriter:
         """Completes the checkpoint. A tensor that was never written is a bug (ValueError)."""
         self._writer.close()
         quantization = self.container.quantization_config(self.scheme, self.method)
-        config = {**self.source.config, "quantization_config": quantization}
+        config = {**with_both_spellings(self.source.config), "quantization_config": quantization}
         copy_companions(self.source, self.directory, config=config_bytes(config))
         for name, content in self.container.extra_files(self.scheme).items():
             (self.directory / name).write_bytes(content)
@@ -90,12 +92,16 @@ class QuantizedCheckpointWriter:
 def _layout(container: Format, scheme: QuantizationScheme, source: ModelWeights) -> dict[str, TensorSpec]:
     """Every tensor that will be written, in the order of the source's files."""
     specs: dict[str, TensorSpec] = {}
-    shapes = source.spec.module_shapes()
+    shapes, model_dtype = source.spec.module_shapes(), source.checkpoint.info(EMBEDDING).dtype
     for name in source.kept_tensors():
         module = name.removesuffix(".weight")
         linear = scheme.of(module)
         if linear.quantized:
-            specs |= container.specs(module, shapes[module], linear)
+            stored = container.specs(module, shapes[module], linear)
+            for tensor in container.in_model_dtype:
+                if (own := f"{module}.{tensor}") in stored:
+                    stored[own] = replace(stored[own], dtype=model_dtype)
+            specs |= stored
         else:
             specs[name] = _as_it_is(source.checkpoint, name)
     return specs

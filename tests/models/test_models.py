@@ -15,7 +15,7 @@ from qtk.checkpoint.writer import copy_companions
 from qtk.errors import InputError
 from qtk.models.forward import KeyValues, attention_mask, block_forward, rms_norm
 from qtk.models.registry import ARCHITECTURES, spec_from_config
-from qtk.models.rope import RopeSettings
+from qtk.models.rope import RopeSettings, with_both_spellings
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantize import quantize_model
@@ -158,6 +158,33 @@ def test_both_rope_spellings_read_alike() -> None:
     new = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0}}
     assert RopeSettings.from_config(old, 2048) == RopeSettings.from_config(new, 2048)
     assert RopeSettings.from_config({"rope_theta": 1e6}, 2048) == RopeSettings(theta=1e6)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "rope_scaling": None},
+        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 10000.0},
+    ],
+)
+def test_either_rope_spelling_tells_the_same(rope: dict) -> None:
+    spelled = with_both_spellings({"model_type": "llama", **rope})
+    assert {**spelled, "model_type": "llama", **rope} == spelled  # nothing that was there changed
+    meant = RopeSettings.from_config(rope, 2048)
+    before_5 = {name: spelled.get(name) for name in ("rope_theta", "rope_scaling")}
+    for spelling in (before_5, {"rope_parameters": spelled["rope_parameters"]}, spelled):
+        assert RopeSettings.from_config(spelling, 2048) == meant
+    from transformers import LlamaConfig
+
+    assert dict(LlamaConfig(**spelled).rope_parameters).items() >= {"rope_theta": meant.theta}.items()
+
+
+def test_a_config_without_rope_settings_gets_none() -> None:
+    assert with_both_spellings({"model_type": "gpt2"}) == {"model_type": "gpt2"}
 
 
 def test_unknown_rope_and_architecture_are_refused(tiny, tmp_path) -> None:

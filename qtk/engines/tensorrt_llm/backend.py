@@ -58,6 +58,8 @@ class TensorRtLlmBackend:
             reasons.append(f"{floats[0]}{others} in float; all linears of the blocks must be INT4")
         if len({plan.group_size for plan in linears.values()}) > 1:
             reasons.append("several group sizes; a TensorRT-LLM checkpoint has one")
+        else:
+            reasons += _padding_refusals(spec, next(iter(linears.values())).group_size, split)
         return reasons
 
     def weight_refusals(self, job: BuildJob) -> list[str]:
@@ -160,6 +162,18 @@ def _split_refusals(spec: ModelSpec, split: Split) -> list[str]:
     return reasons
 
 
+def _padding_refusals(spec: ModelSpec, group_size: int, split: Split) -> list[str]:
+    """TensorRT-LLM's loader pads the hidden size to a multiple of max(64, group size) times the ranks, the file's and the
+    model's alike, and then finds that the shapes differ (seen with the loaders of 0.12 to 0.17)."""
+    multiple = max(64, group_size) * split.tensor_parallel
+    if spec.hidden_size % multiple == 0:
+        return []
+    return [
+        f"hidden size {spec.hidden_size} is not a multiple of {multiple} (group size {group_size} or 64, times --tp "
+        f"{split.tensor_parallel}), which TensorRT-LLM's own loader then refuses; use a smaller --tp or group size"
+    ]
+
+
 def build_flags(limits: EngineLimits, known: str) -> list[str]:
     """trtllm-build's flags with these limits. `known`: the text of its --help, because versions name the length differently."""
     tokens = max(limits.max_input_len, min(_MOST_TOKENS, limits.max_batch * limits.max_input_len))
@@ -181,12 +195,21 @@ def build_flags(limits: EngineLimits, known: str) -> list[str]:
 
 def prepared_notes(job: BuildJob) -> tuple[str, ...]:
     """What to run, and where, to turn a prepared directory into an engine."""
+    spec, tp = job.spec, job.options.tp
+    limit = (
+        (
+            f"There, --tp {tp} is above this model's {spec.num_kv_heads} key/value heads: a limit of TensorRT-LLM itself.",
+        )
+        if tp > spec.num_kv_heads
+        else ()
+    )
     command = shlex.join([TOOL, *build_flags(job.limits, "--max_seq_len")])
     return (
         f"Not built. On a machine with {job.gpu.title} and TensorRT-LLM up to 1.2 (for example the container {CONTAINER}): "
         f"{finishing_command(job.name)}",
         f"On a machine without qtk, in this directory: {command}",
         _NEWER,
+        *limit,
     )
 
 

@@ -39,6 +39,9 @@ class Format(ABC):
 
     name: str
     quant_method: str
+    # Tensors of a linear (the last part of their names) that a loader copies into the float model as they are, so that their
+    # dtype has to be the model's own. `specs` and `pack` give them in float16, and the writer converts them.
+    in_model_dtype: tuple[str, ...] = ()
     # Tensors of a linear (the last part of their names) that other tools leave out, and that `unpack` can do without.
     may_lack: tuple[str, ...] = ()
 

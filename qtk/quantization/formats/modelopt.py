@@ -2,7 +2,7 @@
 
 Per linear of weight [out, in] with G = in / group_size, symmetric, 4 bits:
 weight uint8 [out / 2, in], signed codes -8 .. 7 of two neighbouring outputs to a byte, the even one in the low nibble;
-weight_scale [out, G] float32; pre_quant_scale [in] float16 on o_proj and down_proj, which their loader reads whether or
+weight_scale [out, G] float32; pre_quant_scale [in] in the model's dtype on o_proj and down_proj, which their loader reads whether or
 not activations are scaled: ones here. q/k/v and gate/up are fused there, so they must be quantized alike.
 hf_quant_config.json beside config.json says the same as `quantization_config`, in a nested form.
 Source: ModelOpt 0.47 (Apache-2.0), modelopt/torch/export.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _UNFUSED = (".o_proj", ".down_proj")
 _FUSED = ((".q_proj", ".k_proj", ".v_proj"), (".gate_proj", ".up_proj"))
 _ALGORITHM = "W4A16_AWQ"
+_GROUP_SIZES = (64, 128)  # TensorRT-LLM and Edge-LLM have kernels for these alone
 
 
 class ModelOptFormat(Format):
@@ -36,6 +37,7 @@ class ModelOptFormat(Format):
     name = "modelopt"
     quant_method = "modelopt"
     may_lack = ("pre_quant_scale",)
+    in_model_dtype = ("pre_quant_scale",)
 
     def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
         reasons = []
@@ -43,6 +45,11 @@ class ModelOptFormat(Format):
             reasons.append(f"{module}: {scheme.bits} bits; the modelopt container (W4A16_AWQ) holds 4")
         if not scheme.symmetric:
             reasons.append(f"{module}: asymmetric; the modelopt container (W4A16_AWQ) has no zero points")
+        if scheme.group_size not in _GROUP_SIZES:
+            sizes = " or ".join(map(str, _GROUP_SIZES))
+            reasons.append(
+                f"{module}: group size {scheme.group_size}; the readers of the modelopt container take {sizes}"
+            )
         if shape[0] % 2:
             reasons.append(f"{module}: {shape[0]} outputs are not divisible by 2, which weight packs to a byte")
         return reasons

@@ -234,6 +234,7 @@ def test_preflight_lists_every_reason(int4, tmp_path) -> None:
         (int4("llama", LinearScheme(4, 32, True)), {}, ["groups of 64 or 128, not 32", "--group-size 64"]),
         (int4("llama", LinearScheme(4, 64, False)), {}, ["symmetric weights only", "--sym"]),
         (int4("llama", LinearScheme(4, 128, True)), {"tp": 4}, ["[256, 64] in groups of 128", "o_proj"]),
+        (int4("llama", LinearScheme(4, 64, True)), {"tp": 8}, ["hidden size 256 is not a multiple of 512"]),
         (int4("llama"), {"tp": 3}, ["4 attention heads", "2 key/value heads", "intermediate size 512"]),
         (int4("llama"), {"tp": 8, "pp": 3}, ["4 attention heads", "2 layers", "each of 8 ranks"]),
     ]

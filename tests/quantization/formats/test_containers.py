@@ -65,12 +65,11 @@ def random_linear(seed: int, out: int, groups: int, group: int, bits: int, symme
     seed=st.integers(0, 2**32 - 1),
     out=st.integers(1, 6).map(lambda n: 8 * n),
     groups=st.integers(1, 4),
-    group=st.sampled_from([32, 64, 128]),
+    size=st.sampled_from([32, 64, 128]),
 )
-def test_unpack_undoes_pack(
-    name: str, bits: int, symmetric: bool, seed: int, out: int, groups: int, group: int
-) -> None:
+def test_unpack_undoes_pack(name: str, bits: int, symmetric: bool, seed: int, out: int, groups: int, size: int) -> None:
     container = FORMATS[name]
+    group = max(size, 64) if name == "modelopt" else size
     linear = random_linear(seed, out, groups, group, bits, symmetric)
     scheme = LinearScheme(bits, group, symmetric)
     module = "model.layers.0.mlp.down_proj"
@@ -90,7 +89,7 @@ def test_unpack_undoes_pack(
 def test_a_written_checkpoint_reads_back(
     tiny, tmp_path, name: str, bits: int, symmetric: bool, rounded, write_quantized
 ) -> None:
-    default = LinearScheme(bits, 32, symmetric)
+    default = LinearScheme(bits, 64 if name == "modelopt" else 32, symmetric)
     out = write_quantized(tiny("qwen2"), tmp_path / "out", name, default)
     read, source = ModelWeights.open(out), ModelWeights.open(tiny("qwen2"))
     assert read.scheme.default == default
@@ -150,9 +149,10 @@ def test_modelopt_refuses_a_torn_fused_set() -> None:
         ("gptq", (16, 64), LinearScheme(3, 32, True), "3 bits"),
         ("awq", (12, 64), LinearScheme(4, 32, True), "12 outputs"),
         ("awq", (16, 64), LinearScheme(8, 32, True), "8 bits"),
-        ("modelopt", (16, 64), LinearScheme(4, 32, False), "asymmetric"),
-        ("modelopt", (16, 64), LinearScheme(8, 32, True), "8 bits"),
-        ("modelopt", (15, 64), LinearScheme(4, 32, True), "15 outputs"),
+        ("modelopt", (16, 64), LinearScheme(4, 64, False), "asymmetric"),
+        ("modelopt", (16, 64), LinearScheme(8, 64, True), "8 bits"),
+        ("modelopt", (15, 64), LinearScheme(4, 64, True), "15 outputs"),
+        ("modelopt", (16, 64), LinearScheme(4, 32, True), "take 64 or 128"),
         ("compressed-tensors", (16, 36), LinearScheme(4, 36, True), "36 inputs"),
         ("compressed-tensors", (12, 64), LinearScheme(4, 32, False), "12 outputs"),
         ("compressed-tensors", (16, 64), LinearScheme(5, 32, True), "5 bits"),
@@ -218,6 +218,21 @@ def test_repacked_codes_are_the_same(tiny, tmp_path, name: str, write_quantized)
         assert torch.equal(after.float_linear(module, torch.float32), before.float_linear(module, torch.float32))
         assert (after.bias(module) is None) == (not linear.bias)
     assert torch.equal(after.lm_head(torch.float32), before.lm_head(torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_scales_of_activations_have_the_dtype_of_the_model(
+    tmp_path, make_tiny, dtype: torch.dtype, write_quantized
+) -> None:
+    """TensorRT-LLM's loader copies pre_quant_scale into a tensor of the model's dtype."""
+    model = make_tiny(tmp_path / "float", "llama", dtype=dtype)
+    source = write_quantized(model, tmp_path / "in", "gptq", LinearScheme(4, 64, True), dtype=dtype)
+    (tmp_path / "out").mkdir()
+    repack(ModelWeights.open(source), FORMATS["modelopt"], tmp_path / "out")
+    checkpoint = ModelWeights.open(tmp_path / "out").checkpoint
+    scales = [name for name in checkpoint.names if name.endswith("pre_quant_scale")]
+    assert len(scales) == 2 * 3
+    assert {checkpoint.info(name).dtype for name in scales} == {dtype}
 
 
 def test_repacking_refuses_what_does_not_fit(tiny, tmp_path, write_quantized) -> None:
