@@ -112,12 +112,10 @@ def with_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
         if scaling.get("rope_type", "default") != "default":
             spelled.setdefault("rope_scaling", scaling)
     elif config.get("rope_theta") is not None:
-        scaling = config.get("rope_scaling")
-        if not isinstance(scaling, Mapping):
-            scaling = {"rope_type": "default"}
-        if "rope_type" not in scaling and "type" in scaling:
-            scaling = {**scaling, "rope_type": scaling["type"]}
-        spelled["rope_parameters"] = {**scaling, "rope_theta": config["rope_theta"]}
+        written = config.get("rope_scaling")
+        old = dict(written) if isinstance(written, Mapping) else {}
+        kind = old.get("rope_type") or old.get("type") or "default"
+        spelled["rope_parameters"] = {**old, "rope_type": kind, "rope_theta": config["rope_theta"]}
     return spelled
 
 
