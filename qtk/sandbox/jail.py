@@ -15,6 +15,7 @@ from typing import Any
 
 from qtk.sandbox import kernel
 from qtk.sandbox.job import JobLimits, Level
+from qtk.sandbox.system_calls import restrict_calls
 
 WORK = "/tmp/qtk-job"  # noqa: S108 - inside the jail, a private directory of each job
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
@@ -156,6 +157,7 @@ class NamespaceJail:
         kernel.forbid_new_privileges()
         if kernel.landlock_abi():  # a second wall; it also forbids mounts inside a user namespace of the program's own
             kernel.landlock_restrict(("/",), ("/tmp", "/dev"))  # noqa: S108
+        restrict_calls()
 
     def leave(self) -> None:
         """Takes the shared root apart when the worker ends."""
@@ -192,6 +194,7 @@ class DirectoryJail:
             kernel.drop_capabilities()  # as root: Landlock bounds files, not what else a capability opens
             devices = tuple(f"/dev/{name}" for name in _DEVICES)
             kernel.landlock_restrict(self.plan.readable, (self.work, *devices))
+        restrict_calls()
 
     def tidy(self) -> None:
         """Removes the job's directory, whatever modes and links it left there (links are never followed)."""
@@ -224,3 +227,4 @@ class OuterJail:
         kernel.forbid_new_privileges()
         if kernel.landlock_abi():
             kernel.landlock_restrict(("/",), ("/tmp", "/dev"))  # noqa: S108
+        restrict_calls()

@@ -101,6 +101,16 @@ def forbid_new_privileges() -> None:
     _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl NO_NEW_PRIVS")
 
 
+def set_process_option(option: int, value: int, argument: object, call: str) -> None:
+    """prctl with an argument by reference. `call` names it in the OSError."""
+    _check(_LIBC.prctl(option, ctypes.c_ulong(value), argument, 0, 0), call)
+
+
+def try_call(number: int, *arguments: int | None) -> int:
+    """A system call by its number; its result, negative where it failed."""
+    return int(_LIBC.syscall(ctypes.c_long(number), *arguments))
+
+
 def drop_capabilities() -> None:
     """Empties the effective, permitted and inheritable sets."""
     header = struct.pack("Ii", 0x20080522, 0)

@@ -89,7 +89,10 @@ def why_not(level: Level) -> str:
 
 
 def choose_level(wanted: str = "auto", allow_unsandboxed: bool = False) -> Level:
-    """The level to use: the level asked for, or the strongest that works here. MachineError when none works."""
+    """The level to use: the one that is named and no other, or for "auto" the strongest that works here.
+
+    MachineError where the named level, or none, works. allow_unsandboxed: for "auto", limits alone are better than nothing.
+    """
     if wanted == "rlimits" and not allow_unsandboxed:
         raise InputError(
             "The level rlimits is not a sandbox. If you trust the programs, give --allow-unsandboxed as well."
@@ -103,6 +106,11 @@ def choose_level(wanted: str = "auto", allow_unsandboxed: bool = False) -> Level
         if not reason:
             return level
         reasons.append(f"  {level}: {reason}")
+    if wanted != "auto":
+        raise MachineError(
+            f"The sandbox level {wanted} does not work on this machine:\n" + "\n".join(reasons) + "\n"
+            "Name another level, or leave --sandbox at auto for the strongest that works."
+        )
     if allow_unsandboxed:
         return "rlimits"
     raise MachineError(

@@ -24,6 +24,7 @@ from qtk.sandbox.control_group import ControlGroup, make_control_group
 from qtk.sandbox.jail import SHARED_BYTES, DirectoryJail, JailPlan, NamespaceJail, OuterJail
 from qtk.sandbox.job import Job, ProgramOutcome, broken_sandbox
 from qtk.sandbox.supervisor import Tree, run_job
+from qtk.sandbox.system_calls import leave_session_keyring
 
 _MODULE = "qtk.sandbox.worker"  # under -m this file's own name is __main__
 _AT_ONCE = 4  # guards that may still be leaving while the next job starts
@@ -156,6 +157,7 @@ def _supervise(jail: Any, job: Job, write: int, group: ControlGroup | None) -> N
     try:
         if group is not None:
             group.enter()
+        leave_session_keyring()
         if os.getsid(0) != os.getpid():  # bubblewrap has made it one already
             os.setsid()
         jail.close(job.limits)

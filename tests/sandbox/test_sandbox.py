@@ -192,6 +192,57 @@ def test_no_network(workers):
             server.accept()
 
 
+CALLS = """
+import ctypes, errno, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+numbers = {"x86_64": (248, 249, 250, 319, 447, 29, 68, 64, 425), "aarch64": (217, 218, 219, 279, 447, 194, 186, 190, 425)}
+for number in numbers[os.uname().machine]:
+    result = libc.syscall(ctypes.c_long(number), 0, 4096, 0o1600, 0, 0)
+    assert (result, ctypes.get_errno()) == (-1, errno.ENOSYS), (number, result, ctypes.get_errno())
+for family in (40, 16 + 1, 31, 38):  # VSOCK, PACKET, BLUETOOTH, ALG
+    try:
+        socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        assert error.errno == errno.EAFNOSUPPORT, error
+    else:
+        raise AssertionError(family)
+if os.uname().machine == "x86_64":
+    assert libc.syscall(ctypes.c_long(0x40000000 | 39)) == -1  # getpid in the x32 form
+left, right = socket.socketpair()
+left.send(b"x")
+assert right.recv(1) == b"x"
+"""
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_calls_that_no_namespace_holds_are_refused(workers, started: bool):
+    """The caller's keyrings, sockets to the host, memory that no limit counts, and ways round the filter."""
+    outcome = run(workers, CALLS, started=started)
+    assert (outcome.ending, outcome.exit_code, outcome.stderr) == ("exited", 0, "")
+
+
+def test_the_caller_s_session_keyring_is_left(tmp_path):
+    """What a supervisor does before the filter is there, in a process whose session holds a key."""
+    program = """
+        import ctypes, os, sys
+        from qtk.sandbox.system_calls import leave_session_keyring
+        libc = ctypes.CDLL(None)
+        add, keyctl = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+        number, search, session = ctypes.c_long, 10, -3
+        libc.syscall(number(keyctl), 1, None)  # a session of this test's own
+        key = libc.syscall(number(add), b"user", b"qtk-test-key", b"secret", 6, session)
+        if key < 0:
+            sys.exit(77)
+        assert libc.syscall(number(keyctl), search, session, b"user", b"qtk-test-key", 0) == key
+        leave_session_keyring()
+        assert libc.syscall(number(keyctl), search, session, b"user", b"qtk-test-key", 0) < 0
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("this machine gives no keyrings")
+    assert done.returncode == 0, done.stderr
+
+
 def test_writing_outside_fails_and_changes_nothing(workers, tmp_path):
     target = tmp_path / "kept"
     target.write_text("kept")
@@ -391,6 +442,17 @@ def test_plain_limits_are_refused_unless_allowed():
     assert choose_level("rlimits", allow_unsandboxed=True) == "rlimits"
     with pytest.raises(InputError, match="no sandbox level"):
         choose_level("docker")
+
+
+@pytest.mark.parametrize("allow_unsandboxed", [False, True])
+def test_a_named_level_is_that_level_or_an_error(monkeypatch, allow_unsandboxed: bool):
+    monkeypatch.setenv("PATH", "/nowhere")
+    why_not.cache_clear()
+    try:
+        with pytest.raises(MachineError, match=r"bubblewrap does not work.*\n.*bwrap is not installed"):
+            choose_level("bubblewrap", allow_unsandboxed)
+    finally:
+        why_not.cache_clear()
 
 
 def test_an_outcome_crosses_the_pipe_unchanged():
