@@ -32,11 +32,6 @@ class MachineError(QtkError):
     exit_code = 4
 
 
-def missing_extra(package: str, purpose: str, extra: str) -> MachineError:
-    """The error for an optional package that is not installed: "`purpose` needs the package `package`", and how to get it."""
-    return MachineError(f"{purpose} needs the package {package}: pip install 'qtk[{extra}]'.")
-
-
 def listing(offenders: Iterable[object], limit: int = 20) -> str:
     """Offenders as indented lines: at most `limit` of them, and the number of the rest."""
     rows = [str(o) for o in offenders]

@@ -12,6 +12,7 @@ from typing import Any
 
 from qtk.calibration.held_out import standard_library_modules
 from qtk.errors import InputError, MachineError
+from qtk.install_hints import install_hint, missing_package
 
 _TEXT_FIELDS = ("text", "content", "code")
 # MFTCoder's names for the two sides, as every chat template calls them; CodeFuse's format takes either.
@@ -94,7 +95,7 @@ def _from_parquet(path: Path) -> Iterator[Sample]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise MachineError("Reading .parquet needs pyarrow: pip install 'qtk[datasets]'.") from None
+        raise missing_package("Reading .parquet", "pyarrow", "datasets") from None
     try:
         table = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
@@ -118,7 +119,7 @@ def _from_hub(name: str) -> Iterator[Sample]:
     except ImportError:
         raise MachineError(
             f"{name!r} is not a file, and data sets cannot be loaded without the package datasets: "
-            "check the path, or pip install 'qtk[datasets]'."
+            f"check the path, or {install_hint('datasets', 'datasets')}"
         ) from None
     parts = name.split(":")
     try:

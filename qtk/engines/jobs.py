@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+import qtk
 from qtk.checkpoint.writer import require_room
 from qtk.engines.description import EngineDescription, EngineLimits, MemoryTable, Quantization, Stage
 from qtk.engines.memory import memory_table
@@ -107,7 +108,7 @@ class BuildJob(EngineRequest):
             stop_tokens=_stop_tokens(self.weights.checkpoint.path),
             quantization=_quantization(self.weights),
             stages=stages,
-            versions=package_versions("qtk", *packages) | dict(versions or {}),
+            versions={"qtk": qtk.__version__} | package_versions(*packages) | dict(versions or {}),
             **more,
         )
 

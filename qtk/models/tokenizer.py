@@ -13,7 +13,8 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from qtk.checkpoint.json_file import read_json
-from qtk.errors import InputError, missing_extra
+from qtk.errors import InputError
+from qtk.install_hints import missing_package
 from qtk.models.chat import ChatTemplate, Message, codefuse_chat
 
 # none: the messages' contents one after another, without any marks.
@@ -117,7 +118,7 @@ def _load(directory: Path) -> Tokenizer:
             from transformers import AutoTokenizer  # converts the older files; slow to import
         except ImportError:
             reading = f"{directory} has no tokenizer.json; reading its older tokenizer files"
-            raise missing_extra("transformers", reading, "legacy-tokenizers") from None
+            raise missing_package(reading, "transformers", "legacy-tokenizers") from None
         try:
             return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, use_fast=True).backend_tokenizer
         except Exception as error:  # whatever its many readers raise

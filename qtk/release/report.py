@@ -25,6 +25,7 @@ from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, ManifestRecorder, f
 from qtk.checkpoint.staging import staged_directory
 from qtk.engines.description import EngineDescription, is_engine, read_description
 from qtk.errors import InputError
+from qtk.install_hints import install_hint
 from qtk.peak_memory import PeakMemory
 from qtk.progress import note
 from qtk.quantization.report import LOG_NAME
@@ -164,7 +165,7 @@ def _plots(
 ) -> tuple[dict[str, str], str | None]:
     """Draws the plots into `work`: (quantized model -> file of its errors, file of the latencies). Neither without matplotlib."""
     if not can_plot():
-        note("The report has no plots, because matplotlib is not installed: pip install 'qtk[report]'.")
+        note(f"The report has no plots, because matplotlib is not installed: {install_hint('report')}")
         return {}, None
     errors = {
         name: plot_errors(lines, work / f"error-{name}.png").name

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qtk.errors import InputError
+from qtk.install_hints import install_hint
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,20 @@ class Dependency:
     """A package or program outside qtk's own dependencies that a runtime needs on the machine.
 
     name: of the distribution, or of the program. purpose: what qtk does with it. module: the import name of a package.
+    extra: qtk's extra that lists the package; `by_hand`: how to get what no extra lists.
     """
 
     name: str
     kind: Literal["package", "program"]
     purpose: str
-    install: str
     module: str = ""
+    extra: str = ""
+    by_hand: str = ""
+
+    @property
+    def install(self) -> str:
+        """How to get it, for a sentence."""
+        return install_hint(self.extra) if self.extra else self.by_hand
 
 
 @dataclass(frozen=True)
@@ -81,38 +89,41 @@ _RTX = Dependency(
     "tensorrt-rtx-cu13",
     "package",
     "compiles TensorRT-RTX engines, without a GPU in the machine, and runs them",
-    "pip install 'qtk[tensorrt]'",
-    "tensorrt_rtx",
+    module="tensorrt_rtx",
+    extra="tensorrt",
 )
 _FULL_TENSORRT = Dependency(
     "tensorrt",
     "package",
     "compiles and runs engines with full TensorRT, on a machine with a GPU",
-    "pip install tensorrt",
-    "tensorrt",
+    module="tensorrt",
+    by_hand="pip install tensorrt",
 )
-_CUDA = Dependency("cuda-python", "package", "runs TensorRT engines", "pip install 'qtk[tensorrt]'", "cuda")
+_CUDA = Dependency("cuda-python", "package", "runs TensorRT engines", module="cuda", extra="tensorrt")
 _TRTLLM_BUILD = Dependency(
     "trtllm-build",
     "program",
     "builds TensorRT-LLM engines",
-    "pip install tensorrt-llm, version 1.2 at most, on a machine with a GPU",
+    by_hand="pip install tensorrt-llm, version 1.2 at most, on a machine with a GPU",
 )
 _TRTLLM = Dependency(
     "tensorrt-llm",
     "package",
     "runs TensorRT-LLM engines, on a machine with a GPU",
-    "pip install tensorrt-llm, in the version that built the engine",
-    "tensorrt_llm",
+    module="tensorrt_llm",
+    by_hand="pip install tensorrt-llm, in the version that built the engine",
 )
 _EDGELLM_INSTALL = (
     "make edgellm in a checkout, or pip install 'tensorrt-edgellm[export]' into an environment of its own"
 )
 _EDGELLM_EXPORT = Dependency(
-    "tensorrt-edgellm-export", "program", "exports models for TensorRT Edge-LLM", _EDGELLM_INSTALL
+    "tensorrt-edgellm-export", "program", "exports models for TensorRT Edge-LLM", by_hand=_EDGELLM_INSTALL
 )
 _EDGELLM_BUILD = Dependency(
-    "tensorrt-edgellm-build", "program", "builds and runs TensorRT Edge-LLM engines on their GPU", _EDGELLM_INSTALL
+    "tensorrt-edgellm-build",
+    "program",
+    "builds and runs TensorRT Edge-LLM engines on their GPU",
+    by_hand=_EDGELLM_INSTALL,
 )
 
 RUNTIMES: dict[str, Runtime] = {

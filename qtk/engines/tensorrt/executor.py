@@ -22,6 +22,7 @@ from qtk.engines.sessions.executor import Forward
 from qtk.engines.tensorrt.library import SCORED_POSITIONS, require_library, stderr_log, succeeded
 from qtk.engines.tensorrt.runtime_cache import RuntimeCache
 from qtk.errors import InputError, MachineError
+from qtk.install_hints import missing_package
 
 _TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int64": np.int64, "bool": np.bool_}
 
@@ -33,7 +34,7 @@ class Cuda:
         try:
             self.api = importlib.import_module("cuda.bindings.runtime")
         except ImportError:
-            raise MachineError("cuda-python is not installed: pip install 'qtk[tensorrt]'.") from None
+            raise missing_package("Running the engine", "cuda-python", "tensorrt") from None
         self._addresses: list[int] = []
         self.call("cudaSetDevice", self._device(compute_capability))
         self.stream = self.call("cudaStreamCreate")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qtk.checkpoint.reader import Checkpoint
-from qtk.errors import InputError, MachineError, listing
+from qtk.errors import InputError, listing
+from qtk.install_hints import missing_package
 from qtk.models.registry import model_spec
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.formats.base import FinishedModel
@@ -48,7 +49,6 @@ _NAMES = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
 }
-_NO_PACKAGE = "Writing GGUF needs the gguf package: pip install 'qtk[gguf]'."
 _FILE = "model.gguf"
 _BLOCK = 32
 _BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
@@ -80,7 +80,7 @@ class GgufFormat(GptqFormat):
         from qtk.quantization.formats.gguf_tokenizer import gguf_tokenizer
 
         if importlib.util.find_spec("gguf") is None:
-            raise MachineError(_NO_PACKAGE)
+            raise missing_package("Writing GGUF", "gguf", "gguf")
         spec = model_spec(checkpoint)
         if spec.architecture not in _ARCHITECTURES:
             return [f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(_ARCHITECTURES)}"]
@@ -131,7 +131,7 @@ def write_gguf(weights: FinishedModel, path: Path) -> None:
     try:
         import gguf
     except ImportError:
-        raise MachineError(_NO_PACKAGE) from None
+        raise missing_package("Writing GGUF", "gguf", "gguf") from None
     _require_fit(weights)
     tokenizer = gguf_tokenizer(weights.checkpoint.path, weights.spec.vocab_size)
     name, interleaved = _ARCHITECTURES[weights.spec.architecture]

@@ -201,7 +201,7 @@ def test_a_backend_that_is_not_for_the_gpu_is_refused(tiny, tmp_path, run_qtk, w
 
 def test_without_the_library_nothing_is_written_and_prepare_only_is_named(int4, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(MachineError, match=r"pip install 'qtk\[tensorrt\]'.*--prepare-only"):
+    with pytest.raises(MachineError, match=r"pip install 'tensorrt-rtx-cu13.*--prepare-only"):
         build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="a10"))
     assert list(tmp_path.iterdir()) == []
     description = build_engine(int4(), tmp_path / "engine", BuildOptions(gpu="a10", prepare_only=True))
@@ -211,7 +211,7 @@ def test_without_the_library_nothing_is_written_and_prepare_only_is_named(int4, 
     assert note.endswith("qtk build-engine engine -o engine-built")
     with pytest.raises(InputError, match=rf"only prepared.*qtk build-engine {tmp_path}/engine -o"):
         DecoderSession.open(tmp_path / "engine")
-    with pytest.raises(MachineError, match=r"pip install 'qtk\[tensorrt\]'"):
+    with pytest.raises(MachineError, match=r"pip install 'tensorrt-rtx-cu13"):
         build_engine(tmp_path / "engine", tmp_path / "built", BuildOptions())
     assert not (tmp_path / "built").exists()
 

@@ -27,7 +27,7 @@ from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install 'qtk[gguf]')")
+gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 VARIANTS = ["llama", "llama-tied", "llama-linear-rope", "llama3-rope", "mistral", "qwen2", "qwen3"]
 TOKENS = torch.randint(2, 258, (1, 40), generator=torch.Generator().manual_seed(5))
 

@@ -76,7 +76,7 @@ def test_gptqmodel_and_compressed_tensors_load_them_in_transformers(
 def test_compressed_tensors_decompresses_each_linear(
     tiny, tmp_path, bits: int, group: int, symmetric: bool, write_quantized
 ) -> None:
-    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed (pip install qtk[interop])")
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
     from compressed_tensors.compressors import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationConfig
 

@@ -13,7 +13,8 @@ from qtk.bench.accuracy.choices.rows import QuestionRow, as_rows, read_set, subj
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet, HubSource
 from qtk.bench.accuracy.suites.suites import Suite, find_data, missing_data
 from qtk.checkpoint.manifest import canonical_digest, file_digest
-from qtk.errors import InputError, MachineError
+from qtk.errors import InputError
+from qtk.install_hints import missing_package
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _from_hub(name: str, choice_set: ChoiceSet, hub: HubSource) -> LoadedSet:
     try:
         import datasets
     except ImportError:
-        raise MachineError("--hub needs the package datasets: pip install 'qtk[eval]'.") from None
+        raise missing_package("--hub", "datasets", "eval") from None
     rows: list[QuestionRow] = []
     for subject in hub.subjects or ("",):
         shots = []

@@ -17,6 +17,7 @@ from qtk.bench.accuracy.jsonl import complete_rows, write_row
 from qtk.bench.accuracy.results.harness import HarnessMetric, HarnessScore
 from qtk.checkpoint.manifest import canonical_digest
 from qtk.errors import InputError, MachineError
+from qtk.install_hints import install_hint
 from qtk.progress import note
 
 DOCUMENTS_NAME, SCORES_NAME = "lm-eval-documents.jsonl", "lm-eval-scores.jsonl"
@@ -57,7 +58,7 @@ def _run(
             from qtk.bench.accuracy.harness.model import EngineLM
         except ImportError as error:
             raise MachineError(
-                f"lm-eval:{name} needs lm-evaluation-harness: pip install 'qtk[eval]' ({error})."
+                f"lm-eval:{name} needs lm-evaluation-harness ({error}): {install_hint('eval', 'lm-eval', 'datasets')}"
             ) from None
         tasks = _load(name, hub=hub)
         # Metrics and their standard errors may draw from these.
@@ -164,7 +165,9 @@ def _network(allowed: bool) -> Iterator[None]:
         from datasets import config
         from huggingface_hub import constants
     except ImportError as error:
-        raise MachineError(f"lm-eval tasks need the package datasets: pip install 'qtk[eval]' ({error}).") from None
+        raise MachineError(
+            f"lm-eval tasks need the package datasets ({error}): {install_hint('eval', 'datasets')}"
+        ) from None
     was = (constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE)
     constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:

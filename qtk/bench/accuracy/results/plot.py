@@ -9,7 +9,8 @@ from typing import Any
 
 from qtk.bench.accuracy.results.comparison import Comparison
 from qtk.bench.accuracy.results.score import ComparedRate, ComparedRow
-from qtk.errors import InputError, MachineError
+from qtk.errors import InputError
+from qtk.install_hints import missing_package
 
 _BEFORE, _AFTER = "#7a9cc6", "#d18f52"
 PLOT_ENDINGS = (".png", ".svg", ".pdf")
@@ -23,7 +24,7 @@ def require_plot_name(path: Path, *, inside: Path | None) -> None:
     if inside is not None and len(path.parts) > 1:
         raise InputError(f"With -o the plot is written into {inside}: give --plot {path.name}.")
     if importlib.util.find_spec("matplotlib") is None:
-        raise MachineError("--plot needs matplotlib: pip install 'qtk[report]'.")
+        raise missing_package("--plot", "matplotlib", "report")
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
