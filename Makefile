@@ -6,12 +6,12 @@
 # make setup      the environment that all of these use; done by themselves at need
 # make edgellm    TensorRT Edge-LLM in an environment of its own: its backend and tests use it where it is
 #
-# PYTHON=python3.12   the interpreter for a new environment
+# PYTHON=python3.12   another interpreter, with an environment of its own: .venv-python3.12
 # VENV=DIR            the environment; one that is there already is used, and a torch in it is never replaced
 # EXTRAS=dev,demo     what is installed besides; without tensorrt its tests are skipped
 
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= .venv$(if $(filter-out file,$(origin PYTHON)),-$(notdir $(PYTHON)))
 WORKERS ?= 2
 EXTRAS ?= dev,demo,tensorrt
 BIN := $(VENV)/bin

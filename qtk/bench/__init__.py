@@ -1,0 +1,110 @@
+"""Measurements: `latency`, `divergence` and `accuracy` make results, `compare` compares two of accuracy.
+
+The functions of `qtk.bench`, which load nothing heavy before they are called. Each is what the command of its name runs. With
+`out` the result is also written to that new directory, with a manifest, from which `qtk report` makes a report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import qtk.bench.accuracy  # noqa: F401 - loaded first, so that the name in this package means the function below
+from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
+from qtk.bench.accuracy.results.score import CompareOptions
+from qtk.bench.options import DivergenceOptions, LatencyOptions
+
+if TYPE_CHECKING:
+    from qtk.bench.accuracy.answer_source import AnswerSource
+    from qtk.bench.accuracy.results.comparison import Comparison
+    from qtk.bench.accuracy.results.result import AccuracyResult
+    from qtk.bench.divergence_run import DivergenceResult
+    from qtk.bench.latency_run import LatencyReport
+
+__all__ = ["accuracy", "compare", "divergence", "latency"]
+
+
+def latency(
+    engine: str | Path,
+    options: LatencyOptions = LatencyOptions(),
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> LatencyReport:
+    """Measures an engine: tokens/s of the whole call, time to first token, time between tokens.
+
+    InputError for a directory that is not an engine, shapes that it cannot take, or an `out` that exists; MachineError where
+    the engine's runtime or GPU is absent.
+    """
+    from qtk.bench.latency_run import measure
+    from qtk.bench.results import measure_into
+    from qtk.engines.sessions.session import open_session
+    from qtk.progress import Progress
+
+    def run() -> LatencyReport:
+        with open_session(engine, options.threads) as session, Progress("bench latency", None, "calls") as progress:
+            return measure(session, options, on_call=lambda detail: progress.advance(1, detail))
+
+    if out is None:
+        return run()
+    return measure_into(Path(out), "latency", options, {"engine": Path(engine)}, run, overwrite=overwrite)
+
+
+def divergence(
+    model: str | Path,
+    reference: str | Path,
+    options: DivergenceOptions = DivergenceOptions(),
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> DivergenceResult:
+    """Compares the predictions of a checkpoint or an engine with those of the float checkpoint `reference`: KL divergence in
+    nats per token, perplexity, agreement of the most likely token, with standard errors.
+
+    InputError for models of different vocabularies, rows longer than a context, text that is empty, or an `out` that exists.
+    """
+    from qtk.bench.divergence_run import measure_divergence
+    from qtk.bench.results import measure_into
+
+    inputs = {"model": Path(model), "reference": Path(reference)}
+
+    def run() -> DivergenceResult:
+        return measure_divergence(inputs["model"], inputs["reference"], options)
+
+    return run() if out is None else measure_into(Path(out), "divergence", options, inputs, run, overwrite=overwrite)
+
+
+def accuracy(
+    source: str | Path,
+    out: str | Path,
+    options: AccuracyOptions = AccuracyOptions(),
+    model_options: ModelOptions = ModelOptions(),
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> AccuracyResult:
+    """Scores an engine or a checkpoint (a directory), or answers that were generated elsewhere (a JSONL file), on the suites of
+    the options, and writes the directory `out`. model_options: how a model is asked.
+
+    Programs run in a sandbox. InputError for what cannot be measured, before any work; MachineError when nothing could be scored.
+    """
+    from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
+    from qtk.bench.accuracy.model_source import ModelSource
+    from qtk.bench.accuracy.programs.answers import AnswerFile
+
+    path = Path(source)
+    answers: AnswerSource
+    answers = AnswerFile(path) if path.is_file() else ModelSource(path, model_options, options.rules)
+    return run_accuracy(options, answers, Output(Path(out), resume, overwrite))
+
+
+def compare(before: str | Path, after: str | Path, options: CompareOptions = CompareOptions()) -> Comparison:
+    """Compares two results of `accuracy`: flips both ways, paired test, verdict against the tolerance of the options.
+
+    before, after: the directories, or their result.json. `beyond` of the comparison holds the rows that lost more than is
+    tolerated. InputError for results of different tasks or rules.
+    """
+    from qtk.bench.accuracy.results.comparison import compare as compare_results
+    from qtk.bench.accuracy.results.result import read_result
+
+    return compare_results(read_result(Path(before)), read_result(Path(after)), options)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from qtk.bench.options import DivergenceOptions
 from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
-
-if TYPE_CHECKING:
-    from qtk.bench.divergence import DivergenceResult
 
 
 @click.command("divergence")
@@ -29,19 +26,9 @@ def command(model: Path, reference: Path, out: Path | None, overwrite: bool, as_
     qtk bench divergence engine --reference merged --rows 32 --seq-len 512 -o divergence
     qtk bench divergence int4 --reference merged --data held-out.jsonl
     """
-    from qtk.bench.divergence import measure_divergence
-    from qtk.bench.results import measure_into
+    from qtk import bench
 
-    options = build(DivergenceOptions, values)
-
-    def measure() -> DivergenceResult:
-        return measure_divergence(model, reference, options)
-
-    if out is None:
-        result = measure()
-    else:
-        inputs = {"model": model, "reference": reference}
-        result = measure_into(out, "divergence", options, inputs, measure, overwrite=overwrite)
+    result = bench.divergence(model, reference, build(DivergenceOptions, values), out=out, overwrite=overwrite)
     columns = ("text", "tokens", "KL", "± SE", "KL p99", "KL max", "top-1", "± SE", "perplexity", "reference")
     rows = [
         (

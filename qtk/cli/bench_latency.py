@@ -13,7 +13,7 @@ from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 
 if TYPE_CHECKING:
-    from qtk.bench.latency import LatencyReport
+    from qtk.bench.latency_run import LatencyReport
 
 
 @click.command()
@@ -29,7 +29,7 @@ def command(engine: Path, out: Path | None, overwrite: bool, as_json: bool, **va
     qtk bench latency engine --shapes 64/32,256/128 --batch-size 4 --json
     qtk bench latency engine -o latency
     """
-    from qtk.bench.latency import measure
+    from qtk.bench.latency_run import measure
     from qtk.bench.results import measure_into
     from qtk.engines.sessions.session import open_session
     from qtk.progress import Progress

@@ -142,7 +142,7 @@ def _latency(recipe: Recipe, engine: str) -> RecipeStep:
     name = f"latency{engine.removeprefix('build')}"
 
     def work(places: Places, out: Path, resume: bool) -> None:
-        from qtk.bench.latency import measure
+        from qtk.bench.latency_run import measure
         from qtk.bench.results import measure_into
         from qtk.engines.sessions.session import open_session
 
@@ -175,7 +175,7 @@ def _divergence(recipe: Recipe, recipe_dir: Path, model: str, float_model: str) 
     inputs = {"model": model, "reference": float_model} | ({"checkpoint": checkpoint} if checkpoint else {})
 
     def work(places: Places, out: Path, resume: bool) -> None:
-        from qtk.bench.divergence import measure_divergence
+        from qtk.bench.divergence_run import measure_divergence
         from qtk.bench.results import measure_into
 
         measure_into(

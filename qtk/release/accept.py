@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 import qtk
-from qtk.bench.divergence import DivergenceResult, measure_divergence
-from qtk.bench.latency import LatencyReport, measure, time_first_call
+from qtk.bench.divergence_run import DivergenceResult, measure_divergence
+from qtk.bench.latency_run import LatencyReport, measure, time_first_call
 from qtk.bench.options import AcceptOptions, DivergenceOptions, LatencyOptions, parse_shapes
 from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest
 from qtk.engines.sessions.decoding import Decoding

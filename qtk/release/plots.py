@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qtk.bench.latency import LatencyReport
+from qtk.bench.latency_run import LatencyReport
 
 
 def can_plot() -> bool:

@@ -18,8 +18,8 @@ from qtk.bench.accuracy.results.leaderboard import Leaderboard
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import Cell, CompareOptions
 from qtk.bench.accuracy.results.tables import ResultTable, compared_tables, named_score_tables
-from qtk.bench.divergence import DivergenceResult
-from qtk.bench.latency import LatencyReport
+from qtk.bench.divergence_run import DivergenceResult
+from qtk.bench.latency_run import LatencyReport
 from qtk.bench.results import RESULT_NAME
 from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, ManifestRecorder, file_digest, output_files, read_manifest
 from qtk.checkpoint.staging import staged_directory

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qtk.bench.divergence import StreamedModel, clustered, measure_divergence
+from qtk.bench.divergence_run import StreamedModel, clustered, measure_divergence
 from qtk.bench.held_out_rows import held_out_rows
 from qtk.bench.options import CODE, ENGLISH, DivergenceOptions
 from qtk.calibration.held_out import is_held_out, standard_library_modules

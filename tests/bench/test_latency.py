@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from qtk.bench.latency import Quantiles, measure
+from qtk.bench.latency_run import Quantiles, measure
 from qtk.bench.options import LatencyOptions, parse_shapes
 from qtk.checkpoint.manifest import read_manifest, verify_chain
 from qtk.engines.build import build_engine

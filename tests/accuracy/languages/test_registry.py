@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import qtk.bench.accuracy
+from qtk.bench.accuracy import kinds
 from qtk.bench.accuracy.languages.assembly import Assembly
 from qtk.bench.accuracy.languages.base import LanguageUnavailable
 from qtk.bench.accuracy.languages.blocks import LastLine
@@ -102,7 +102,7 @@ def test_every_language_is_registered_under_its_name():
 def test_no_language_is_named_outside_its_file():
     """In the code that reads answers, programs and suites: a name there would be a file more that a new language touches."""
     names = {word for language in LANGUAGES.values() for word in (language.name, *language.short) if len(word) > 1}
-    folder = Path(qtk.bench.accuracy.__file__).parent
+    folder = Path(kinds.__file__).parent
     named = [
         f"{path.relative_to(folder)}:{node.lineno}: {node.value}"
         for path in folder.rglob("*.py")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.executors import TO_THE_END
 
-from qtk.bench.latency import measure
+from qtk.bench.latency_run import measure
 from qtk.bench.options import AcceptOptions, LatencyOptions
 from qtk.engines.description import EngineDescription, EngineLimits, Stage
 from qtk.engines.sessions.decoding import Decoding
