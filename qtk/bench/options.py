@@ -11,6 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from qtk.errors import InputError
 
 PUBLISHED_SHAPES = "16/8,64/32,256/128,1024/512"
+# The largest difference of a logit between two ways to the same token that `qtk accept` lets pass. What differs is the order
+# of sums, and that of float16 on a GPU.
+LOGIT_TOLERANCE = 0.25
+# At accuracy level 4 a difference in the last bit moves an activation to the next of 255 steps, and a block of layers
+# multiplies that. MEASURED
+ROUNDED_LOGIT_TOLERANCE = 1.0
 CODE = "python-stdlib-heldout"
 ENGLISH = "python-docs-english"
 _THREADS = "Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
@@ -62,8 +68,12 @@ class AcceptOptions(BaseModel):
     max_kl: float = Field(
         0.02, gt=0, description="The largest KL divergence from that checkpoint that passes, in nats per token."
     )
-    tolerance: float = Field(
-        0.25, gt=0, description="The largest difference that passes between logits that should be alike."
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="The largest difference that passes between logits that should be alike. Default: "
+        f"{LOGIT_TOLERANCE:g}; {ROUNDED_LOGIT_TOLERANCE:g} for a CPU engine of an INT4 model at accuracy level 4, which rounds "
+        "activations to 8 bits.",
     )
     threads: int | None = Field(None, ge=1, description=_THREADS)
 

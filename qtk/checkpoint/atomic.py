@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from qtk.errors import InputError
+
 
 @contextmanager
 def atomic_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
@@ -18,7 +20,7 @@ def atomic_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two processes may write one path
     try:
-        with open(unfinished, "wb") as stream:
+        with _opened(unfinished) as stream:
             yield stream
             if flush:
                 stream.flush()
@@ -26,6 +28,16 @@ def atomic_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _opened(unfinished: Path) -> BinaryIO:
+    """The file, opened to be written. InputError for a directory that takes no new files, such as /proc."""
+    try:
+        return open(unfinished, "wb")
+    except FileNotFoundError:
+        if not unfinished.parent.is_dir():
+            raise
+        raise InputError(f"{unfinished.parent} takes no new files. Give a path elsewhere.") from None
 
 
 def write_atomic(path: Path, content: str | bytes, *, flush: bool = True) -> None:

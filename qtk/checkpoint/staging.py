@@ -143,7 +143,10 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _lock(path: Path, out: Path) -> IO[str]:
     while True:
-        handle = open(path, "a")  # noqa: SIM115 - held as long as the lock is
+        try:
+            handle = open(path, "a")  # noqa: SIM115 - held as long as the lock is
+        except FileNotFoundError:  # the directory exists, and takes no new files: /proc and its like
+            raise InputError(f"{out} cannot be written: {path.parent} takes no new files. Give another -o.") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

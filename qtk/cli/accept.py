@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -11,6 +12,9 @@ from qtk.bench.options import AcceptOptions
 from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 from qtk.errors import GateFailed
+
+if TYPE_CHECKING:
+    from qtk.release.accept import Acceptance
 
 
 @click.command()
@@ -48,12 +52,16 @@ def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: o
             console.print(f"Not run: {', '.join(result.shapes_not_run)}: the engine's limits are too small.")
         console.print(f"Verdict: {result.verdict}.")
 
-    emit(result, as_json, show)
+    emit(result, as_json, show, _failure(result, engine, out))
+
+
+def _failure(result: Acceptance, engine: Path, out: Path) -> GateFailed | None:
     failed = [check.name for check in result.checks if not check.passed]
     if failed:
-        raise GateFailed(f"{engine} did not pass: {', '.join(failed)}. The record is in {out}.")
+        return GateFailed(f"{engine} did not pass: {', '.join(failed)}. The record is in {out}.")
     if result.verdict == "incomplete":
-        raise GateFailed(
+        return GateFailed(
             f"{engine} passed what was run, but not {', '.join(result.shapes_not_run)}: build it with a larger "
             f"--max-input-len and --max-output-len, or leave these out of --shapes. The record is in {out}."
         )
+    return None

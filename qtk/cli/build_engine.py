@@ -10,8 +10,8 @@ from rich.console import Console
 from qtk.cli.memory import show_memory
 from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
-from qtk.engines.description import finishing_command
 from qtk.engines.options import BuildOptions
+from qtk.wording import counted, size
 
 
 @click.command()
@@ -34,20 +34,19 @@ def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: ob
     engine = build_engine(model, out, build(BuildOptions, values), overwrite=overwrite)
     limits, quantization = engine.limits, engine.quantization
     rows = [
-        ("engine", str(out)),
+        ("engine" if engine.built else "directory", str(out)),
         ("runs on", f"{engine.gpu} ({engine.backend})"),
-        ("model", f"{engine.architecture}, {engine.num_layers} blocks"),
+        ("model", f"{engine.architecture}, {counted(engine.num_layers, 'block')}"),
         ("linears", f"{quantization.bits} bits, group {quantization.group_size}" if quantization else engine.dtype),
         ("output head", f"{engine.lm_head_bits} bits"),
         ("computes in", engine.dtype),
-        ("limits", f"{limits.max_input_len} + {limits.max_output_len} tokens, {limits.max_batch} rows"),
-        ("size", f"{sum(stage.bytes for stage in engine.stages) / 1e6:.1f} MB"),
+        ("limits", f"{limits.max_input_len} + {limits.max_output_len} tokens, {counted(limits.max_batch, 'row')}"),
+        ("size", size(sum(stage.bytes for stage in engine.stages))),
         *[("note", note) for note in engine.notes],
-        *([] if engine.built else [("then, on that machine", finishing_command(out))]),
     ]
 
     def show(console: Console) -> None:
-        console.print(table("Engine", ("", ""), rows))
+        console.print(table("Engine" if engine.built else "Prepared, not built yet", ("", ""), rows))
         if engine.memory is not None:
             show_memory(console, f"Memory on {engine.memory.gpu}", engine.memory)
 

@@ -75,7 +75,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # here, because an error of Python's own flush at exit cannot be caught
+            print(end="", flush=True)  # here, because an error of Python's own flush at exit cannot be caught
             return result
         except BrokenPipeError as error:
             raise _BrokenPipe(str(error)) from error
@@ -124,7 +124,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main(args: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 0 done, 1 a bug, 2 wrong input, 3 a check failed, 4 the machine lacks
     something, 130 stopped."""
-    words = sys.argv[1:] if args is None else args
+    try:
+        return _run(sys.argv[1:] if args is None else args)
+    finally:
+        _let_go_of_stdout()
+
+
+def _run(words: list[str]) -> int:
     debug = "--debug" in words
     signal.signal(signal.SIGTERM, _interrupt)  # so that a terminated command tidies up like an interrupted one
     try:
@@ -183,9 +189,15 @@ def _broken_pipe(error: _BrokenPipe, debug: bool) -> int:
     """Not an error where stdout has lost its reader. Another broken pipe (a helper process has died) is a bug."""
     if not _nobody_reads_stdout():
         return _bug(error, debug)
-    # The rest of the buffer is dropped, and Python must not complain about that at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _let_go_of_stdout() -> None:
+    """Drops what could not be written: at exit Python would try again, complain, and change the exit code."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _nobody_reads_stdout() -> bool:

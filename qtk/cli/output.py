@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from qtk.errors import GateFailed
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 
 
@@ -22,14 +24,34 @@ class _Console(Console):
         raise
 
 
-def emit(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:
-    """Prints `result` as JSON, or calls `show` with a console on stdout."""
+def emit(
+    result: BaseModel | Mapping[str, Any],
+    as_json: bool,
+    show: Callable[[Console], None],
+    failed: GateFailed | None = None,
+) -> None:
+    """Prints `result` as JSON, or calls `show` with a console on stdout; then raises `failed`, the check that did not pass.
+
+    A check is decided before anything is printed, so that its exit code does not depend on whether somebody reads.
+    """
+    try:
+        _print(result, as_json, show)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        if failed is None:
+            raise
+    if failed is not None:
+        raise failed
+
+
+def _print(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:
     if as_json:
         data = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         # A pipe or a file has no width: each row stays one line there, so that the output can be searched.
-        show(_Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 240))
+        wide = None if sys.stdout is not None and sys.stdout.isatty() else 240
+        show(_Console(soft_wrap=True, highlight=False, markup=False, width=wide))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

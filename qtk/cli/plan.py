@@ -30,6 +30,7 @@ def command(model: Path, as_json: bool, **values: object) -> None:
 
     plan = plan_engine(model, build(PlanOptions, values))
     title = f"{plan.model}: {plan.parameters / 1e9:.2f} billion parameters, {plan.weights}"
-    emit(plan, as_json, lambda console: show_memory(console, title, plan.memory))
+    failed = None
     if plan.refusals:
-        raise GateFailed(f"{plan.model} cannot become this engine:\n{listing(plan.refusals)}")
+        failed = GateFailed(f"{plan.model} cannot become this engine:\n{listing(plan.refusals)}")
+    emit(plan, as_json, lambda console: show_memory(console, title, plan.memory), failed)

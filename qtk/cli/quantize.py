@@ -11,12 +11,13 @@ from qtk.calibration.options import CalibrationOptions
 from qtk.cli.options import build, old_spelling, options_from, output_options, require_valid
 from qtk.cli.output import emit, json_option, table
 from qtk.quantization.options import QuantizeOptions
+from qtk.wording import counted, size
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from qtk.quantization.quantize import QuantizeReport
+    from qtk.quantization.report import QuantizeReport, ReadBack
 
 
 @click.command(name="quantize")
@@ -59,11 +60,7 @@ def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
         ("method", f"{report.method}, {report.bits} bits, group {report.group_size}, {symmetry}"),
         ("container", report.format),
         ("linears quantized", report.linears),
-        (
-            "calibration",
-            f"{report.calibration_rows} of {report.calibration_rows_offered} rows, {report.calibration_tokens} tokens, "
-            f"{report.compute_dtype}",
-        ),
+        ("calibration", _calibration(report)),
     ]
     if report.held_back_kl:
         rows.append(
@@ -73,9 +70,9 @@ def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
         change = f"{report.mean_error_before:.2e} rounded to nearest -> {report.mean_error_after:.2e}"
         rows.append(("mean output error", change))
     rows += [
-        ("size", f"{report.float_bytes / 1e6:.1f} MB -> {report.quantized_bytes / 1e6:.1f} MB"),
+        ("size", f"{size(report.float_bytes)} -> {size(report.quantized_bytes)}"),
         ("time", f"{report.seconds:.1f} s"),
-        ("peak memory", f"{report.peak_memory_bytes / 1e9:.2f} GB"),
+        ("peak memory", size(report.peak_memory_bytes)),
         ("read back", _read_back(report)),
     ]
     if report.fell_back_to_rtn:
@@ -83,12 +80,30 @@ def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
     return rows
 
 
+def _calibration(report: QuantizeReport) -> str:
+    """What was read of the text; rounding to nearest reads none."""
+    if not report.calibration_rows_offered:
+        return "none"
+    rows = f"{report.calibration_rows} of {counted(report.calibration_rows_offered, 'row')}"
+    return f"{rows}, {counted(report.calibration_tokens, 'token')}, {report.compute_dtype}"
+
+
 def _read_back(report: QuantizeReport) -> str:
     check = report.read_back
-    loops = f", {check.loops} of {check.texts} texts end in a loop" if check.loops else ""
-    warning = ": IT REPEATS ITSELF, the float model does not" if check.repeats else ""
-    size = f"{check.linears} linears, {check.bits_per_weight:.2f} bits a weight"
-    return f"{size}; generates {check.text!r}{loops}{warning}"
+    stored = f"{counted(check.linears, 'linear')}, {check.bits_per_weight:.2f} bits a weight"
+    return f"{stored}; generates {check.text!r}{_loops(check)}"
+
+
+def _loops(check: ReadBack) -> str:
+    """What the texts that end in a loop say of the model. Up to half of them say nothing: some prompts invite one."""
+    if 2 * check.loops <= check.texts:
+        return ""
+    texts = f"{check.loops} of {counted(check.texts, 'text')} end in a loop"
+    return (
+        f": IT REPEATS ITSELF, {texts}, the float model does not"
+        if check.repeats
+        else f"; {texts}, as the float model's do"
+    )
 
 
 def _layer_table(directory: Path) -> Table:

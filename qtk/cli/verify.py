@@ -35,13 +35,15 @@ def command(directory: Path, as_json: bool) -> None:
         by_directory.setdefault(finding.directory, Counter())[finding.status] += 1
     statuses = ("ok", "changed", "missing", "unrecorded", "input absent")
     rows = [(os.path.relpath(name), *(counts[status] for status in statuses)) for name, counts in by_directory.items()]
+    failed = None
+    if bad:
+        failed = GateFailed(
+            f"{directory} does not match its manifests:\n"
+            + listing(f"{finding.status}: {Path(finding.directory) / finding.file}" for finding in bad)
+        )
     emit(
         {"directory": str(directory), "verified": not bad, "findings": [f.model_dump() for f in findings]},
         as_json,
         lambda console: console.print(table(f"Chain of {directory}: files", ("directory", *statuses), rows)),
+        failed,
     )
-    if bad:
-        raise GateFailed(
-            f"{directory} does not match its manifests:\n"
-            + listing(f"{finding.status}: {Path(finding.directory) / finding.file}" for finding in bad)
-        )

@@ -48,7 +48,7 @@ def build_engine(
     recorder.add_input("model", weights.checkpoint.path, weights.checkpoint.files)
     with (
         PeakMemory() as memory,
-        Progress("build-engine", weights.spec.num_layers, "block") as progress,
+        Progress("build-engine", weights.spec.num_layers, "blocks") as progress,
         staged_directory(out, overwrite=overwrite, inputs=(weights.checkpoint.path,)) as directory,
     ):
         job = BuildJob(

@@ -14,7 +14,7 @@ import torch
 import qtk
 from qtk.checkpoint.writer import require_room
 from qtk.engines.description import EngineDescription, EngineLimits, MemoryTable, Quantization, Stage
-from qtk.engines.memory import memory_table
+from qtk.engines.memory import HEAD_BLOCK, FloatParts, memory_table
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError
 from qtk.machine import package_versions
@@ -49,8 +49,34 @@ class EngineRequest:
 
     @functools.cached_property
     def memory(self) -> MemoryTable:
-        """The memory table of the engine on its GPU."""
-        return memory_table(self.spec, self.scheme, self.limits, self.gpu)
+        """The memory table of the engine on its GPU or processor."""
+        return memory_table(self.spec, self.scheme, self.limits, self.gpu, self.floats)
+
+    @property
+    def dtype(self) -> str:
+        """The type that the engine computes in, "auto" settled: float32 on a processor, float16 on a GPU."""
+        if self.options.dtype != "auto":
+            return self.options.dtype
+        return "float32" if self.gpu.is_cpu else "float16"
+
+    @property
+    def floats(self) -> FloatParts:
+        """How the engine holds what is not quantized."""
+        if not self.gpu.is_cpu:
+            return FloatParts(self.dtype)
+        head_reads_embedding = self.spec.tie_word_embeddings and self.head_bits == 16
+        wide = self.dtype == "float32" and head_reads_embedding
+        return FloatParts(self.dtype, 4 if wide else 2, self.head_bits)
+
+    @property
+    def head_bits(self) -> int:
+        """Bits of a processor engine's output head. auto: 8 where that buys speed at a small, measured cost (see
+        docs/benchmarks.md), that is for an INT4 model with 8-bit activations; a float model stays float, and at level 0 an
+        8-bit head is slow."""
+        if self.options.lm_head_bits != "auto":
+            return int(self.options.lm_head_bits)
+        worth_it = self.scheme.quantized and self.options.accuracy_level == 4
+        return 8 if worth_it and self.spec.hidden_size % HEAD_BLOCK == 0 else 16
 
     @functools.cached_property
     def linears(self) -> dict[str, LinearPlan]:

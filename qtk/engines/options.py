@@ -29,8 +29,8 @@ class BuildOptions(BaseModel):
     gpu: str = Field("cpu", description="What the engine runs on: a name from `qtk gpus`, or cpu.")
     backend: str = Field(
         "auto",
-        description=f"Runtime that runs the engine: {', '.join(engine_runtimes())}, or auto (onnxruntime for cpu, tensorrt "
-        f"for a GPU). Experimental, not run on a GPU here: {_EXPERIMENTAL}.",
+        description=f"Runtime that runs the engine: {', '.join(engine_runtimes())}, or auto (the first that is listed for the "
+        f"GPU: `qtk gpus`). Experimental, not run on a GPU here: {_EXPERIMENTAL}.",
     )
     max_input_len: int | None = Field(
         None, ge=1, description="Longest prompt. Default 1024, less where the model's context is short."
@@ -113,7 +113,7 @@ class PlanOptions(BuildOptions):
 
 
 def chosen_backend(options: BuildOptions, gpu: GpuProfile) -> str:
-    """The backend that the options name, or the GPU's usual one."""
+    """The backend that the options name, or the GPU's first."""
     return gpu.default_backend if options.backend == "auto" else options.backend
 
 

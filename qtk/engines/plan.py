@@ -48,7 +48,7 @@ def plan_engine(model_dir: Path | str, options: PlanOptions) -> EnginePlan:
     return EnginePlan(
         model=model_dir.name,
         parameters=spec.parameters(),
-        weights=_weights(scheme),
+        weights=_weights(scheme, request.dtype),
         memory=request.memory,
         refusals=gpu_refusals(name, request) + _backend_refusals(name, request),
     )
@@ -59,9 +59,9 @@ def _backend_refusals(name: str, request: EngineRequest) -> list[str]:
     return engine_backend(name).refusals(request) if name in request.gpu.backends else [not_for(name, request.gpu)]
 
 
-def _weights(scheme: QuantizationScheme) -> str:
+def _weights(scheme: QuantizationScheme, dtype: str) -> str:
     kinds = sorted({(linear.bits, linear.group_size) for linear in scheme.quantized_modules().values()})
-    return ", ".join(f"INT{bits} group {group}" for bits, group in kinds) or "float16"
+    return ", ".join(f"INT{bits} group {group}" for bits, group in kinds) or dtype
 
 
 def _read(model_dir: Path, options: PlanOptions, backend: str) -> tuple[ModelSpec, QuantizationScheme]:

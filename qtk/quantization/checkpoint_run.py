@@ -152,7 +152,7 @@ class QuantizationRun:
     def _quantize_blocks(self, streams: list[RowStore], writer: QuantizedCheckpointWriter) -> None:
         """Every block that is not finished yet; the state is saved after each."""
         done, layers = self.state.blocks, self.task.source.spec.num_layers
-        with Progress(f"quantize ({self.method})", layers - done, "block") as progress:
+        with Progress(f"quantize ({self.method})", layers - done, "blocks") as progress:
             for layer in range(done, layers):
                 records = self.quantize_block(layer, writer)
                 self.state.save(streams, records, writer.descriptors, self.memory.peak_bytes)

@@ -65,7 +65,7 @@ def continue_greedily(weights: ModelWeights, prompts: list[list[int]], limit_byt
     norm, head = weights.final_norm(), weights.lm_head(dtype)
     tokens, start, end = torch.tensor(prompts), 0, len(prompts[0])
     cos, sin = (table.to(dtype) for table in spec.rope.tables(spec.head_dim, end + _NEW_TOKENS))
-    with Progress("generate", _NEW_TOKENS, "token") as progress:
+    with Progress("generate", _NEW_TOKENS, "tokens") as progress:
         for _ in range(_NEW_TOKENS):
             now = slice(start, tokens.shape[1])
             hidden = weights.embed(tokens[:, now], dtype)

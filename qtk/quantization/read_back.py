@@ -72,7 +72,7 @@ def read_back(
 def _check_linears(weights: ModelWeights, intended: QuantizationScheme, reference: ModelWeights) -> _Stored:
     offenders = _unwritten_floats(weights, reference)
     count, elements, stored_bytes = 0, 0, 0
-    with Progress("read back", len(intended.modules), "linear") as progress:
+    with Progress("read back", len(intended.modules), "linears") as progress:
         for name, scheme in intended.modules.items():
             progress.advance()
             if reasons := _otherwise_stored(weights.scheme.of(name), scheme):

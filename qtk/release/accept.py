@@ -18,8 +18,16 @@ from pydantic import BaseModel, ConfigDict
 import qtk
 from qtk.bench.divergence_run import DivergenceResult, measure_divergence
 from qtk.bench.latency_run import LatencyReport, measure, time_first_call
-from qtk.bench.options import AcceptOptions, DivergenceOptions, LatencyOptions, parse_shapes
+from qtk.bench.options import (
+    LOGIT_TOLERANCE,
+    ROUNDED_LOGIT_TOLERANCE,
+    AcceptOptions,
+    DivergenceOptions,
+    LatencyOptions,
+    parse_shapes,
+)
 from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest
+from qtk.engines.description import EngineDescription
 from qtk.engines.sessions.decoding import Decoding
 from qtk.engines.sessions.options import GenerateOptions
 from qtk.engines.sessions.session import DecoderSession, EngineSession, open_session
@@ -142,16 +150,23 @@ def _first_call(session: EngineSession, fitting: Sequence[tuple[int, int]], reco
 
 def _run_checks(session: EngineSession, options: AcceptOptions, record: _Record) -> None:
     for name, meaning, token_check in _TOKEN_CHECKS:
-        record.run(name, meaning, functools.partial(token_check, session), options.tolerance)
+        record.run(name, meaning, functools.partial(token_check, session), 0)
     try:
         record.run("text", "differences between text that streams and text that is returned", _text_of(session), 0)
     except InputError as error:
         record.not_run["text"] = str(error)
+    most = logit_tolerance(session.description) if options.tolerance is None else options.tolerance
     for name, meaning, logit_check in _LOGIT_CHECKS:
         if isinstance(session, DecoderSession):
-            record.run(name, meaning, functools.partial(logit_check, session), options.tolerance)
+            record.run(name, meaning, functools.partial(logit_check, session), most)
         else:
             record.not_run[name] = _NO_LOGITS
+
+
+def logit_tolerance(engine: EngineDescription) -> float:
+    """The bound for logits that should be alike: a wider one where ONNX Runtime rounds activations to 8 bits."""
+    rounded = engine.quantization is not None and engine.accuracy_level == 4
+    return ROUNDED_LOGIT_TOLERANCE if rounded else LOGIT_TOLERANCE
 
 
 def _divergence(session: EngineSession, options: AcceptOptions, record: _Record) -> DivergenceResult | None:
@@ -277,9 +292,17 @@ _TOKEN_CHECKS: tuple[tuple[str, str, Callable[[EngineSession], float]], ...] = (
     ("whole length", "tokens missing when the engine is filled to its limit", _whole_length),
 )
 _LOGIT_CHECKS: tuple[tuple[str, str, Callable[[DecoderSession], float]], ...] = (
-    ("decode against scoring", "logits lost by decoding step by step", _decode_against_scoring),
-    ("batch", "logits moved by a longer row alongside", _batch),
-    ("batched decoding", "logits lost by decoding two rows together", _batched_decoding),
+    (
+        "decode against scoring",
+        "largest difference of a logit: of a token chosen step by step, to the best one when the row is scored as a whole",
+        _decode_against_scoring,
+    ),
+    ("batch", "largest difference of a logit: of a row alone, to the same row beside a longer one", _batch),
+    (
+        "batched decoding",
+        "largest difference of a logit: of a token chosen in a batch, to the best one when its row is scored alone",
+        _batched_decoding,
+    ),
 )
 
 

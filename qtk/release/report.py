@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import qtk
-from qtk.bench.accuracy.results.comparison import Comparison, compare, read_comparison
+from qtk.bench.accuracy.results.comparison import read_comparison
 from qtk.bench.accuracy.results.leaderboard import Leaderboard
 from qtk.bench.accuracy.results.result import AccuracyResult
-from qtk.bench.accuracy.results.score import Cell, CompareOptions
+from qtk.bench.accuracy.results.score import Cell
 from qtk.bench.accuracy.results.tables import ResultTable, compared_tables, named_score_tables
 from qtk.bench.divergence_run import DivergenceResult
 from qtk.bench.latency_run import LatencyReport
@@ -29,7 +28,9 @@ from qtk.install_hints import install_hint
 from qtk.peak_memory import PeakMemory
 from qtk.progress import note
 from qtk.quantization.report import LOG_NAME
+from qtk.release.before_after import Measured, Order, Pair, lineage_of, ordered_pairs
 from qtk.release.plots import can_plot, plot_errors, plot_latency
+from qtk.wording import counted, size
 
 REPORT_NAME = "report.md"
 _WORST_LAYERS = 10
@@ -64,7 +65,7 @@ class Material:
     latencies: list[tuple[Made, LatencyReport]] = field(default_factory=list)
     divergences: list[tuple[Made, DivergenceResult]] = field(default_factory=list)
     accuracies: list[tuple[Made, AccuracyResult]] = field(default_factory=list)
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[Pair] = field(default_factory=list)
     leaderboards: list[Leaderboard] = field(default_factory=list)
 
 
@@ -81,20 +82,31 @@ def reportable_directories(directory: Path) -> list[Path]:
     return sorted(reportable, key=lambda path: (manifests[path].started, manifests[path].ended))
 
 
-def write_report(directories: Sequence[Path], out: Path, *, title: str, overwrite: bool = False) -> Path:
-    """Writes report.md and its plots into the new directory `out`; returns the path of report.md."""
-    recorder = ManifestRecorder("report", {"title": title})
+def write_report(
+    directories: Sequence[Path], out: Path, *, title: str, before: str | None = None, overwrite: bool = False
+) -> Path:
+    """Writes report.md and its plots into the new directory `out`; returns the path of report.md.
+
+    before: the name of the accuracy result that the others are compared with; by default `ordered_pairs` tells. Where it
+    cannot, the report says so, and a note does.
+    """
+    recorder = ManifestRecorder("report", {"title": title, "before": before})
     with PeakMemory() as memory, staged_directory(out, overwrite=overwrite, inputs=directories) as work:
         material = gather(directories)
         for made in material.made:
             recorder.add_input(made.manifest.kind, made.path, output_files(made.path))
-        (work / REPORT_NAME).write_text(render(material, work, title), encoding="utf-8")
+        measured = [Measured(made.path, made.manifest, result) for made, result in material.accuracies]
+        order = ordered_pairs(measured, material.comparisons, before)
+        for sentence in order.left_out:
+            note(f"Not compared: {sentence}.")
+        (work / REPORT_NAME).write_text(render(material, order, work, title), encoding="utf-8")
         recorder.write(work, out, memory.peak_bytes)
     return out / REPORT_NAME
 
 
 def gather(directories: Sequence[Path]) -> Material:
-    """Reads what the directories hold, in the order given. Where two are compared, the first is the reference."""
+    """Reads what the directories hold, in the order given; latencies of float engines come first, because the others are
+    compared with the first."""
     made = [Made(path, read_manifest(path), file_digest(path / MANIFEST_NAME).sha256) for path in directories]
     material = Material(made)
     for output in material.made:
@@ -112,17 +124,25 @@ def gather(directories: Sequence[Path]) -> Material:
         elif kind == "accuracy":
             material.accuracies.append((output, AccuracyResult.model_validate(_result(output.path))))
         elif kind == "accuracy-comparison":
-            material.comparisons.append(read_comparison(output.path))
+            material.comparisons.append(_stored_pair(output))
         elif kind == "leaderboard":
             material.leaderboards.append(Leaderboard.model_validate(_result(output.path)))
+    material.latencies.sort(key=lambda entry: bool(lineage_of(entry[0].path, entry[0].manifest).quantized))
     return material
+
+
+def _stored_pair(output: Made) -> Pair:
+    """A comparison that `qtk bench compare` wrote, in the order in which it was asked for."""
+    paths = {record.role: Path(record.path) for record in output.manifest.inputs}
+    names = {role: path.parent.name if path.suffix == ".json" else path.name for role, path in paths.items()}
+    return Pair(names["before"], names["after"], read_comparison(output.path))
 
 
 def _result(directory: Path) -> Any:
     return json.loads((directory / RESULT_NAME).read_bytes())
 
 
-def render(material: Material, work: Path, title: str) -> str:
+def render(material: Material, order: Order, work: Path, title: str) -> str:
     """The report as Markdown; plots are written into `work`."""
     logs = {made.name: _read_log(made.path) for made in material.quantized}
     error_plots, latency_plot = _plots(material, logs, work)
@@ -134,7 +154,8 @@ def render(material: Material, work: Path, title: str) -> str:
         autoescape=False,  # noqa: S701 - Markdown, read as text
     )
     environment.filters |= {
-        "megabytes": lambda count: f"{count / 1e6:.1f} MB",
+        "size": size,
+        "counted": counted,
         "figure": figure,
         "compared_tables": compared_tables,
         "markdown": markdown,
@@ -151,7 +172,7 @@ def render(material: Material, work: Path, title: str) -> str:
         error_plots=error_plots,
         latency_plot=latency_plot,
         scores=named_score_tables((made.name, result.scores) for made, result in material.accuracies),
-        comparisons=_comparisons(material),
+        order=order,
         ratios=latency_ratios([report for _, report in material.latencies]),
         notes_report=lambda made: made.manifest.notes.get("report", {}),
         engine_paths=[made.path for made, _ in material.engines],
@@ -249,16 +270,6 @@ def latency_ratios(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def _comparisons(material: Material) -> list[Comparison]:
-    """The comparisons that were made, and the first accuracy result, the float model's in a run, beside each later one that
-    was made on the same terms."""
-    comparisons = list(material.comparisons)
-    for _, result in material.accuracies[1:]:
-        with contextlib.suppress(InputError):  # other tasks or other rules: nothing to compare
-            comparisons.append(compare(material.accuracies[0][1], result, CompareOptions(baseline="none")))
-    return comparisons
 
 
 def _read_log(directory: Path) -> list[dict[str, Any]]:

@@ -62,11 +62,10 @@ class GpuProfile(BaseModel):
 
     @property
     def default_backend(self) -> str:
-        """What `--backend auto` means: the first runtime for a processor or for GPUs, even where this GPU needs another one
-        (`advice` says which)."""
-        return next(
-            record.name for record in RUNTIMES.values() if record.engine and (record.min_sm is None) == self.is_cpu
-        )
+        """What `--backend auto` means: the first of `backends`. Where a GPU has none, the first runtime for GPUs, whose refusal
+        says why."""
+        first = next(record.name for record in RUNTIMES.values() if record.engine and record.min_sm is not None)
+        return next(iter(self.backends), first)
 
 
 def gpu_names() -> list[str]:

@@ -50,7 +50,8 @@ def refusals(
     signed_scales: bool = False,
     tensor_parallel: int = 1,
 ) -> list[str]:
-    """A sentence for each reason why the runtime cannot run this, each naming all its offenders and what would work.
+    """A sentence for each reason why the runtime cannot run this, each naming all its offenders and what would work: the
+    options of `qtk quantize` where the model has to be quantized otherwise.
 
     sm: of the GPU, None for a processor. container: None where the backend reads qtk's own form. signed_scales: whether any
     scale is below zero.
@@ -71,8 +72,8 @@ def scale_refusals(runtime: Runtime, sm: int | None) -> list[str]:
         return []
     others = [other.name for other in RUNTIMES.values() if other.signed_scales and (sm is None or other.runs_on(sm))]
     return [
-        f"{runtime.title} does not take negative scales, and symmetric weights that use their whole range have them; "
-        f"{', '.join(others)} take them"
+        f"{runtime.title} does not take negative scales, and symmetric weights that use their whole range have them: quantize "
+        f"with --positive-scales, which --backend {runtime.name} sets by itself; {', '.join(others)} take negative ones"
     ]
 
 
@@ -97,7 +98,10 @@ def _settings(runtime: Runtime, linears: Mapping[str, LinearPlan]) -> list[str]:
     for bits in sorted({plan.bits for plan in linears.values()} - set(runtime.bits)):
         names = [name for name, plan in linears.items() if plan.bits == bits]
         allowed = " or ".join(f"bits:{b}" for b in (*runtime.bits, 16))
-        reasons.append(f"{runtime.title} does not take {bits}-bit weights: {compressed(names)}; use {allowed}")
+        reasons.append(
+            f"{runtime.title} does not take {bits}-bit weights: {compressed(names)}; quantize with --bits "
+            f"{_or(runtime.bits)}, or these alone with --override 'NAME={allowed}'"
+        )
     for group_size in sorted({plan.group_size for plan in linears.values()} - set(runtime.group_sizes)):
         names = [name for name, plan in linears.items() if plan.group_size == group_size]
         inputs = [linears[name].in_features for name in names]
@@ -114,8 +118,10 @@ def _nearest_group(runtime: Runtime, group_size: int, inputs: Iterable[int]) -> 
     sizes = list(inputs)
     fitting = [g for g in runtime.group_sizes if all(size % g == 0 for size in sizes)]
     if fitting:
-        return f"use --group-size {min(fitting, key=lambda g: abs(g - group_size))}"
-    return "none of those sizes divides their inputs: leave these linears in float (--override 'NAME=bits:16')"
+        return f"quantize with --group-size {min(fitting, key=lambda g: abs(g - group_size))}"
+    return (
+        "none of those sizes divides their inputs: quantize with --override 'NAME=bits:16', which leaves these in float"
+    )
 
 
 def _shapes(runtime: Runtime, linears: Mapping[str, LinearPlan], tensor_parallel: int) -> list[str]:
@@ -130,10 +136,10 @@ def _shapes(runtime: Runtime, linears: Mapping[str, LinearPlan], tensor_parallel
         elif inputs % plan.group_size and plan.in_features % plan.group_size == 0:
             offenders.setdefault(f"[{out:g}, {inputs:g}] in groups of {plan.group_size}", []).append(name)
     share = f" on each of {tensor_parallel} ranks" if tensor_parallel > 1 else ""
-    advice = "a smaller --tp, or leave" if tensor_parallel > 1 else "leave"
+    advice = "a smaller --tp, or quantize" if tensor_parallel > 1 else "quantize"
     return [
         f"{runtime.title} needs sizes [out, in] that are multiples of {runtime.multiple_of} and of the group{share}; "
-        f"{size} is the size of {compressed(names)}; {advice} these in float (--override 'NAME=bits:16')"
+        f"{size} is the size of {compressed(names)}; {advice} with --override 'NAME=bits:16', which leaves these in float"
         for size, names in offenders.items()
     ]
 

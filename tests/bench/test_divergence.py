@@ -194,3 +194,17 @@ def test_what_cannot_be_compared_is_refused(tiny, tmp_path, make_tiny) -> None:
     empty.write_text("")
     with pytest.raises(InputError, match="does not hold any text to measure on"):
         measure_divergence(tiny("llama"), tiny("llama"), DivergenceOptions(data=(str(empty),), rows=2, seq_len=32))
+
+
+def test_a_gate_on_the_divergence_wants_evidence(pair, run_qtk) -> None:
+    reference, model = pair
+    words = ("bench", "divergence", model, "--reference", reference, "--data", CODE, "--seq-len", 16, "--json")
+    few = run_qtk(*words, "--rows", 2, "--max-kl", "1e-9")
+    assert few.returncode == 3
+    assert "more than 1e-09" in few.stderr
+    kl = json.loads(few.stdout)["pooled"]["kl"]
+    assert run_qtk(*words, "--rows", 2, "--max-kl", kl["mean"] + 20 * kl["standard_error"]).returncode == 0
+    untold = run_qtk(*words, "--rows", 2, "--max-kl", kl["mean"] + kl["standard_error"] / 2)
+    assert untold.returncode == 3
+    assert "over 2 rows: so it may be" in untold.stderr
+    assert "too few rows to tell" in untold.stderr

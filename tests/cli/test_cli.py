@@ -194,7 +194,7 @@ def test_a_closed_pipe_is_no_error(words: list[str]) -> None:
 def test_doctor_finds_its_way_on_any_machine(run_qtk) -> None:
     table = run_qtk("doctor", env={"PATH": "/nowhere"})
     assert table.returncode == 0, table.stderr
-    assert "pip install 'qtk[tensorrt]'" in table.stdout or "tensorrt-rtx-cu13" in table.stdout
+    assert "qtk[" not in table.stdout
     assert "apt-get install g++" in table.stdout
     found = json.loads(run_qtk("doctor", "--json").stdout)
     assert found["machine"]["cores"] >= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 from support.tiny_models import TINY
 
@@ -56,6 +57,34 @@ def test_weights_are_counted_as_they_are_stored(tiny, tmp_path, variant: str, wr
     stored = sum(weights.checkpoint.info(name).nbytes for name in names)
     final_norm = weights.spec.hidden_size * 2
     assert model_bytes(weights.spec, weights.scheme).total == stored - final_norm
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama-tied"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accuracy_level": 0}, {"dtype": "float16"}, {"lm_head_bits": "8"}],
+    ids=lambda options: str(options),
+)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_processors_plan_counts_what_build_engine_writes(
+    tiny, tmp_path, variant: str, options: dict, quantized: bool, write_quantized
+) -> None:
+    model = tiny(variant)
+    if quantized:
+        model = write_quantized(model, tmp_path / "int4", "gptq", LinearScheme(4, 32, True))
+    plan = plan_engine(model, PlanOptions(**options))
+    built = build_engine(model, tmp_path / "engine", BuildOptions(**options))
+    weights = next(part for part in plan.memory.parts if part.name == "weights")
+    graph = onnx.load(tmp_path / "engine" / "model.onnx", load_external_data=False).graph
+    stored = {
+        tensor.name: int(entry.value)
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "length"
+    }
+    written = sum(size for name, size in stored.items() if not name.startswith("rope."))
+    assert weights.bytes == pytest.approx(written, rel=0.01)
+    assert quantized or plan.weights == built.dtype
 
 
 def test_plan_command(deepseek, tiny, run_qtk) -> None:

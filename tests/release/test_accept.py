@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from support.executors import changed
 
-from qtk.bench.options import AcceptOptions
+from qtk.bench.options import LOGIT_TOLERANCE, ROUNDED_LOGIT_TOLERANCE, AcceptOptions
 from qtk.checkpoint.manifest import verify_chain
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
@@ -155,6 +158,28 @@ def test_each_fault_is_found_by_its_check(engine, check: str, fault: Change) -> 
     assert check in {result.name for result in record.checks if not result.passed}
 
 
+def moved_by(amount: float) -> Change:
+    return lambda logits, forward: logits + amount * (forward.input_ids.shape[0] > 1)
+
+
+def test_the_default_engine_is_held_to_what_its_8_bit_activations_allow(model, engine, tmp_path) -> None:
+    build_engine(model, tmp_path / "rounded", BuildOptions(max_input_len=96, max_output_len=32, max_batch_size=2))
+    between = moved_by((LOGIT_TOLERANCE + ROUNDED_LOGIT_TOLERANCE) / 2)
+    quick = AcceptOptions(shapes="16/8", seconds=0)
+    assert accept_changed(tmp_path / "rounded", quick, between).verdict == "passed"
+    assert accept_changed(engine, quick, between).verdict == "failed"
+    beyond = accept_changed(tmp_path / "rounded", quick, moved_by(2 * ROUNDED_LOGIT_TOLERANCE))
+    [failed] = [check for check in beyond.checks if not check.passed]
+    assert failed.name == "batch"
+    assert failed.meaning.startswith(
+        "largest difference of a logit: of a row alone, to the same row beside a longer one"
+    )
+    given = quick.model_copy(update={"tolerance": 0.01})
+    assert accept_changed(tmp_path / "rounded", given, between).verdict == "failed", "a given tolerance stands"
+    wide = AcceptOptions(shapes="16/8", seconds=0, tolerance=1e9)
+    assert "repeatability" in {c.name for c in accept_changed(engine, wide, noise).checks if not c.passed}
+
+
 def test_a_sound_engine_passes_every_check(engine) -> None:
     assert [check.name for check in accept(engine, QUICK).checks if not check.passed] == []
 
@@ -167,3 +192,15 @@ def test_a_failed_check_exits_3_and_is_recorded(engine, tiny, tmp_path, run_qtk)
     assert (tmp_path / "record" / "result.json").is_file()
     assert run_qtk("accept", tmp_path, "-o", tmp_path / "none").returncode == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_a_failed_check_exits_3_with_nobody_reading(engine, tiny, tmp_path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = ("accept", engine, "-o", tmp_path / "record", "--shapes", "16/8", "--seconds", "0")
+    failing = ("--reference", tiny(), "--max-kl", "1e-5")
+    command = [sys.executable, "-m", "qtk", *map(str, (*words, *failing))]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 3, done.stderr
+    assert "did not pass: divergence" in done.stderr

@@ -80,7 +80,7 @@ class _Nothing(BaseModel):
     pass
 
 
-def accuracy(out: Path, passed: int) -> None:
+def accuracy(out: Path, passed: int, model: Path | None = None) -> None:
     tasks = {f"Python/{i}": ["passed" if i < passed else "failed"] for i in range(6)}
     likelihoods = {f"Go/{i}": TaskLikelihood(log_likelihood=passed - 9.0 - i % 2, tokens=4) for i in range(6)}
     questions = {f"wic/{i}": ChoiceAnswer(gold=0, generation=int(i >= passed), perplexity=1) for i in range(8)}
@@ -101,7 +101,7 @@ def accuracy(out: Path, passed: int) -> None:
         seconds=1.0,
         machine={},
     )
-    measure_into(out, "accuracy", _Nothing(), {}, lambda: result)
+    measure_into(out, "accuracy", _Nothing(), {} if model is None else {"model": model}, lambda: result)
 
 
 def test_accuracy_before_and_after(tmp_path) -> None:
@@ -109,15 +109,19 @@ def test_accuracy_before_and_after(tmp_path) -> None:
     accuracy(tmp_path / "accuracy", 3)
     assert len(reportable_directories(tmp_path)) == 2
     order = [tmp_path / "accuracy-float", tmp_path / "accuracy"]
-    text = write_report(order, tmp_path / "report", title="Ours").read_text()
+    text = write_report(order, tmp_path / "report", title="Ours", before="accuracy-float").read_text()
     assert text.startswith("# Ours\n")
     assert "| accuracy-float | humaneval-x | python | 6 | pass@1 | 83.33 |" in text
-    assert "| humaneval-x | python | 6 | 83.33 | 17 | 50.00 | 22 | -33.33 | 21 | 2 | 0 | 0.5 | beyond" in text
-    assert "| accuracy-float | WiC | 8 | 62.50 | 18 | 0.000 | 0.0 | generation | 62.50 | 100.0 | - |" in text
-    assert "| nlp | wic | 8 | 62.50 | 18 | 37.50 | 18 | -25.00 | 16 | 2 | 0 | 0.5 | beyond" in text
+    assert (
+        "| humaneval-x | python | 6 | 83.33 | 50.00 | -33.33 | -65.30 to 18.43 | 2 | 0 | 0.5 | too few tasks to tell"
+        in text
+    )
+    assert "| accuracy-float | WiC | 8 | 62.50 | 0.000 | generation | 62.50 | 30.6 to 86.3 | 100.0 | - |" in text
+    assert "| nlp | wic | 8 | 62.50 | 37.50 | -25.00 | -53.98 to 13.82 | 2 | 0 | 0.5 | too few tasks to tell" in text
     assert "| likelihood | go | 6 | -1.125 | -1.625 | -0.5000 |" in text
     assert (
-        "\npass@1 before and after; tolerance 2 points; before: accuracy-float, after: accuracy:\n\n| suite |" in text
+        "\npass@1 before and after; tolerance 2 points; limits of the change with 95 % confidence each; "
+        "before: accuracy-float, after: accuracy:\n\n| suite |" in text
     )
     assert "humaneval-x go: go is not installed" in text
     for absent in ("## Latency", "## Engines", "## Sizes", "## Quantization", "None"):

@@ -11,6 +11,7 @@ from qtk.bench.accuracy.measures.measure import Need, Workplace
 from qtk.bench.accuracy.measures.tasks import LoadedTasks, load_tasks
 from qtk.bench.accuracy.options import AccuracyOptions
 from qtk.bench.accuracy.results.score import Cell, ComparedRow, CompareOptions, Score, conclusion
+from qtk.bench.accuracy.results.statistics import Limits
 from qtk.bench.accuracy.suites.suites import SuitePart
 
 
@@ -39,7 +40,7 @@ class LengthScore(Score):
             difference_error=None,
             p_value=None,
             tolerance=options.tolerance,
-            verdict=conclusion(difference, 0.0, options.tolerance),
+            verdict=conclusion(Limits(difference, difference), options.tolerance),
         )
         return [row]
 

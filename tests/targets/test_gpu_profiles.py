@@ -18,6 +18,7 @@ NAMES = "a10 a100-40g a100-80g a30 a40 cpu h100 l4 l40s rtx3090 rtx4090 rtx5090 
 def test_every_shipped_profile_is_complete_and_says_where_from() -> None:
     for profile in gpu_profiles():
         assert profile.sources
+        assert profile.default_backend == profile.backends[0]
         if profile.is_cpu:
             assert profile.default_backend == "onnxruntime"
             continue
@@ -61,6 +62,30 @@ def test_a_backend_that_is_not_for_a_gpu_says_why(tiny, tmp_path, gpu: str, back
     assert why in str(caught.value)
     if gpu != "cpu":
         assert why in plan_engine(tiny(), PlanOptions(gpu=gpu, backend=backend)).refusals[-1]
+
+
+@pytest.mark.parametrize("gpu", gpu_names())
+def test_quantize_plan_and_build_agree_on_the_backend_of_a_gpu(gpu: str, tiny, tmp_path, run_qtk) -> None:
+    words = ("quantize", tiny(), "-o", tmp_path / "int4", "--method", "rtn", "--gpu", gpu)
+    assert run_qtk(*words).returncode == 0
+    planned = run_qtk("plan", tmp_path / "int4", "--gpu", gpu)
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert run_qtk("plan", tiny(), "--gpu", gpu, "--bits", 4).returncode == 0
+    prepared = () if gpu == "cpu" else ("--prepare-only",)
+    built = run_qtk("build-engine", tmp_path / "int4", "-o", tmp_path / "engine", "--gpu", gpu, *prepared, "--json")
+    assert built.returncode == 0, built.stderr
+    assert json.loads(built.stdout)["backend"] == gpu_profile(gpu).backends[0]
+
+
+def test_a_refusal_that_a_new_quantization_cures_says_how(tiny, tmp_path, run_qtk) -> None:
+    """The README's `qtk quantize merged -o int4`, for a runtime that takes positive scales only."""
+    assert run_qtk("quantize", tiny(), "-o", tmp_path / "int4", "--method", "rtn").returncode == 0
+    words = ("--gpu", "a10", "--backend", "tensorrt-full", "--prepare-only")
+    refused = run_qtk("build-engine", tmp_path / "int4", "-o", tmp_path / "e", *words)
+    assert refused.returncode == 2
+    assert "quantize with --positive-scales, which --backend tensorrt-full sets by itself" in refused.stderr
+    assert run_qtk("quantize", tiny(), "-o", tmp_path / "new", "--method", "rtn", "--positive-scales").returncode == 0
+    assert run_qtk("build-engine", tmp_path / "new", "-o", tmp_path / "e", *words).returncode == 0
 
 
 def test_gpus_command(run_qtk) -> None:

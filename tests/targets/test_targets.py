@@ -81,6 +81,14 @@ def test_every_backend_of_a_gpu_takes_its_sm() -> None:
             assert not reasons, (profile.name, backend, reasons)
 
 
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_every_refusal_that_a_new_quantization_cures_names_its_option(name: str) -> None:
+    record = runtime(name)
+    bad = model(replace(GOOD, bits=3, group_size=16, symmetric=False)) | {"lm_head": replace(GOOD, out_features=250)}
+    for reason in refusals(record, record.min_sm, bad, signed_scales=True):
+        assert "quantize with --" in reason
+
+
 def test_only_full_tensorrt_refuses_negative_scales() -> None:
     refusing = [
         name for name, record in RUNTIMES.items() if refusals(record, record.min_sm, model(GOOD), signed_scales=True)

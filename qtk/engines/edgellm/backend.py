@@ -47,7 +47,10 @@ class EdgeLlmBackend:
         reasons = option_refusals(request.options, ("float16",), ("16",), "Edge-LLM's INT4 engines work")
         reasons += _model_refusals(request)
         if not request.scheme.quantized:
-            return [*reasons, "the model is not quantized; quantize it first (`qtk quantize --sym`)"]
+            return [
+                *reasons,
+                "the model is not quantized; quantize it first (`qtk quantize --backend tensorrt-edgellm`)",
+            ]
         return reasons + table_refusals(self.runtime, request) + _float_refusals(request)
 
     def weight_refusals(self, job: BuildJob) -> list[str]:
@@ -115,9 +118,11 @@ def _float_refusals(request: EngineRequest) -> list[str]:
     """Linears in the wrong width, which the exporter refuses only after minutes."""
     spec, scheme, reasons = request.spec, request.scheme, []
     if floats := [name for name, _ in spec.all_linears() if not scheme.of(name).quantized]:
-        reasons.append(f"{compressed(floats)} in float: all linears of the blocks must be INT4")
+        reasons.append(
+            f"{compressed(floats)} in float: all linears of the blocks must be INT4; quantize without --override"
+        )
     if scheme.of(LM_HEAD_MODULE).quantized:
-        reasons.append("lm_head is quantized, and must stay in float")
+        reasons.append("lm_head is quantized, and must stay in float: quantize with --lm-head-bits 16")
     return reasons
 
 

@@ -22,13 +22,13 @@ import torch
 from onnx import TensorProto
 
 from qtk.checkpoint.reader import require_finite
+from qtk.engines.memory import HEAD_BLOCK
 from qtk.engines.onnx.file import ONNX_TYPES, GraphFile
 from qtk.engines.onnx.ports import mask_name, stage_windows
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD_MODULE, Linear
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
 
-HEAD_BLOCK = 32
 _ROWS_AT_ONCE = 4096
 
 

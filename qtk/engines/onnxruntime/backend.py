@@ -7,7 +7,8 @@ import torch
 from qtk.engines.backends import option_refusals, table_refusals
 from qtk.engines.description import EngineDescription
 from qtk.engines.jobs import BuildJob, EngineRequest, FinishJob
-from qtk.engines.onnx.decoder import HEAD_BLOCK, GraphOptions, write_graph
+from qtk.engines.memory import HEAD_BLOCK
+from qtk.engines.onnx.decoder import GraphOptions, write_graph
 from qtk.engines.onnx.stage import graph_stage
 from qtk.engines.weight_refusals import weight_refusals
 from qtk.errors import InputError
@@ -36,14 +37,13 @@ class OnnxRuntimeBackend:
         return weight_refusals(self.runtime, job.gpu.sm, job.weights)
 
     def build(self, job: BuildJob) -> EngineDescription:
-        dtype = torch.float32 if job.options.dtype in ("auto", "float32") else torch.float16
-        bits = head_bits(job)
-        graph = GraphOptions(dtype, job.limits.max_positions, bits)
+        dtype = torch.float32 if job.dtype == "float32" else torch.float16
+        graph = GraphOptions(dtype, job.limits.max_positions, job.head_bits)
         path = write_graph(job.weights, job.directory, graph, on_block=job.on_block)
         return job.describe(
             backend=self.runtime.name,
             dtype=dtype,
-            lm_head_bits=bits,
+            lm_head_bits=job.head_bits,
             accuracy_level=job.options.accuracy_level,
             stages=(graph_stage(path, (0, job.spec.num_layers)),),
             packages=("onnx", "onnxruntime"),
@@ -51,12 +51,3 @@ class OnnxRuntimeBackend:
 
     def finish(self, job: FinishJob) -> EngineDescription:
         raise InputError(f"{job.prepared}: engines for a processor are never only prepared. Build it from the model.")
-
-
-def head_bits(request: EngineRequest) -> int:
-    """Bits of the output head. auto: 8 where that buys speed at a small, measured cost (see docs/benchmarks.md), that is
-    for an INT4 model with 8-bit activations; a float model stays float, and at level 0 an 8-bit head is slow."""
-    if request.options.lm_head_bits != "auto":
-        return int(request.options.lm_head_bits)
-    worth_it = request.scheme.quantized and request.options.accuracy_level == 4
-    return 8 if worth_it and request.spec.hidden_size % HEAD_BLOCK == 0 else 16

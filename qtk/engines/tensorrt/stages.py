@@ -9,6 +9,7 @@ from qtk.engines.memory import FLOAT_BYTES, ModelBytes
 from qtk.errors import MachineError, listing
 from qtk.models.spec import ModelSpec
 from qtk.progress import note
+from qtk.wording import counted
 
 # Measured (docs/benchmarks.md): peak of the compiling process over the bytes of the stage's graph.
 PEAK_BASE_BYTES = 600_000_000
@@ -64,7 +65,7 @@ def peak_bytes(graph_bytes: int) -> float:
 def require_memory(stages: Sized, largest: int, available: int) -> None:
     """Writes to stderr how much memory the build needs. MachineError where less is available."""
     needed = peak_bytes(largest)
-    need = f"Compiling in {len(stages)} stage(s) needs about {needed / 1e9:.1f} GB of memory"
+    need = f"Compiling in {counted(len(stages), 'stage')} needs about {needed / 1e9:.1f} GB of memory"
     if needed > available:
         raise MachineError(
             f"{need}, and {available / 1e9:.1f} GB are available. Build from the model itself, which cuts it for this "

@@ -55,9 +55,13 @@ class TensorRtLlmBackend:
         reasons += table_refusals(self.runtime, request, linears)
         if floats := [name for name, plan in linears.items() if plan.bits == 16]:
             others = f" and {len(floats) - 1} more" if len(floats) > 1 else ""
-            reasons.append(f"{floats[0]}{others} in float; all linears of the blocks must be INT4")
+            reasons.append(
+                f"{floats[0]}{others} in float; all linears of the blocks must be INT4: quantize without --override"
+            )
         if len({plan.group_size for plan in linears.values()}) > 1:
-            reasons.append("several group sizes; a TensorRT-LLM checkpoint has one")
+            reasons.append(
+                "several group sizes; a TensorRT-LLM checkpoint has one: quantize without --override 'NAME=group:N'"
+            )
         else:
             reasons += _padding_refusals(spec, next(iter(linears.values())).group_size, split)
         return reasons

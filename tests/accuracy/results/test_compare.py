@@ -7,11 +7,13 @@ import json
 import pytest
 
 from qtk.bench.accuracy.results.baseline import load_baseline
-from qtk.bench.accuracy.results.comparison import compare
+from qtk.bench.accuracy.results.comparison import compare, read_comparison
+from qtk.bench.accuracy.results.harness import HarnessMetric, HarnessScore
 from qtk.bench.accuracy.results.likelihood import TaskLikelihood, score_likelihood
 from qtk.bench.accuracy.results.programs import score_programs
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import CompareOptions, TaskSource, conclusion
+from qtk.bench.accuracy.results.statistics import Limits
 from qtk.checkpoint.manifest import verify_chain
 from qtk.errors import InputError
 
@@ -45,19 +47,83 @@ def test_flips_error_and_p_value():
     assert row.before_error == pytest.approx(3.21, abs=0.01)
     assert row.difference == pytest.approx(-100 / 164)
     assert row.p_value == 1.0
-    assert row.verdict == "within tolerance, uncertain"
+    assert (row.low, row.high) == pytest.approx((-3.08, 1.60), abs=0.01)
+    assert row.verdict == "too few tasks to tell", (
+        "164 tasks with three flips do not show that less than 2 points were lost"
+    )
+    assert row.enough_tasks == pytest.approx(516, abs=10)
+    [row] = compare(BEFORE, AFTER, CompareOptions(tolerance=3.5)).rows
+    assert row.verdict == "within tolerance"
     assert row.published is not None
     assert (row.published.before, row.published.after) == (78.65, 78.05)
 
 
-def test_verdicts():
-    assert conclusion(0.0, 0.0, 2.0) == "within tolerance"
-    assert conclusion(-2.0, 0.0, 2.0) == "within tolerance"
-    assert conclusion(-1.0, 0.4, 2.0) == "within tolerance"
-    assert conclusion(-1.0, 1.0, 2.0) == "within tolerance, uncertain"
-    assert conclusion(-3.0, 1.0, 2.0) == "beyond tolerance, uncertain"
-    assert conclusion(-9.0, 1.0, 2.0) == "beyond tolerance"
-    assert conclusion(5.0, None, 2.0) == "within tolerance, uncertain"
+@pytest.mark.parametrize(
+    ("before", "after", "tasks", "tolerance", "verdict"),
+    [
+        (set(), set(), 3, 0, "too few tasks to tell"),
+        (set(), set(), 3, 2, "too few tasks to tell"),
+        ({0, 1, 2}, {0, 1, 2}, 3, 2, "too few tasks to tell"),
+        ({0, 1, 2}, set(), 3, 2, "too few tasks to tell"),
+        ({0}, {0}, 1, 2, "too few tasks to tell"),
+        (set(range(129)), set(range(129)), 164, 2, "within tolerance"),
+        (set(range(129)), set(range(129)), 164, 1, "too few tasks to tell"),
+        (set(range(129)), set(range(119)), 164, 2, "beyond tolerance"),
+        (set(range(20)), set(), 20, 2, "beyond tolerance"),
+        (set(), set(range(20)), 20, 2, "within tolerance"),
+    ],
+)
+def test_a_verdict_says_what_the_tasks_show(before, after, tasks, tolerance, verdict):
+    old, new = result({"python": before}, tasks=tasks), result({"python": after}, tasks=tasks)
+    comparison = compare(old, new, CompareOptions(tolerance=tolerance))
+    assert [row.verdict for row in comparison.rows] == [verdict]
+    assert bool(comparison.gate_failure) == (verdict != "within tolerance")
+
+
+def test_conclusions():
+    assert conclusion(Limits(-2.0, 1.0), 2.0) == "within tolerance"
+    assert conclusion(Limits(-2.1, 1.0), 2.0) == "too few tasks to tell"
+    assert conclusion(Limits(-5.0, -2.1), 2.0) == "beyond tolerance"
+    assert conclusion(None, 2.0) == "too few tasks to tell"
+
+
+def test_a_gate_without_evidence_fails(tmp_path, run_qtk):
+    (tmp_path / "r.json").write_text(result({"python": {0}}, tasks=3).model_dump_json())
+    words = ("bench", "compare", tmp_path / "r.json", tmp_path / "r.json")
+    assert run_qtk(*words).returncode == 0
+    gated = run_qtk(*words, "--gate", "--json")
+    assert gated.returncode == 3
+    assert "humaneval-x python: +0.00 points, at worst -47.42 points, tolerance 2: 3 tasks are too few" in gated.stderr
+    assert json.loads(gated.stdout)["rows"][0]["verdict"] == "too few tasks to tell"
+
+
+def test_a_gate_without_any_verdict_fails():
+    metric = HarnessMetric(
+        name="perplexity", filter="none", value=9.0, standard_error=None, higher_is_better=False, documents={"0": 9.0}
+    )
+    score = HarnessScore(
+        name="own", version="1", examples=0, file_sha256="0", cut=0, metrics=[metric], tasks={"0": "d"}
+    )
+    scored = result({}, scores=[score])
+    comparison = compare(scored, scored, CompareOptions())
+    assert [row.verdict for row in comparison.rows] == [None]
+    assert "there is nothing to go by" in comparison.gate_failure
+
+
+def test_it_is_told_how_many_of_the_tasks_were_scored():
+    source = TaskSource("humaneval-x", "python", "x.jsonl", "0", whole=164)
+    few = score_programs(source, {f"T/{n}": ["failed"] for n in range(3)}, [1])
+    assert few.rows()[0][:6] == ("humaneval-x", "python", "3 of 164", "pass@1", 0.0, "0.0 to 56.1")
+    [row] = compare(result({}, scores=[few]), result({}, scores=[few]), CompareOptions()).rows
+    assert row.cells()[2] == "3 of 164"
+    assert "± 0" not in str(row.cells())
+
+
+def test_a_comparison_of_earlier_words_is_read(tmp_path):
+    text = compare(BEFORE, AFTER, CompareOptions()).model_dump_json()
+    for old in ("within tolerance, uncertain", "beyond tolerance, uncertain"):
+        (tmp_path / "comparison.json").write_text(text.replace("too few tasks to tell", old))
+        assert read_comparison(tmp_path).rows[0].verdict == "too few tasks to tell"
 
 
 def test_the_published_figures_are_whole_counts_of_tasks():
@@ -108,7 +174,10 @@ def test_likelihoods_are_compared_task_by_task():
     assert row.p_value == pytest.approx(2.0e-7, rel=0.1)
     [same] = compare(before, before, CompareOptions()).rows
     assert (same.difference, same.p_value, same.worse, same.verdict) == (0, 1, 0, "within tolerance")
+    assert (row.low, row.high) == pytest.approx((-0.15 - 0.0679, -0.15 + 0.0679), abs=1e-3)
     assert row.verdict == "beyond tolerance"
+    [alone] = compare(likely([-1.0]), likely([-1.1]), CompareOptions()).rows
+    assert alone.verdict == "too few tasks to tell"
     [lost] = compare(before, after, CompareOptions()).beyond
     assert (lost.label, lost.change) == ("likelihood python", "-0.1500 nats per token")
     assert compare(before, after, CompareOptions(likelihood_tolerance=0.2)).beyond == []
@@ -156,7 +225,7 @@ def test_the_command_prints_writes_draws_and_gates(tmp_path, run_qtk):
     words = ("bench", "compare", *paths)
     gated = run_qtk(*words, "--tolerance", "0.5", "--gate", "--json", "-o", out, "--plot", "c.svg")
     assert gated.returncode == 3
-    assert "humaneval-x python: -0.61 points, tolerance 0.5" in gated.stderr
+    assert "humaneval-x python: -0.61 points, at worst -3.084 points, tolerance 0.5" in gated.stderr
     assert json.loads(gated.stdout) == json.loads((out / "comparison.json").read_text())
     assert b"<svg" in (out / "c.svg").read_bytes()
     assert [finding.status for finding in verify_chain(out)] == ["ok"] * 4

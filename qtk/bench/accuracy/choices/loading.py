@@ -19,12 +19,14 @@ from qtk.install_hints import missing_package
 
 @dataclass(frozen=True)
 class LoadedSet:
-    """The questions to ask. name: of the file or the hub's data set. files: none for the hub. sha256: of the source."""
+    """The questions to ask. name: of the file or the hub's data set. files: none for the hub. sha256: of the source. whole: how
+    many questions the source holds."""
 
     rows: list[QuestionRow]
     name: str
     files: list[Path]
     sha256: str
+    whole: int = 0
 
 
 def load_set(suite: Suite, name: str, data: Path | None, limit: int | None, *, hub: bool) -> LoadedSet:
@@ -45,7 +47,7 @@ def load_set(suite: Suite, name: str, data: Path | None, limit: int | None, *, h
         raise type(error)(f"{choice_set.title}: {error}{where}")
     if not loaded.rows:
         raise InputError(f"{loaded.name} does not hold any question of {choice_set.title}.")
-    return replace(loaded, rows=_limited(loaded.rows, limit))
+    return replace(loaded, rows=_limited(loaded.rows, limit), whole=len(loaded.rows))
 
 
 def _files(choice_set: ChoiceSet, folder: Path) -> list[Path]:

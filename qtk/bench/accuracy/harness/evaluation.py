@@ -138,6 +138,7 @@ def _score(results: Any, task: str, cut: int) -> HarnessScore:
         version=str(results["versions"].get(task, "")),
         examples=int(results["n-shot"].get(task) or 0),
         file_sha256=canonical_digest(digests),
+        whole=results.get("n-samples", {}).get(task, {}).get("original"),
         cut=cut,
         metrics=metrics,
         tasks=digests,

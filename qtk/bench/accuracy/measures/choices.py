@@ -34,7 +34,7 @@ class ChoicesMeasure:
     def load(self, part: SuitePart) -> LoadedQuestions:
         options = self.options
         loaded = load_set(part.suite, part.name, options.data, options.limit, hub=options.hub)
-        return LoadedQuestions(part, loaded.files, loaded.name, loaded.sha256, loaded.rows)
+        return LoadedQuestions(part, loaded.files, loaded.name, loaded.sha256, loaded.rows, whole=loaded.whole)
 
     def refusals(self, loaded: Sequence[LoadedQuestions], source: AnswerSource) -> list[str]:
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, TypeVar
 
@@ -17,16 +17,18 @@ Need = Literal["text", "logits", "sandbox"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A part whose data was read. files: of the data. file: what a result calls them. sha256: of their content."""
+    """A part whose data was read. files: of the data. file: what a result calls them. sha256: of their content. whole: how many
+    tasks the data holds, more than are scored with --limit; None where that is not known yet."""
 
     part: SuitePart
     files: list[Path]
     file: str
     sha256: str
+    whole: int | None = field(default=None, kw_only=True)
 
     @property
     def source(self) -> TaskSource:
-        return TaskSource(self.part.suite.name, self.part.name, self.file, self.sha256)
+        return TaskSource(self.part.suite.name, self.part.name, self.file, self.sha256, self.whole)
 
 
 @dataclass(frozen=True)

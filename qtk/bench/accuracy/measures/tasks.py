@@ -25,4 +25,4 @@ def load_tasks(part: SuitePart, options: AccuracyOptions) -> LoadedTasks:
     chosen = tasks[: options.limit]
     # Where only a few of a suite's tasks have a solution, those are run whatever the limit.
     references = [task for task in tasks if task.reference] if part.suite.solutions else chosen
-    return LoadedTasks(part, [file], file.name, file_digest(file).sha256, chosen, references)
+    return LoadedTasks(part, [file], file.name, file_digest(file).sha256, chosen, references, whole=len(tasks))

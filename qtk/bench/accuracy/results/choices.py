@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -17,9 +18,10 @@ from qtk.bench.accuracy.results.score import (
     TaskSource,
     conclusion,
     percent,
+    rate_interval,
     rounded,
 )
-from qtk.bench.accuracy.results.statistics import mcnemar_exact, mean_and_error
+from qtk.bench.accuracy.results.statistics import mcnemar_exact, mean_and_error, paired_rate_limits
 from qtk.errors import InputError
 
 Mode = Literal["generation", "perplexity"]
@@ -58,7 +60,7 @@ class ChoicesScore(Score):
 
     title: ClassVar[str] = "Questions, by generation and by perplexity; the higher of the two is kept"
     columns: ClassVar[tuple[str, ...]] = (
-        *("set", "questions", "generation %", "± SE", "perplexity %", "± SE", "kept", "%", "commonest %", "note"),
+        *("set", "questions", "generation %", "perplexity %", "kept", "%", "95 % interval", "commonest %", "note"),
     )
     kind: Literal["choices"] = "choices"
     set_title: str
@@ -75,14 +77,13 @@ class ChoicesScore(Score):
         return self.generation if mode == "generation" else self.perplexity
 
     def rows(self) -> list[tuple[Cell, ...]]:
-        shares = (
-            *(self.generation.value, self.generation.standard_error),
-            *(self.perplexity.value, self.perplexity.standard_error),
-        )
+        kept = self.rate(self.kept)
         row = (
-            *(self.set_title, len(self.tasks)),
-            *(rounded(percent(share)) for share in shares),
-            *(self.kept, rounded(percent(self.rate(self.kept).value)), rounded(percent(self.majority))),
+            *(self.set_title, self.counted),
+            *(rounded(percent(self.generation.value)), rounded(percent(self.perplexity.value))),
+            *(self.kept, rounded(percent(kept.value))),
+            rate_interval(kept.value, kept.standard_error, len(self.tasks)),
+            rounded(percent(self.majority)),
             f"{self.no_letter} without a letter" if self.no_letter else None,
         )
         return [row]
@@ -93,7 +94,10 @@ class ChoicesScore(Score):
         mode: Mode = self.kept
         other: Mode = "perplexity" if mode == "generation" else "generation"
         old, new = ({name: task.right(mode) for name, task in score.tasks.items()} for score in (self, after))
-        change = rate_of({name: float(new[name]) - float(old[name]) for name in old}, self.tasks, self.mean)
+        changes = {name: float(new[name]) - float(old[name]) for name in old}
+        change = rate_of(changes, self.tasks, self.mean)
+        weights = question_weights(self.tasks, self.mean)
+        limits = paired_rate_limits([weights[name] * value for name, value in changes.items()]).times(100)
         lost = [name for name in old if old[name] and not new[name]]
         gained = [name for name in old if new[name] and not old[name]]
         error = percent(change.standard_error)
@@ -101,17 +105,20 @@ class ChoicesScore(Score):
             suite=self.suite,
             name=self.name,
             tasks=len(old),
+            whole=self.whole,
             before=100 * self.rate(mode).value,
             before_error=percent(self.rate(mode).standard_error),
             after=100 * after.rate(mode).value,
             after_error=percent(after.rate(mode).standard_error),
             difference=100 * change.value,
             difference_error=error,
+            low=limits.low,
+            high=limits.high,
             lost=lost,
             gained=gained,
             p_value=mcnemar_exact(len(lost), len(gained)),
             tolerance=options.tolerance,
-            verdict=conclusion(100 * change.value, error, options.tolerance),
+            verdict=conclusion(limits, options.tolerance),
             mode=mode,
             other_before=100 * self.rate(other).value,
             other_after=100 * after.rate(other).value,
@@ -153,6 +160,7 @@ def score_choices(
         name=source.name,
         file=source.file,
         file_sha256=source.sha256,
+        whole=source.whole,
         set_title=set_title,
         mean=mean,
         generation=rates["generation"],
@@ -179,3 +187,11 @@ def rate_of(values: Mapping[str, float], tasks: Mapping[str, ChoiceAnswer], mean
         value=math.fsum(value for value, _ in means) / len(means),
         standard_error=None if math.isnan(variance) else math.sqrt(variance),
     )
+
+
+def question_weights(tasks: Mapping[str, ChoiceAnswer], mean: Mean) -> dict[str, float]:
+    """What each question counts for in the mean over all of them: 1, or more in a subject of few questions."""
+    sizes = Counter(task.subject for task in tasks.values())
+    if mean == "questions":
+        return dict.fromkeys(tasks, 1.0)
+    return {name: len(tasks) / (len(sizes) * sizes[task.subject]) for name, task in tasks.items()}

@@ -42,8 +42,32 @@ class Comparison(BaseModel):
 
     @property
     def beyond(self) -> list[ComparedRow]:
-        """The rows whose measured loss is above the tolerance."""
-        return [row for row in self.rows if row.verdict is not None and row.verdict.startswith("beyond")]
+        """The rows of which more was lost than is tolerated."""
+        return [row for row in self.rows if row.verdict == "beyond tolerance"]
+
+    @property
+    def untold(self) -> list[ComparedRow]:
+        """The rows of which the tasks do not tell whether the loss is tolerated."""
+        return [row for row in self.rows if row.verdict == "too few tasks to tell"]
+
+    @property
+    def gate_failure(self) -> str:
+        """Why a gate does not let this pass, which wants evidence that no more was lost than is tolerated; "" where it does."""
+        lines = [
+            f"{row.label}: {row.change}, tolerance {row.tolerance:g}: more than is tolerated" for row in self.beyond
+        ]
+        lines += [f"{row.label}: {_too_few(row)}" for row in self.untold]
+        if not any(row.verdict for row in self.rows):
+            lines.append("no figure has a verdict: there is nothing to go by")
+        return f"The comparison does not show that the loss is tolerable:\n{listing(lines)}" if lines else ""
+
+
+def _too_few(row: ComparedRow) -> str:
+    worst = "" if row.low is None else f", at worst {row.low:+.4g} {row.unit}"
+    enough = (
+        "" if row.enough_tasks is None else f"; about {max(row.enough_tasks, row.tasks + 1):,} such tasks could tell"
+    )
+    return f"{row.change}{worst}, tolerance {row.tolerance:g}: {row.counted} tasks are too few to tell{enough}"
 
 
 def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptions) -> Comparison:

@@ -15,10 +15,15 @@ from qtk.bench.accuracy.results.score import (
     Score,
     conclusion,
     normal_p_value,
-    percent,
     probability,
 )
-from qtk.bench.accuracy.results.statistics import mcnemar_exact, paired_difference
+from qtk.bench.accuracy.results.statistics import (
+    Limits,
+    mcnemar_exact,
+    mean_limits,
+    paired_difference,
+    paired_rate_limits,
+)
 
 
 class HarnessMetric(BaseModel):
@@ -52,7 +57,7 @@ class HarnessScore(Score):
 
     def rows(self) -> list[tuple[Cell, ...]]:
         return [
-            (self.name, metric.label, len(self.tasks), self.examples, metric.value, metric.standard_error)
+            (self.name, metric.label, self.counted, self.examples, metric.value, metric.standard_error or None)
             for metric in self.metrics
         ]
 
@@ -72,6 +77,7 @@ class HarnessScore(Score):
         lost = [name for name, (was, now) in zip(names, pairs, strict=True) if sign * now < sign * was]
         gained = [name for name, (was, now) in zip(names, pairs, strict=True) if sign * now > sign * was]
         error: float | None = None
+        limits: Limits | None = None
         p_value: float | None = None
         verdict: Conclusion | None = None
         if pairs:
@@ -82,16 +88,22 @@ class HarnessScore(Score):
             else:
                 p_value = normal_p_value(difference, error)
             if old.higher_is_better and all(0 <= value <= 1 for pair in pairs for value in pair):
-                verdict = conclusion(100 * difference, percent(error), tolerance)
+                limits = paired_rate_limits([now - was for was, now in pairs])
+                verdict = conclusion(limits.times(100), tolerance)
+            elif error is not None:
+                limits = mean_limits(difference, error, len(pairs))
         return ComparedMetric(
             suite=self.suite,
             name=self.name,
             metric=old.label,
             tasks=len(self.tasks),
+            whole=self.whole,
             before=old.value,
             after=new.value,
             difference=new.value - old.value,
             difference_error=error,
+            low=limits.low if limits else None,
+            high=limits.high if limits else None,
             lost=lost,
             gained=gained,
             p_value=p_value,
@@ -110,7 +122,7 @@ class ComparedMetric(ComparedRow):
 
     title: ClassVar[str] = "Tasks of lm-evaluation-harness before and after"
     columns: ClassVar[tuple[str, ...]] = (
-        *("task", "metric", "documents", "before", "after", "change", "± SE", "worse", "better", "p", "verdict"),
+        *("task", "metric", "documents", "before", "after", "change", "limits", "worse", "better", "p", "verdict"),
     )
     unit: ClassVar[str] = "points"
     kind: Literal["lm-eval"] = "lm-eval"
@@ -126,8 +138,12 @@ class ComparedMetric(ComparedRow):
     def change(self) -> str:
         return f"{100 * self.difference:+.2f} {self.unit}"
 
+    @property
+    def limits(self) -> str | None:
+        return None if self.low is None or self.high is None else f"{self.low:.4f} to {self.high:.4f}"
+
     def cells(self) -> tuple[Cell, ...]:
         return (
-            *(self.name, self.metric, self.tasks, self.before, self.after, self.difference, self.difference_error),
+            *(self.name, self.metric, self.counted, self.before, self.after, self.difference, self.limits),
             *(len(self.lost), len(self.gained), probability(self.p_value), self.verdict),
         )

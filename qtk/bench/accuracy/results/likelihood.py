@@ -18,7 +18,7 @@ from qtk.bench.accuracy.results.score import (
     normal_p_value,
     probability,
 )
-from qtk.bench.accuracy.results.statistics import mean_and_error, paired_difference
+from qtk.bench.accuracy.results.statistics import mean_and_error, mean_limits, paired_difference
 
 
 class TaskLikelihood(BaseModel):
@@ -44,25 +44,29 @@ class LikelihoodScore(Score):
     tasks: dict[str, TaskLikelihood]
 
     def rows(self) -> list[tuple[Cell, ...]]:
-        return [(self.suite, self.name, len(self.tasks), self.mean, self.standard_error)]
+        return [(self.suite, self.name, self.counted, self.mean, self.standard_error or None)]
 
     def compare(self, after: LikelihoodScore, options: CompareOptions) -> list[ComparedRow]:
         old = [task.per_token for task in self.tasks.values()]
         new = [after.tasks[name].per_token for name in self.tasks]
         difference, raw_error = paired_difference(old, new)
         error = None if math.isnan(raw_error) else raw_error
+        limits = None if error is None else mean_limits(difference, error, len(old))
         row = ComparedLikelihood(
             suite=self.suite,
             name=self.name,
             tasks=len(old),
+            whole=self.whole,
             before=self.mean,
             after=after.mean,
             difference=difference,
             difference_error=error,
+            low=limits.low if limits else None,
+            high=limits.high if limits else None,
             p_value=normal_p_value(difference, error),
             worse=sum(later < earlier for earlier, later in zip(old, new, strict=True)),
             tolerance=options.likelihood_tolerance,
-            verdict=conclusion(difference, error, options.likelihood_tolerance),
+            verdict=conclusion(limits, options.likelihood_tolerance),
         )
         return [row]
 
@@ -76,7 +80,7 @@ class ComparedLikelihood(ComparedRow):
 
     title: ClassVar[str] = "Log-likelihood of the reference solutions before and after"
     columns: ClassVar[tuple[str, ...]] = (
-        *("suite", "language", "tasks", "before", "after", "change", "± SE", "p", "tasks worse", "verdict"),
+        *("suite", "language", "tasks", "before", "after", "change", "limits", "p", "tasks worse", "verdict"),
     )
     unit: ClassVar[str] = "nats per token"
     change_axis: ClassVar[str] = "change of log-likelihood, nats per token"
@@ -87,9 +91,13 @@ class ComparedLikelihood(ComparedRow):
     def change(self) -> str:
         return f"{self.difference:+.4f} {self.unit}"
 
+    @property
+    def limits(self) -> str | None:
+        return None if self.low is None or self.high is None else f"{self.low:.4f} to {self.high:.4f}"
+
     def cells(self) -> tuple[Cell, ...]:
         return (
-            *(self.suite, self.name, self.tasks, self.before, self.after, self.difference, self.difference_error),
+            *(self.suite, self.name, self.counted, self.before, self.after, self.difference, self.limits),
             *(probability(self.p_value), self.worse, self.verdict),
         )
 
@@ -102,6 +110,7 @@ def score_likelihood(source: TaskSource, tasks: Mapping[str, TaskLikelihood]) ->
         name=source.name,
         file=source.file,
         file_sha256=source.sha256,
+        whole=source.whole,
         mean=mean,
         standard_error=error if error == error else None,
         tasks=dict(tasks),

@@ -9,6 +9,7 @@ from typing import Any
 
 from qtk.bench.accuracy.results.comparison import Comparison
 from qtk.bench.accuracy.results.score import ComparedRate, ComparedRow
+from qtk.bench.accuracy.results.statistics import rate_limits
 from qtk.errors import InputError
 from qtk.install_hints import missing_package
 
@@ -28,7 +29,7 @@ def require_plot_name(path: Path, *, inside: Path | None) -> None:
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
-    """Draws rates before and after with standard errors, and the published pairs, into a .png, .svg or .pdf file.
+    """Draws rates before and after with their 95 % intervals, and the published pairs, into a .png, .svg or .pdf file.
 
     Without any rate, the changes of what else was compared are drawn (of the likelihoods, say). InputError when there is
     neither.
@@ -48,12 +49,13 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 
 
 def _draw_changes(rows: Sequence[ComparedRow], axes: Any) -> None:
-    errors = [row.difference_error or 0.0 for row in rows]
-    axes.bar(range(len(rows)), [row.difference for row in rows], 0.5, yerr=errors, capsize=3, color=_AFTER)
+    lows = [row.difference - row.low if row.low is not None else 0.0 for row in rows]
+    highs = [row.high - row.difference if row.high is not None else 0.0 for row in rows]
+    axes.bar(range(len(rows)), [row.difference for row in rows], 0.5, yerr=[lows, highs], capsize=3, color=_AFTER)
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.axhline(-rows[0].tolerance, color="black", linewidth=0.8, linestyle=":", label="tolerance")
     axes.set_xticks(range(len(rows)), [f"{row.suite}\n{row.name}" for row in rows])
-    axes.set_ylabel(f"{rows[0].change_axis}, ± standard error")
+    axes.set_ylabel(f"{rows[0].change_axis}, limits with 95 % confidence")
     axes.legend(fontsize="small", frameon=False)
 
 
@@ -65,8 +67,13 @@ def _draw_rates(rows: Sequence[ComparedRate], axes: Any) -> None:
     )
     for name, offset, color, rates in sides:
         places = [number + offset for number in range(len(rows))]
-        errors = [error or 0.0 for _, error in rates]
-        axes.bar(places, [rate for rate, _ in rates], width, yerr=errors, capsize=3, label=name, color=color)
+        shown = [
+            rate_limits(rate / 100, None if error is None else error / 100, row.tasks).times(100)
+            for row, (rate, error) in zip(rows, rates, strict=True)
+        ]
+        lows = [max(0.0, rate - limits.low) for (rate, _), limits in zip(rates, shown, strict=True)]
+        highs = [max(0.0, limits.high - rate) for (rate, _), limits in zip(rates, shown, strict=True)]
+        axes.bar(places, [rate for rate, _ in rates], width, yerr=[lows, highs], capsize=3, label=name, color=color)
         published = [
             (place, row.published.before if name == "before" else row.published.after)
             for place, row in zip(places, rows, strict=True)
@@ -79,7 +86,7 @@ def _draw_rates(rows: Sequence[ComparedRate], axes: Any) -> None:
             )
     axes.set_xticks(range(len(rows)), [f"{row.suite}\n{row.name}" for row in rows])
     label = rows[0].rate_axis if len({row.rate_axis for row in rows}) == 1 else ComparedRate.rate_axis
-    axes.set_ylabel(f"{label}, ± standard error")
+    axes.set_ylabel(f"{label}, 95 % interval")
     # Small rates must stay visible; the tops of the error bars are in the picture, up to all that can be passed.
     axes.set_ylim(0, min(100.0, max(1.0, 1.15 * axes.dataLim.y1)))
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

@@ -18,9 +18,16 @@ from qtk.bench.accuracy.results.score import (
     TaskSource,
     conclusion,
     percent,
+    rate_interval,
     rounded,
 )
-from qtk.bench.accuracy.results.statistics import mcnemar_exact, mean_and_error, paired_difference, pass_at_k
+from qtk.bench.accuracy.results.statistics import (
+    mcnemar_exact,
+    mean_and_error,
+    paired_difference,
+    paired_rate_limits,
+    pass_at_k,
+)
 from qtk.errors import InputError
 
 
@@ -37,7 +44,7 @@ class ProgramsScore(Score):
     """One language of one suite. tasks: task_id -> a verdict a sample; verdicts: how often each was given."""
 
     title: ClassVar[str] = "Programs that passed their tests"
-    columns: ClassVar[tuple[str, ...]] = ("suite", "language", "tasks", "rate", "%", "± SE", "verdicts")
+    columns: ClassVar[tuple[str, ...]] = ("suite", "language", "tasks", "rate", "%", "95 % interval", "verdicts")
     kind: Literal["programs"] = "programs"
     pass_at: list[PassRate]
     verdicts: dict[str, int]
@@ -51,8 +58,8 @@ class ProgramsScore(Score):
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items())
         return [
             (
-                *(self.suite, self.name, len(self.tasks), f"pass@{rate.k}"),
-                *(rounded(percent(rate.value)), rounded(percent(rate.standard_error)), verdicts),
+                *(self.suite, self.name, self.counted, f"pass@{rate.k}", rounded(percent(rate.value))),
+                *(rate_interval(rate.value, rate.standard_error, len(self.tasks)), verdicts),
             )
             for rate in self.pass_at
         ]
@@ -66,22 +73,26 @@ class ProgramsScore(Score):
         old_mean, old_error = mean_and_error([old[name] for name in names])
         new_mean, new_error = mean_and_error([new[name] for name in names])
         difference, error = paired_difference([old[name] for name in names], [new[name] for name in names])
+        limits = paired_rate_limits([new[name] - old[name] for name in names]).times(100)
         baseline = load_baseline(options.baseline)
         row = ComparedPrograms(
             suite=self.suite,
             name=self.name,
             tasks=len(names),
+            whole=self.whole,
             before=100 * old_mean,
             before_error=percent(old_error),
             after=100 * new_mean,
             after_error=percent(new_error),
             difference=100 * difference,
             difference_error=percent(error),
+            low=limits.low,
+            high=limits.high,
             lost=lost,
             gained=gained,
             p_value=mcnemar_exact(len(lost), len(gained)) if single else None,
             tolerance=options.tolerance,
-            verdict=conclusion(100 * difference, percent(error), options.tolerance),
+            verdict=conclusion(limits, options.tolerance),
             published=baseline.scores.get(self.name) if baseline and baseline.suite == self.suite else None,
         )
         return [row]
@@ -120,6 +131,7 @@ def score_programs(
         name=source.name,
         file=source.file,
         file_sha256=source.sha256,
+        whole=source.whole,
         limits=limits,
         pass_at=rates,
         verdicts=dict(counts.most_common()),

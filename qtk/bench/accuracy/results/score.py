@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from qtk.bench.accuracy.results.statistics import Limits, rate_limits
 
 Cell = str | int | float | None
-Conclusion = Literal[
-    "within tolerance", "within tolerance, uncertain", "beyond tolerance, uncertain", "beyond tolerance"
-]
-_CERTAIN = 1.96  # standard errors: two-sided 95 %
+Conclusion = Literal["within tolerance", "beyond tolerance", "too few tasks to tell"]
 
 
 class CompareOptions(BaseModel):
@@ -36,20 +35,23 @@ class CompareOptions(BaseModel):
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Which tasks were scored. suite, name: of the suite and of its language, set or task. file, sha256: of the data."""
+    """Which tasks were scored. suite, name: of the suite and of its language, set or task. file, sha256: of the data. whole:
+    how many tasks the data holds, where that is known."""
 
     suite: str
     name: str
     file: str
     sha256: str
+    whole: int | None = None
 
 
 class Score(BaseModel, ABC):
     """The score of one language or set of a suite, the base of all kinds.
 
     kind: by which `qtk.bench.accuracy.kinds` finds the class. name: the language, the set, or the task of
-    lm-evaluation-harness. file, file_sha256: the data. limits: those that programs ran under, in words. tasks: task_id ->
-    what was measured. title, columns: of the table that `rows` fills.
+    lm-evaluation-harness. file, file_sha256: the data. whole: how many tasks the data holds (None: not recorded). limits:
+    those that programs ran under, in words. tasks: task_id -> what was measured. title, columns: of the table that `rows`
+    fills.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -60,8 +62,14 @@ class Score(BaseModel, ABC):
     name: str
     file: str = ""
     file_sha256: str
+    whole: int | None = None
     limits: str = ""
     tasks: Mapping[str, Any]
+
+    @property
+    def counted(self) -> Cell:
+        """How many tasks were scored, and of how many where it was not all of them."""
+        return tasks_of(len(self.tasks), self.whole)
 
     @abstractmethod
     def rows(self) -> list[tuple[Cell, ...]]:
@@ -83,9 +91,11 @@ class PublishedPair(BaseModel):
 class ComparedRow(BaseModel, ABC):
     """One line of a comparison, the base of all kinds: a figure before and after over the same tasks.
 
-    difference: after - before, paired by task, with its standard error. p_value: two-sided. tolerance: the largest loss
-    that the verdict accepts, in `unit`. verdict: None where more is not better. title, columns: of the table of `cells`.
-    change_axis: what a plot writes beside the differences; empty where they are not drawn.
+    whole: how many tasks the data holds (None: not recorded). difference: after - before, paired by task, with its standard
+    error. low, high: the limits of the difference that decide the verdict, each of which holds with 95 % confidence (None
+    with too few tasks for any). p_value: two-sided. tolerance: the largest loss that the verdict accepts, in `unit`.
+    verdict: None where more is not better. title, columns: of the table of `cells`. change_axis: what a plot writes beside
+    the differences; empty where they are not drawn.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -97,14 +107,37 @@ class ComparedRow(BaseModel, ABC):
     suite: str
     name: str
     tasks: int
+    whole: int | None = None
     before: float
     after: float
     difference: float
     difference_error: float | None
+    low: float | None = None
+    high: float | None = None
     p_value: float | None
     tolerance: float
     verdict: Conclusion | None
     published: PublishedPair | None = None
+
+    @field_validator("verdict", mode="before")
+    @classmethod
+    def _of_today(cls, verdict: object) -> object:
+        """Until version 0.1 a verdict that the tasks did not settle leant to one side, "uncertain"."""
+        return "too few tasks to tell" if isinstance(verdict, str) and verdict.endswith("uncertain") else verdict
+
+    @property
+    def counted(self) -> Cell:
+        """How many tasks were compared, and of how many where it was not all of them."""
+        return tasks_of(self.tasks, self.whole)
+
+    @property
+    def enough_tasks(self) -> int | None:
+        """About how many tasks, changing as often as these, would tell that the loss is tolerated; None where it is not, or
+        where nothing was measured to go by. Limits narrow with the root of the number."""
+        room = self.difference + self.tolerance
+        if self.low is None or room <= 0:
+            return None
+        return math.ceil(self.tasks * ((self.difference - self.low) / room) ** 2)
 
     @property
     def label(self) -> str:
@@ -115,6 +148,11 @@ class ComparedRow(BaseModel, ABC):
     def change(self) -> str:
         """The difference with its unit, as it is compared with the tolerance."""
         return f"{self.difference:+.2f} {self.unit}"
+
+    @property
+    def limits(self) -> str | None:
+        """The limits of the difference, for a table."""
+        return None if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
 
     @abstractmethod
     def cells(self) -> tuple[Cell, ...]:
@@ -134,8 +172,7 @@ class ComparedRate(ComparedRow):
     """
 
     columns: ClassVar[tuple[str, ...]] = (
-        *("suite", "language", "tasks", "before %", "± SE", "after %", "± SE", "change", "± SE", "lost", "gained"),
-        *("p", "verdict"),
+        *("suite", "language", "tasks", "before %", "after %", "change", "limits", "lost", "gained", "p", "verdict"),
     )
     unit: ClassVar[str] = "points"
     rate_axis: ClassVar[str] = "right (%)"
@@ -145,16 +182,25 @@ class ComparedRate(ComparedRow):
     gained: list[str]
 
     def cells(self) -> tuple[Cell, ...]:
-        before, after = (self.before, self.before_error), (self.after, self.after_error)
-        numbers = (*before, *after, self.difference, self.difference_error)
         return (
-            *(self.suite, self.name, self.tasks),
-            *(rounded(value) for value in numbers),
-            *(len(self.lost), len(self.gained), probability(self.p_value), self.verdict),
+            *(self.suite, self.name, self.counted),
+            *(rounded(value) for value in (self.before, self.after, self.difference)),
+            *(self.limits, len(self.lost), len(self.gained), probability(self.p_value), self.verdict),
         )
 
     def flips(self) -> dict[str, list[str]]:
         return {"lost": self.lost, "gained": self.gained}
+
+
+def tasks_of(tasks: int, whole: int | None) -> Cell:
+    """The number of tasks; "3 of 164" where the data holds more."""
+    return tasks if whole is None or whole == tasks else f"{tasks} of {whole}"
+
+
+def rate_interval(rate: float, error: float | None, count: int) -> str:
+    """The 95 % interval of a share of `count` tasks, both between 0 and 1, in percentage points (`rate_limits`)."""
+    limits = rate_limits(rate, error, count).times(100)
+    return f"{limits.low:.1f} to {limits.high:.1f}"
 
 
 def percent(share: float | None) -> float | None:
@@ -179,14 +225,14 @@ def normal_p_value(difference: float, error: float | None) -> float | None:
     return math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
 
 
-def conclusion(difference: float, error: float | None, tolerance: float) -> Conclusion:
-    """The measured loss against the tolerance; uncertain while the tolerance lies within 1.96 standard errors of it.
+def conclusion(limits: Limits | None, tolerance: float) -> Conclusion:
+    """The verdict on a change of which these are the limits, in one unit with the tolerance.
 
-    With an error of 0 (no task changed) the conclusion is certain about these tasks only. With an unknown error it is
-    always uncertain.
+    Within tolerance: even the lower limit is, so that with 95 % confidence no more was lost. Beyond tolerance: even the upper
+    limit is. Otherwise the tasks are too few to tell: both are possible. That holds for few tasks whatever they show.
     """
-    distance = difference + tolerance  # above 0: within
-    certain = error is not None and abs(distance) > _CERTAIN * error
-    if distance >= 0:
-        return "within tolerance" if certain or error == 0 else "within tolerance, uncertain"
-    return "beyond tolerance" if certain else "beyond tolerance, uncertain"
+    if limits is not None and limits.low >= -tolerance:
+        return "within tolerance"
+    if limits is not None and limits.high < -tolerance:
+        return "beyond tolerance"
+    return "too few tasks to tell"

@@ -51,7 +51,7 @@ def compared_tables(rows: Iterable[ComparedRow]) -> list[ResultTable]:
         kinds.setdefault(row.kind, []).append(row)
     return [
         ResultTable(
-            f"{same[0].title}; tolerance {same[0].tolerance:g} {same[0].unit}",
+            f"{same[0].title}; tolerance {same[0].tolerance:g} {same[0].unit}; limits of the change with 95 % confidence each",
             same[0].columns,
             tuple(row.cells() for row in same),
         )
