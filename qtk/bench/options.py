@@ -11,12 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from qtk.errors import InputError
 
 PUBLISHED_SHAPES = "16/8,64/32,256/128,1024/512"
-# The largest difference of a logit between two ways to the same token that `qtk accept` lets pass. What differs is the order
-# of sums, and that of float16 on a GPU.
+# The largest difference of a logit between two ways to the same token that `qtk accept` lets pass. In float32 only the order
+# of sums differs: 0.0001 at most with SmolLM2-135M, INT4, at accuracy level 1. The rest is room for float16 on a GPU.
 LOGIT_TOLERANCE = 0.25
-# At accuracy level 4 a difference in the last bit moves an activation to the next of 255 steps, and a block of layers
-# multiplies that. MEASURED
-ROUNDED_LOGIT_TOLERANCE = 1.0
+# At accuracy level 4 a difference in the last bit moves an activation to the next of 255 steps, and every layer multiplies
+# that. Between decoding step by step and scoring as a whole (the same model, INT4 by GPTQ and by rounding, 16 prompts), all
+# logits differed by 1.2 in the median of the prompts and by 1.7 at most, where their deviation is 6 to 8; a chosen token lay
+# 0.44 below the best at most. One wrong token in a prompt changes the last position's logits by 3 to 6.
+ROUNDED_LOGIT_TOLERANCE = 2.5
+ROUNDED_CHOICE_TOLERANCE = 1.0
 CODE = "python-stdlib-heldout"
 ENGLISH = "python-docs-english"
 _THREADS = "Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
@@ -72,8 +75,8 @@ class AcceptOptions(BaseModel):
         None,
         gt=0,
         description="The largest difference that passes between logits that should be alike. Default: "
-        f"{LOGIT_TOLERANCE:g}; {ROUNDED_LOGIT_TOLERANCE:g} for a CPU engine of an INT4 model at accuracy level 4, which rounds "
-        "activations to 8 bits.",
+        f"{LOGIT_TOLERANCE:g}; for a CPU engine of an INT4 model at accuracy level 4, which rounds activations to 8 bits, "
+        f"{ROUNDED_CHOICE_TOLERANCE:g} for the logit of a chosen token and {ROUNDED_LOGIT_TOLERANCE:g} for all logits of a row.",
     )
     threads: int | None = Field(None, ge=1, description=_THREADS)
 

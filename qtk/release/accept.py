@@ -20,6 +20,7 @@ from qtk.bench.divergence_run import DivergenceResult, measure_divergence
 from qtk.bench.latency_run import LatencyReport, measure, time_first_call
 from qtk.bench.options import (
     LOGIT_TOLERANCE,
+    ROUNDED_CHOICE_TOLERANCE,
     ROUNDED_LOGIT_TOLERANCE,
     AcceptOptions,
     DivergenceOptions,
@@ -155,18 +156,18 @@ def _run_checks(session: EngineSession, options: AcceptOptions, record: _Record)
         record.run("text", "differences between text that streams and text that is returned", _text_of(session), 0)
     except InputError as error:
         record.not_run["text"] = str(error)
-    most = logit_tolerance(session.description) if options.tolerance is None else options.tolerance
-    for name, meaning, logit_check in _LOGIT_CHECKS:
+    for name, meaning, logit_check, rounded_most in _LOGIT_CHECKS:
+        most = rounded_most if rounds_activations(session.description) else LOGIT_TOLERANCE
+        most = most if options.tolerance is None else options.tolerance
         if isinstance(session, DecoderSession):
             record.run(name, meaning, functools.partial(logit_check, session), most)
         else:
             record.not_run[name] = _NO_LOGITS
 
 
-def logit_tolerance(engine: EngineDescription) -> float:
-    """The bound for logits that should be alike: a wider one where ONNX Runtime rounds activations to 8 bits."""
-    rounded = engine.quantization is not None and engine.accuracy_level == 4
-    return ROUNDED_LOGIT_TOLERANCE if rounded else LOGIT_TOLERANCE
+def rounds_activations(engine: EngineDescription) -> bool:
+    """Whether ONNX Runtime rounds activations to 8 bits, so that logits which should be alike are so less closely."""
+    return engine.quantization is not None and engine.accuracy_level == 4
 
 
 def _divergence(session: EngineSession, options: AcceptOptions, record: _Record) -> DivergenceResult | None:
@@ -291,17 +292,25 @@ _TOKEN_CHECKS: tuple[tuple[str, str, Callable[[EngineSession], float]], ...] = (
     ("repeatability", "tokens that differ between two runs of one call", _repeatability),
     ("whole length", "tokens missing when the engine is filled to its limit", _whole_length),
 )
-_LOGIT_CHECKS: tuple[tuple[str, str, Callable[[DecoderSession], float]], ...] = (
+# name, what the figure is, the check, and the bound of an engine that rounds activations to 8 bits
+_LOGIT_CHECKS: tuple[tuple[str, str, Callable[[DecoderSession], float], float], ...] = (
     (
         "decode against scoring",
         "largest difference of a logit: of a token chosen step by step, to the best one when the row is scored as a whole",
         _decode_against_scoring,
+        ROUNDED_CHOICE_TOLERANCE,
     ),
-    ("batch", "largest difference of a logit: of a row alone, to the same row beside a longer one", _batch),
+    (
+        "batch",
+        "largest difference of a logit: of a row alone, to the same row beside a longer one",
+        _batch,
+        ROUNDED_LOGIT_TOLERANCE,
+    ),
     (
         "batched decoding",
         "largest difference of a logit: of a token chosen in a batch, to the best one when its row is scored alone",
         _batched_decoding,
+        ROUNDED_CHOICE_TOLERANCE,
     ),
 )
 
