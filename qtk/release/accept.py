@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 import qtk
 from qtk.bench.divergence import DivergenceResult, measure_divergence
-from qtk.bench.latency import LatencyReport, measure, time_first_call
+from qtk.bench.latency import measure, time_first_call
+from qtk.bench.latency_result import LatencyReport
 from qtk.bench.options import AcceptOptions, DivergenceOptions, LatencyOptions, parse_shapes
 from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest
 from qtk.engines.sessions.decoding import Decoding
@@ -188,7 +189,7 @@ def _latency(
     def failed(shape: str, error: Exception) -> None:
         record.failed(f"latency {shape}", "the shape's calls", error)
 
-    return measure(session, latency_options, first_call_seconds=first_call, on_failure=failed)
+    return measure([session], latency_options, first_call_seconds=first_call, on_failure=failed)
 
 
 def _memory(session: EngineSession, record: _Record) -> None:
