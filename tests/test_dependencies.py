@@ -22,7 +22,7 @@ MODULES = {"PyYAML": "yaml", "cuda-python": "cuda", "tensorrt-rtx-cu13": "tensor
 # Installed by the user's own hand, since NVIDIA's releases have to fit the machine; the errors say how.
 NOT_DECLARED = {"tensorrt", "tensorrt_llm", "tensorrt_edgellm"}
 # Extras that qtk itself imports something of. The others serve tests, the demo and comparisons.
-EXTRAS = ("report", "legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets")
+EXTRAS = ("report", "legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets", "demo")
 
 
 def modules(requirements: list[str]) -> set[str]:

@@ -31,3 +31,17 @@ def test_the_wheel_works_without_the_checkout(tmp_path) -> None:
         cwd=tmp_path,
     )
     assert {"smollm2-135m", "a10", "cpu", "humaneval-x"} <= set(result.stdout.split()), result.stderr
+
+    def qtk(*words: str) -> subprocess.CompletedProcess[str]:
+        """The command from the unpacked wheel, in a directory that holds nothing of the user's."""
+        return subprocess.run(
+            [sys.executable, "-c", "import sys; from qtk.cli.main import main; sys.exit(main(sys.argv[1:]))", *words],
+            env={"PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+
+    adapter = qtk("run", "codefuse-deepseek-33b-a10", "--until", "build")
+    assert (adapter.returncode, adapter.stderr.split()[1]) == (2, "codefuse-adapter"), "looked for where the user is"
+    assert not (tmp_path / "runs").exists()

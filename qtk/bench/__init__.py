@@ -6,6 +6,7 @@ The functions of `qtk.bench`, which load nothing heavy before they are called. E
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from qtk.bench.accuracy.results.comparison import Comparison
     from qtk.bench.accuracy.results.result import AccuracyResult
     from qtk.bench.divergence_run import DivergenceResult
-    from qtk.bench.latency_run import LatencyReport
+    from qtk.bench.latency_result import LatencyReport
 
 __all__ = ["accuracy", "compare", "divergence", "latency"]
 
 
 def latency(
-    engine: str | Path,
+    engine: str | Path | Sequence[str | Path],
     options: LatencyOptions = LatencyOptions(),
     *,
     out: str | Path | None = None,
@@ -33,21 +34,21 @@ def latency(
 ) -> LatencyReport:
     """Measures an engine: tokens/s of the whole call, time to first token, time between tokens.
 
+    Several engines are measured by turns, call by call; the ratio of each to the first is in the report.
     InputError for a directory that is not an engine, shapes that it cannot take, or an `out` that exists; MachineError where
     the engine's runtime or GPU is absent.
     """
-    from qtk.bench.latency_run import measure
+    from qtk.bench.latency_run import engine_roles, measure_engines
     from qtk.bench.results import measure_into
-    from qtk.engines.sessions.session import open_session
-    from qtk.progress import Progress
+
+    engines = [Path(engine)] if isinstance(engine, str | Path) else [Path(path) for path in engine]
 
     def run() -> LatencyReport:
-        with open_session(engine, options.threads) as session, Progress("bench latency", None, "calls") as progress:
-            return measure(session, options, on_call=lambda detail: progress.advance(1, detail))
+        return measure_engines(engines, options)
 
     if out is None:
         return run()
-    return measure_into(Path(out), "latency", options, {"engine": Path(engine)}, run, overwrite=overwrite)
+    return measure_into(Path(out), "latency", options, engine_roles(engines), run, overwrite=overwrite)
 
 
 def divergence(

@@ -1,186 +1,327 @@
-"""How fast an engine is: the rate of the published table, and the times that this rate hides.
+"""How fast engines are: the rate of the published table, the times that this rate hides, and the ratio of two engines.
 
 tokens_per_s = batch x output tokens / mean seconds of the whole call, prefill included, end-of-sequence ignored, random
-prompts; warm-up calls first, then at least `runs` calls and at least `seconds` seconds for each shape.
+prompts. Several engines are called by turns, one call of each, so that whatever else the machine does meets all alike.
+Each shape gets `seconds` seconds for each engine, warm-up calls aside, and never fewer than `runs` calls of each.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from qtk.bench.latency_result import (
+    EngineLatency,
+    LatencyReport,
+    Quantiles,
+    ShapeLatency,
+    paired_ratio,
+    scatter,
+    unpaired_ratio,
+)
 from qtk.bench.options import LatencyOptions, parse_shapes
 from qtk.engines.sessions.decoding import Decoding
-from qtk.engines.sessions.session import EngineSession, Generation
+from qtk.engines.sessions.session import EngineSession, Generation, open_session, read_built
 from qtk.errors import InputError, listing
-from qtk.machine import machine
+from qtk.machine import available_memory, machine, threads_for
+from qtk.progress import Progress, note
+
+# A runtime's threads spin for a moment after a call; they must not take the next engine's cores.
+_REST_SECONDS = 0.02
+
+Shape = tuple[int, int]
 
 
-class Quantiles(BaseModel):
-    """Mean and percentiles, in milliseconds."""
+@dataclass(frozen=True)
+class CallDone:
+    """What is told after each call: in words what was done, the seconds so far, and those that are expected yet."""
 
-    model_config = ConfigDict(frozen=True)
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-
-    @staticmethod
-    def of(seconds: list[float]) -> Quantiles | None:
-        """None for an empty list (a call of one output token has no step between tokens)."""
-        if not seconds:
-            return None
-        ms = np.asarray(seconds) * 1e3
-        p50, p90, p99 = (float(q) for q in np.percentile(ms, (50, 90, 99)))
-        return Quantiles(mean=float(ms.mean()), p50=p50, p90=p90, p99=p99)
+    detail: str
+    elapsed: float
+    left: float
 
 
-class ShapeLatency(BaseModel):
-    """One shape's result. Times in milliseconds; rates in tokens per second over all rows.
+def measure_engines(engines: Sequence[Path], options: LatencyOptions) -> LatencyReport:
+    """Opens engine directories and measures them by turns, with progress and its ETA on stderr, and its warnings there too.
 
-    decode_tokens_per_s counts the steps after the first token only. ttft: time to first token, the prefill.
-    call_seconds: every measured call. standard_error: standard error of tokens_per_s.
+    Engines that do not fit the memory together are measured one after the other, and their ratios are in doubt. InputError
+    for directories that share a name, which figures could not be told apart by, and as of `measure`; MachineError where an
+    engine cannot run here.
     """
+    names = [engine.resolve().name for engine in engines]
+    if len(set(names)) < len(names):
+        raise InputError(f"Engines to be compared need names of their own, not {', '.join(names)}.")
+    with Progress(f"latency of {', '.join(names)}", None, "s") as progress:
 
-    model_config = ConfigDict(frozen=True)
-    input_len: int
-    output_len: int
-    batch_size: int
-    runs: int
-    tokens_per_s: float
-    standard_error: float
-    decode_tokens_per_s: float | None
-    ttft_ms: Quantiles
-    inter_token_ms: Quantiles | None
-    call_seconds: list[float]
+        def told(call: CallDone) -> None:
+            progress.reach(call.elapsed, call.elapsed + call.left, call.detail)
+
+        if _fit_together(engines):
+            with contextlib.ExitStack() as stack:
+                sessions = [stack.enter_context(open_session(engine, options.threads)) for engine in engines]
+                report = measure(sessions, options, on_call=told)
+        else:
+            report = _one_after_the_other(engines, options, told)
+    for warning in report.warnings:
+        note(f"Warning: {warning}.")
+    return report
 
 
-class LatencyReport(BaseModel):
-    """The whole measurement, and the machine and settings of it. first_call_ms: the first call of all, kept apart because
-    some runtimes compile their kernels in it. compiled_before: whether the kernels were found compiled; None for runtimes
-    that compile none at first use."""
-
-    model_config = ConfigDict(frozen=True)
-    engine: str
-    backend: str
-    gpu: str
-    dtype: str
-    accuracy_level: int | None
-    lm_head_bits: int
-    threads: int | None
-    processor: str
-    first_call_ms: float
-    compiled_before: bool | None = None
-    shapes: list[ShapeLatency]
-
-    @property
-    def first_call(self) -> str:
-        """The first call in words."""
-        state = {None: "", True: ", its kernels found compiled", False: ", with the compiling of its kernels"}
-        return f"{self.first_call_ms:.0f} ms{state[self.compiled_before]}"
+def engine_roles(engines: Sequence[Path]) -> dict[str, Path]:
+    """The engines of one measurement by the role that its manifest gives them."""
+    return {"engine" if number == 1 else f"engine {number}": path for number, path in enumerate(engines, start=1)}
 
 
 def measure(
-    session: EngineSession,
+    sessions: Sequence[EngineSession],
     options: LatencyOptions,
     *,
     first_call_seconds: float | None = None,
-    on_call: Callable[[str], None] = lambda detail: None,
+    on_call: Callable[[CallDone], None] = lambda call: None,
     on_failure: Callable[[str, Exception], None] | None = None,
 ) -> LatencyReport:
-    """Measures every shape of the options. InputError, before any run, for shapes that the engine cannot take.
+    """Measures every shape of the options on every session, by turns. InputError, before any run, for shapes that an engine
+    cannot take.
 
-    first_call_seconds: the time of the session's first call, where the caller has made it already. on_failure is given
+    first_call_seconds: the time of the only session's first call, where the caller has made it already. on_failure is given
     "16/8" and the exception of a shape that fails, and the other shapes go on; without it the exception ends the
     measurement.
     """
     shapes = parse_shapes(options.shapes)
-    limits = session.limits
-    reasons = [
-        f"{entry}/{output}: {entry + output} tokens, the engine holds {limits.max_positions}"
-        for entry, output in shapes
-        if entry + output > limits.max_positions
-    ]
-    if options.batch_size > limits.max_batch:
-        reasons.append(f"batch {options.batch_size}, the engine takes {limits.max_batch}")
-    if reasons:
-        raise InputError(f"{session.directory} cannot run these shapes:\n{listing(reasons)}")
-    random = np.random.default_rng(options.seed)
-    if first_call_seconds is None:
-        first_call_seconds = time_first_call(session, shapes[0], options.batch_size, random)
-    measured = []
+    _require_fit(sessions, shapes, options.batch_size)
+    load_before = _load()
+    turns = _Turns(sessions, shapes, options, on_call)
+    first_calls = turns.first_calls() if first_call_seconds is None else [first_call_seconds]
+    measured: list[list[ShapeLatency]] = []
     for shape in shapes:
         try:
-            measured.append(_measure_shape(session, random, shape, options, on_call))
+            measured.append([_shape_latency(shape, options.batch_size, calls) for calls in turns.measure(shape)])
         except Exception as error:
             if on_failure is None:
                 raise
-            on_failure(f"{shape[0]}/{shape[1]}", error)
-    description = session.description
+            on_failure(_name(shape), error)
+    engines = [
+        _engine_latency(session, seconds, [of_shape[index] for of_shape in measured])
+        for index, (session, seconds) in enumerate(zip(sessions, first_calls, strict=True))
+    ]
+    load, cores = _load(), machine().cores
+    ratios = (
+        paired_ratio(engines[0], engine, _name(shape), load=load, cores=cores)
+        for shape in shapes
+        for engine in engines[1:]
+    )
     return LatencyReport(
-        engine=session.directory.name,
+        processor=machine().processor,
+        cores=cores,
+        threads=threads_for(options.threads),
+        load_before=load_before,
+        load_after=load,
+        engines=engines,
+        ratios=[ratio for ratio in ratios if ratio is not None],
+        warnings=[
+            f"{shape.name}: {scatter(engine.engine, shape, load, cores)}"
+            for engine in engines
+            for shape in engine.shapes
+            if shape.noisy
+        ],
+    )
+
+
+def time_first_call(session: EngineSession, shape: Shape, batch: int) -> float:
+    """Seconds of one call of (prompt, output) tokens. In a fresh session, kernels are compiled in this call."""
+    begin = time.perf_counter()
+    _call(session, np.random.default_rng(0), shape, batch)
+    return time.perf_counter() - begin
+
+
+class _Turns:
+    """Calls the sessions by turns, and tells after each call how long all that is left is expected to take."""
+
+    def __init__(
+        self,
+        sessions: Sequence[EngineSession],
+        shapes: Sequence[Shape],
+        options: LatencyOptions,
+        on_call: Callable[[CallDone], None],
+    ) -> None:
+        self._sessions, self._options, self._on_call = sessions, options, on_call
+        self._to_do = list(shapes)
+        # The same seed for each, so that engines of one vocabulary get the same prompts.
+        self._random = [np.random.default_rng(options.seed) for _ in sessions]
+        self._begin = time.perf_counter()
+        # The latest call of each session, from which the time of calls of other shapes is estimated.
+        self._latest: list[tuple[Shape, Generation] | None] = [None for _ in sessions]
+
+    def first_calls(self) -> list[float]:
+        """Seconds of each session's first call, of the first shape."""
+        seconds = []
+        for index in range(len(self._sessions)):
+            begin = time.perf_counter()
+            self._turn(index, self._to_do[0], "first calls", lambda: 0.0)
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    def measure(self, shape: Shape) -> list[list[Generation]]:
+        """The measured calls of each session at one shape: as many as the time allows, the same number of each."""
+        options, name, count = self._options, _name(shape), len(self._sessions)
+        self._to_do.remove(shape)
+        for warmup in range(options.warmups):
+            for index in range(count):
+                warmups = options.warmups - warmup - (index + 1) / count
+                self._turn(index, shape, f"{name}: warm-up", functools.partial(self._shape_seconds, shape, warmups))
+        calls: list[list[Generation]] = [[] for _ in self._sessions]
+        begin, rounds, last = time.perf_counter(), 0, False
+        while not last:
+            for index in range(count):
+                left = functools.partial(self._seconds_left, shape, rounds + (index + 1) / count, begin)
+                calls[index].append(self._turn(index, shape, f"{name}: {_calls(rounds + 1, count)}", left))
+            rounds += 1
+            elapsed = time.perf_counter() - begin
+            last = rounds >= options.runs and elapsed + elapsed / rounds > options.seconds * count
+        return calls
+
+    def _turn(self, index: int, shape: Shape, detail: str, left_of_shape: Callable[[], float]) -> Generation:
+        if len(self._sessions) > 1:
+            time.sleep(_REST_SECONDS)
+        generation = _call(self._sessions[index], self._random[index], shape, self._options.batch_size)
+        self._latest[index] = shape, generation
+        left = left_of_shape() + sum(self._shape_seconds(later, self._options.warmups) for later in self._to_do)
+        self._on_call(CallDone(detail, time.perf_counter() - self._begin, left))
+        return generation
+
+    def _round_seconds(self, shape: Shape) -> float:
+        """What one call of each session is expected to take: the prompt's time grows with the prompt, the rest with the
+        tokens after the first."""
+        total = 0.0
+        for latest in self._latest:
+            if latest is None:
+                continue
+            (entry, _), call = latest
+            step = sum(call.token_seconds) / len(call.token_seconds) if call.token_seconds else 0.0
+            total += call.prefill_seconds * shape[0] / entry + step * (shape[1] - 1)
+        return total
+
+    def _shape_seconds(self, shape: Shape, warmups: float) -> float:
+        """Of a shape of which so many rounds of warm-ups and all measured calls are left."""
+        budget = self._options.seconds * len(self._sessions)
+        one = self._round_seconds(shape)
+        return warmups * one + max(budget, self._options.runs * one)
+
+    def _seconds_left(self, shape: Shape, rounds: float, begin: float) -> float:
+        """Of a shape of which so many rounds are done, the first of which began at `begin`."""
+        budget = self._options.seconds * len(self._sessions) - (time.perf_counter() - begin)
+        return max(0.0, budget, (self._options.runs - rounds) * self._round_seconds(shape))
+
+
+def _calls(rounds: int, engines: int) -> str:
+    return f"{rounds} call{'' if rounds == 1 else 's'}{' of each' if engines > 1 else ''}"
+
+
+def _one_after_the_other(
+    engines: Sequence[Path], options: LatencyOptions, on_call: Callable[[CallDone], None]
+) -> LatencyReport:
+    """Each engine by itself, in one report; its ratios say so."""
+    reports = []
+    for engine in engines:
+        with open_session(engine, options.threads) as session:
+            reports.append(measure([session], options, on_call=on_call))
+    measured = [engine for report in reports for engine in report.engines]
+    ratios = (
+        unpaired_ratio(measured[0], engine, _name(shape))
+        for shape in parse_shapes(options.shapes)
+        for engine in measured[1:]
+    )
+    return reports[0].model_copy(
+        update={
+            "load_after": reports[-1].load_after,
+            "engines": measured,
+            "ratios": [ratio for ratio in ratios if ratio is not None],
+            "warnings": [
+                "the engines do not fit the memory together, so they were measured one after the other",
+                *(warning for report in reports for warning in report.warnings),
+            ],
+        }
+    )
+
+
+def _fit_together(engines: Sequence[Path]) -> bool:
+    """Whether all engines can be held open at once, as far as their descriptions tell."""
+    if len(engines) == 1:
+        return True
+    described = [read_built(engine) for engine in engines]
+    on_gpus = [about.memory for about in described if about.memory is not None and about.memory.available_bytes]
+    if on_gpus:
+        return sum(table.needed_bytes for table in on_gpus) <= min(table.available_bytes or 0 for table in on_gpus)
+    return sum(stage.bytes for about in described for stage in about.stages) <= available_memory()
+
+
+def _require_fit(sessions: Sequence[EngineSession], shapes: Sequence[Shape], batch: int) -> None:
+    for session in sessions:
+        limits = session.limits
+        reasons = [
+            f"{_name(shape)}: {sum(shape)} tokens, the engine holds {limits.max_positions}"
+            for shape in shapes
+            if sum(shape) > limits.max_positions
+        ]
+        if batch > limits.max_batch:
+            reasons.append(f"batch {batch}, the engine takes {limits.max_batch}")
+        if reasons:
+            raise InputError(f"{session.directory} cannot run these shapes:\n{listing(reasons)}")
+
+
+def _engine_latency(session: EngineSession, first_call_seconds: float, shapes: list[ShapeLatency]) -> EngineLatency:
+    description = session.description
+    return EngineLatency(
+        engine=session.directory.resolve().name,
         backend=description.backend,
         gpu=description.gpu,
         dtype=description.dtype,
         accuracy_level=description.accuracy_level,
         lm_head_bits=description.lm_head_bits,
-        threads=options.threads,
-        processor=machine().processor,
         first_call_ms=first_call_seconds * 1e3,
         compiled_before=session.compiled_before,
-        shapes=measured,
+        shapes=shapes,
     )
 
 
-def time_first_call(
-    session: EngineSession, shape: tuple[int, int], batch: int, random: np.random.Generator | None = None
-) -> float:
-    """Seconds of one call of (prompt, output) tokens. In a fresh session, kernels are compiled in this call."""
-    begin = time.perf_counter()
-    _call(session, random or np.random.default_rng(0), shape, batch)
-    return time.perf_counter() - begin
-
-
-def _measure_shape(
-    session: EngineSession,
-    random: np.random.Generator,
-    shape: tuple[int, int],
-    options: LatencyOptions,
-    on_call: Callable[[str], None],
-) -> ShapeLatency:
-    name = f"{shape[0]}/{shape[1]}"
-    for _ in range(options.warmups):
-        _call(session, random, shape, options.batch_size)
-    calls: list[Generation] = []
-    begin = time.perf_counter()
-    while len(calls) < options.runs or time.perf_counter() - begin < options.seconds:
-        calls.append(_call(session, random, shape, options.batch_size))
-        on_call(f"{name}: {len(calls)} calls")
+def _shape_latency(shape: Shape, batch: int, calls: Sequence[Generation]) -> ShapeLatency:
     seconds = np.array([call.seconds for call in calls])
     steps = [step for call in calls for step in call.token_seconds]
-    produced = options.batch_size * shape[1]
-    rate = produced / float(seconds.mean())
-    spread = float(seconds.std(ddof=1)) / float(seconds.mean()) / len(calls) ** 0.5 if len(calls) > 1 else 0.0
+    rate = batch * shape[1] / float(seconds.mean())
+    spread = float(seconds.std(ddof=1)) / float(seconds.mean()) / len(calls) ** 0.5 if len(calls) > 1 else None
     ttft = Quantiles.of([call.prefill_seconds for call in calls])
     assert ttft is not None
     return ShapeLatency(
         input_len=shape[0],
         output_len=shape[1],
-        batch_size=options.batch_size,
+        batch_size=batch,
         runs=len(calls),
         tokens_per_s=rate,
-        standard_error=rate * spread,
-        decode_tokens_per_s=options.batch_size * len(steps) / sum(steps) if steps else None,
+        standard_error=None if spread is None else rate * spread,
+        decode_tokens_per_s=batch * len(steps) / sum(steps) if steps else None,
         ttft_ms=ttft,
         inter_token_ms=Quantiles.of(steps),
         call_seconds=[round(float(s), 6) for s in seconds],
     )
 
 
-def _call(session: EngineSession, random: np.random.Generator, shape: tuple[int, int], batch: int) -> Generation:
+def _call(session: EngineSession, random: np.random.Generator, shape: Shape, batch: int) -> Generation:
     ids = session.prompt_ids
     prompts = random.choice(session.vocab_size if ids is None else ids, (batch, shape[0])).tolist()
     return session.generate(prompts, shape[1], Decoding(ignore_eos=True))
+
+
+def _name(shape: Shape) -> str:
+    return f"{shape[0]}/{shape[1]}"
+
+
+def _load() -> float:
+    """The load average over the last minute."""
+    return round(os.getloadavg()[0], 2)

@@ -1,5 +1,5 @@
-"""The options of `qtk bench latency`, `qtk bench divergence` and `qtk accept`. Light to import: the command line and recipes
-read them."""
+"""The options of `qtk bench latency`, `qtk bench divergence`, `qtk accept` and of samples of text. Light to import: the command
+line and recipes read them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,26 @@ class LatencyOptions(BaseModel):
 
     shapes: str = Field(PUBLISHED_SHAPES, description="Prompt/output lengths in tokens, separated by commas.")
     batch_size: int = Field(1, ge=1, description="Rows at once.")
-    warmups: int = Field(2, ge=0, description="Calls before the clock counts.")
-    runs: int = Field(10, ge=1, description="Least number of calls for each shape.")
-    seconds: float = Field(10.0, ge=0, description="Least time for each shape, in seconds.")
+    warmups: int = Field(1, ge=0, description="Calls of each shape before the clock counts.")
+    runs: int = Field(5, ge=1, description="Least number of calls for each shape and engine, however long they take.")
+    seconds: float = Field(
+        10.0, ge=0, description="Time for each shape and engine, in seconds: as many calls as fit into it."
+    )
     threads: int | None = Field(None, ge=1, description=_THREADS)
     seed: int = Field(0, description="Seed of the random prompts.")
+
+
+class SampleOptions(BaseModel):
+    """What a run asks its engines, so that their texts stand side by side in the report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: tuple[str, ...] = Field(("def fibonacci(n):",), min_length=1, description="Texts to continue.")
+    max_new_tokens: int = Field(24, ge=1, description="Most new tokens for each prompt.")
+    chat_format: Literal["none", "model", "codefuse"] = Field(
+        "none", description="How prompts are rendered: as they are, by the model's template, or in CodeFuse's format."
+    )
+    threads: int | None = Field(None, ge=1, description=_THREADS)
 
 
 class DivergenceOptions(BaseModel):
@@ -64,7 +79,7 @@ class AcceptOptions(BaseModel):
     shapes: str = Field(
         PUBLISHED_SHAPES, description="Shapes of the latency table; those that fit the engine's limits are run."
     )
-    seconds: float = Field(10.0, ge=0, description="Least time for each shape, in seconds.")
+    seconds: float = Field(10.0, ge=0, description="Time for each shape, in seconds: as many calls as fit into it.")
     reference: Path | None = Field(
         None, description="The checkpoint that the engine was built from, to measure the KL divergence from it."
     )

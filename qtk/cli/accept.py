@@ -40,12 +40,10 @@ def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: o
         rows = [(c.name, c.figure, "passed" if c.passed else "FAILED", c.meaning) for c in result.checks]
         console.print(table(f"{result.engine} on {result.gpu}", ("check", "figure", "", "meaning"), rows))
         if result.latency is not None:
-            speeds = [
-                (f"{s.input_len}/{s.output_len}", s.tokens_per_s, s.decode_tokens_per_s, s.ttft_ms.p50)
-                for s in result.latency.shapes
-            ]
+            (measured,) = result.latency.engines
+            speeds = [(s.name, s.tokens_per_s, s.decode_tokens_per_s, s.ttft_ms.p50) for s in measured.shapes]
             console.print(table("Latency", ("shape", "tokens/s", "decode tokens/s", "TTFT ms"), speeds))
-            console.print(f"First call: {result.latency.first_call}.")
+            console.print(f"First call: {measured.first_call}.")
         for name, why in result.checks_not_run.items():
             console.print(f"Not run: {name}: {why}.")
         if result.shapes_not_run:

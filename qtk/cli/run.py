@@ -39,21 +39,24 @@ def command(
     A step is done again only when its options, one of its inputs, or qtk's version changed. Stages may run on
     different machines: copy the run's directory to the next machine and continue there with --from.
 
+    Relative paths in a recipe begin where its file lies; in one that travels with qtk, in the current directory.
+
     \b
-    qtk run recipes/smollm2-135m.yaml -o runs/smollm2-135m
-    qtk run recipes/smollm2-135m.yaml -o runs/smollm2-135m --resume
+    qtk run smollm2-135m
+    qtk run smollm2-135m --resume
+    qtk run my-recipe.yaml -o runs/mine
     qtk run codefuse-deepseek-33b-a10 --until build
     qtk run codefuse-deepseek-33b-a10 --from latency
     """
     from qtk.recipes.recipe_run import Mode, run_recipe
-    from qtk.recipes.schema import read_recipe, recipe_path
+    from qtk.recipes.schema import find_recipe, read_recipe
 
     if resume and overwrite:
         raise InputError("--resume skips what is done and --overwrite does it again: give only one of them.")
-    path = recipe_path(recipe)
-    run_dir = out or Path("runs") / read_recipe(path).name
+    file = find_recipe(recipe)
+    run_dir = out or Path("runs") / read_recipe(file.path).name
     mode: Mode = "overwrite" if overwrite else "resume" if resume else "new"
-    outcome = run_recipe(path, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
+    outcome = run_recipe(file, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
     rows = [(step.step, step.status, step.seconds, str(run_dir / step.directory)) for step in outcome.steps]
     emit(
         outcome,

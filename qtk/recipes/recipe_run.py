@@ -15,7 +15,7 @@ from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
 from qtk.checkpoint.staging import partial_path, remove_partial
 from qtk.errors import InputError, QtkError
 from qtk.progress import note
-from qtk.recipes.schema import Recipe, read_recipe
+from qtk.recipes.schema import Recipe, RecipeFile, is_demo_source, read_recipe
 from qtk.recipes.sources import resolve_source
 from qtk.recipes.stages import STAGES
 from qtk.recipes.state import RunState, StepRecord
@@ -47,31 +47,38 @@ class RunOutcome(BaseModel):
 
 
 def run_recipe(
-    path: Path,
+    file: RecipeFile | Path,
     run_dir: Path,
     *,
     mode: Mode = "new",
     first_stage: str | None = None,
     last_stage: str | None = None,
 ) -> RunOutcome:
-    """Runs the recipe in `path` into `run_dir`.
+    """Runs a recipe into `run_dir`. The relative paths of a recipe that is given by its path begin beside it.
 
     mode "new" refuses a directory where a run was begun; "resume" does what is missing or out of date (its options,
     an input or qtk's version changed); "overwrite" does everything again. With `first_stage`, the stages before it
     are taken as they are (they may come from another machine), and from it on everything is done again. Every step's
-    directory is replaced only when its successor is complete. A failing step's error names the step.
+    directory is replaced only when its successor is complete. A failing step's error names the step. What the recipe names
+    and the machine lacks is found before anything is written.
     """
-    recipe = read_recipe(path)
-    steps = recipe_steps(recipe, path.parent)
+    file = file if isinstance(file, RecipeFile) else RecipeFile(file, file.parent)
+    recipe = read_recipe(file.path)
+    steps = recipe_steps(recipe, file.directory)
     _check_stages(steps, first_stage, last_stage)
-    state = _begin(run_dir, path, recipe, mode, first_stage)
-    run = _Run(run_dir, state, _Sources(recipe, path.parent, state))
     reached = [step for step in steps if last_stage is None or _order(step.stage) <= _order(last_stage)]
+    state = _earlier_state(run_dir, recipe, mode, first_stage)
+    sources = _Sources(recipe, file.directory, state)
+    taken = [step for step in reached if first_stage is not None and _order(step.stage) < _order(first_stage)]
+    _require([step for step in reached if step not in taken], sources, run_dir, state)
+    state.keep_steps(step.name for step in steps)
+    _begin(run_dir, file.path, state)
+    run = _Run(run_dir, state, sources)
     outcomes: list[StepOutcome] = []
     for number, step in enumerate(reached, start=1):
         label = f"[{number}/{len(reached)}] {step.name}"
         try:
-            if first_stage is not None and _order(step.stage) < _order(first_stage):
+            if step in taken:
                 status = run.take(step)
             elif first_stage is None and mode != "overwrite" and run.up_to_date(step):
                 note(f"{label}: up to date")
@@ -101,8 +108,19 @@ def _check_stages(steps: list[RecipeStep], first: str | None, last: str | None) 
         raise InputError(f"--from {first} comes after --until {last}, so nothing would be run.")
 
 
-def _begin(run_dir: Path, path: Path, recipe: Recipe, mode: Mode, first_stage: str | None) -> RunState:
-    """The state to go on from; the run directory exists afterwards and holds a copy of the recipe."""
+def _require(steps: list[RecipeStep], sources: _Sources, run_dir: Path, state: RunState) -> None:
+    """Finds the sources that the steps read, and raises what is missing for them; a step that stands needs nothing."""
+    for step in steps:
+        if not state.stands(run_dir, step.name):
+            step.require()
+        state.digest_of(step.texts)
+    # What lies here, or should, before gigabytes are fetched for nothing.
+    for name in sorted({name for step in steps for name in step.inputs if name in sources}, key=sources.is_remote):
+        sources.path(name)
+
+
+def _earlier_state(run_dir: Path, recipe: Recipe, mode: Mode, first_stage: str | None) -> RunState:
+    """The state to go on from. InputError for a directory that this run must not go into."""
     state = RunState.load(run_dir)
     if state is None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise InputError(f"{run_dir} exists and is not a run of qtk. Give another -o.")
@@ -112,18 +130,23 @@ def _begin(run_dir: Path, path: Path, recipe: Recipe, mode: Mode, first_stage: s
         )
     if state is None or mode == "overwrite":
         state = RunState(recipe=recipe.name)
+    return state
+
+
+def _begin(run_dir: Path, path: Path, state: RunState) -> None:
+    """The run directory exists afterwards and holds a copy of the recipe."""
     run_dir.mkdir(parents=True, exist_ok=True)
     if path.resolve() != (run_dir / RECIPE_COPY).resolve():
         shutil.copyfile(path, run_dir / RECIPE_COPY)
     state.save(run_dir)
-    return state
 
 
 class _Sources:
-    """The recipe's own inputs, looked for (and fetched) when a step first needs them."""
+    """The recipe's own inputs, except those that steps make; looked for (and fetched) when they are first asked for."""
 
     def __init__(self, recipe: Recipe, recipe_dir: Path, state: RunState) -> None:
-        self._texts = {MODEL: recipe.model} | {adapter_name(i): text for i, text in enumerate(recipe.adapters)}
+        texts = {MODEL: recipe.model} | {adapter_name(i): text for i, text in enumerate(recipe.adapters)}
+        self._texts = {name: text for name, text in texts.items() if not is_demo_source(text)}
         self._recipe_dir, self._state = recipe_dir, state
         self._directories: dict[str, Path] = {}
 
@@ -134,6 +157,11 @@ class _Sources:
         if name not in self._directories:
             self._directories[name] = resolve_source(self._texts[name], self._recipe_dir)
         return self._directories[name]
+
+    def is_remote(self, name: str) -> bool:
+        """Whether the source can only be a model on the hub."""
+        text = self._texts[name]
+        return not text.startswith((".", "/")) and not (self._recipe_dir / text).is_dir()
 
     def digest(self, name: str) -> str:
         """Changes when any file of the source does."""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qtk.adapters.options import MergeOptions
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
-from qtk.bench.options import DivergenceOptions, LatencyOptions, parse_shapes
+from qtk.bench.options import DivergenceOptions, LatencyOptions, SampleOptions, parse_shapes
 from qtk.calibration.options import CalibrationOptions
 from qtk.calibration.sources import FILE_ENDINGS
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError, listing
 from qtk.quantization.options import QuantizeOptions
-from qtk.shipped import find_yaml, read_yaml
+from qtk.shipped import find_yaml, read_yaml, shipped_directory, shipped_names
 from qtk.targets.gpu import gpu_profile
+
+_DEMO = "demo:"
+# The packaged model of the demo, and the adapter that is trained for it.
+DEMO_MODEL = f"{_DEMO}smollm2-135m-instruct"
+DEMO_ADAPTER = f"{_DEMO}python-adapter"
 
 
 class QuantizeStage(QuantizeOptions, CalibrationOptions):
@@ -80,6 +86,7 @@ class BenchStages(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    sample: SampleOptions | None = None
     latency: LatencyStage | None = None
     divergence: DivergenceOptions | None = None
     accuracy: AccuracyStage | None = None
@@ -88,8 +95,8 @@ class BenchStages(BaseModel):
 class Recipe(BaseModel):
     """One release: a model, its adapters, and what is done with them. Stages that are left out are not run.
 
-    `model` and `adapters` name a directory, relative to the recipe's file, or a model on the Hugging Face hub
-    ("organisation/name", "organisation/name@revision").
+    `model` and `adapters` name a directory, relative to the recipe's file, a model on the Hugging Face hub
+    ("organisation/name", "organisation/name@revision"), or what qtk makes by itself for its demo (`DEMO_MODEL`, `DEMO_ADAPTER`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -102,6 +109,27 @@ class Recipe(BaseModel):
     quantize: QuantizeStage | None = None
     build: BuildStage | None = None
     bench: BenchStages = BenchStages()
+
+    @field_validator("model")
+    @classmethod
+    def _known_demo_model(cls, text: str) -> str:
+        return _known(text, DEMO_MODEL)
+
+    @field_validator("adapters")
+    @classmethod
+    def _known_demo_adapters(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_known(text, DEMO_ADAPTER) for text in texts)
+
+
+def is_demo_source(text: str) -> bool:
+    """Whether a recipe's source is one that qtk makes by itself."""
+    return text.startswith(_DEMO)
+
+
+def _known(text: str, name: str) -> str:
+    if is_demo_source(text) and text != name:
+        raise ValueError(f"what qtk makes by itself here is {name}")
+    return text
 
 
 def beside(recipe_dir: Path, text: str) -> str:
@@ -117,9 +145,20 @@ def text_file(recipe_dir: Path, text: str) -> Path | None:
     return path if path.is_file() or path.suffix in (*FILE_ENDINGS, ".json") else None
 
 
-def recipe_path(text: str) -> Path:
-    """The file that `text` names: a path, or the name of a recipe that travels with qtk. InputError for neither."""
-    return find_yaml("recipes", text, "recipe")
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe's file, and the directory that its relative paths begin in: the user's own for a recipe that travels with qtk,
+    for any other the one that the file lies in."""
+
+    path: Path
+    directory: Path
+
+
+def find_recipe(text: str) -> RecipeFile:
+    """The recipe that `text` names: by a path, or by the name of one that travels with qtk. InputError for neither."""
+    path = find_yaml("recipes", text, "recipe")
+    shipped = path.parent == shipped_directory("recipes") and text in shipped_names("recipes")
+    return RecipeFile(path, Path() if shipped else path.parent)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -138,6 +177,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
         contradictions.append(f"merge.weight: {len(recipe.merge.weight)} weights for {len(recipe.adapters)} adapters")
     if recipe.bench.latency is not None and recipe.build is None:
         contradictions.append("bench.latency: there is no `build`, so there is no engine to measure")
+    if recipe.bench.sample is not None and recipe.build is None:
+        contradictions.append("bench.sample: there is no `build`, so there is no engine to ask")
     if recipe.bench.divergence is not None and recipe.quantize is None:
         contradictions.append("bench.divergence: there is no `quantize`, so nothing diverges from the float model")
     if recipe.bench.accuracy is not None and recipe.build is None:

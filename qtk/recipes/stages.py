@@ -1,3 +1,3 @@
 """The stages of a recipe, in their order."""
 
-STAGES = ("merge", "quantize", "build", "latency", "divergence", "accuracy", "report")
+STAGES = ("sources", "merge", "quantize", "build", "sample", "latency", "divergence", "accuracy", "report")

@@ -71,6 +71,11 @@ class RunState(BaseModel):
             digests[path.name] = seen.sha256
         return digests
 
+    def keep_steps(self, names: Iterable[str]) -> None:
+        """Forgets the steps that the recipe no longer has; their directories stay."""
+        known = set(names)
+        self.steps = {name: record for name, record in self.steps.items() if name in known}
+
     def stands(self, run_dir: Path, step: str) -> bool:
         """Whether the step's output is as it was written: the manifest unchanged, every file there in its full size."""
         record = self.steps.get(step)

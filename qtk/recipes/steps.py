@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from qtk.progress import Progress
-from qtk.recipes.schema import Recipe, beside, text_file
+from qtk.recipes.schema import Recipe, beside, is_demo_source, text_file
 
 MODEL = "model"  # the name under which steps ask for the recipe's own model
 
@@ -24,7 +23,7 @@ class RecipeStep:
     `inputs` names what the step reads: sources of the recipe, and earlier steps (their directories).
     `work(places, out, resume)` finds them in `places` by these names and writes `out`, replacing what stands there.
     resume: an unfinished `out` of the very same work lies there and may be continued.
-    `texts` are text files that the step reads besides.
+    `texts` are text files that the step reads besides. `require()` raises what the machine lacks for it, before any work.
     """
 
     name: str
@@ -34,6 +33,7 @@ class RecipeStep:
     inputs: tuple[str, ...]
     work: Callable[[Places, Path, bool], None]
     texts: tuple[Path, ...] = ()
+    require: Callable[[], object] = lambda: None
 
 
 def adapter_name(index: int) -> str:
@@ -43,7 +43,7 @@ def adapter_name(index: int) -> str:
 
 def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     """Every step of the recipe in `recipe_dir`, each after those it reads. The last one is the report over all the others."""
-    steps: list[RecipeStep] = []
+    steps = _demo_sources(recipe)
     float_model = MODEL
     if recipe.adapters:
         steps.append(_merge(recipe))
@@ -51,8 +51,11 @@ def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     if recipe.quantize is not None:
         steps.append(_quantize(recipe, recipe_dir, float_model))
     steps += _builds(recipe, float_model)
-    engines = [step.name for step in steps if step.stage == "build"]
-    steps += [_latency(recipe, engine) for engine in engines if recipe.bench.latency is not None]
+    engines = tuple(step.name for step in steps if step.stage == "build")
+    if recipe.bench.sample is not None:
+        steps.append(_sample(recipe, engines))
+    if recipe.bench.latency is not None:
+        steps.append(_latency(recipe, engines))
     if recipe.bench.divergence is not None:
         measured = ["quantize", *(["build"] if "build" in engines else [])]
         steps += [_divergence(recipe, recipe_dir, model, float_model) for model in measured]
@@ -64,6 +67,59 @@ def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
 
 def _dump(options: BaseModel) -> dict[str, Any]:
     return options.model_dump(mode="json")
+
+
+def _demo_sources(recipe: Recipe) -> list[RecipeStep]:
+    """The steps that make the sources which the recipe does not find but has made, under the names of sources."""
+    steps = [_demo_model(recipe.model)] if is_demo_source(recipe.model) else []
+    for index, adapter in enumerate(recipe.adapters):
+        if is_demo_source(adapter):
+            steps.append(_demo_adapter(adapter_name(index), adapter))
+    return steps
+
+
+def _demo_model(source: str) -> RecipeStep:
+    def require() -> None:
+        from qtk.recipes.demo_model import require_demo_model
+
+        require_demo_model()
+
+    def work(places: Places, out: Path, resume: bool) -> None:
+        from qtk.recipes.demo_model import unpack_demo_model
+
+        unpack_demo_model(out, overwrite=True)
+
+    return RecipeStep(
+        name=MODEL,
+        stage="sources",
+        directory="model",
+        options={"source": source},
+        inputs=(),
+        work=work,
+        require=require,
+    )
+
+
+def _demo_adapter(name: str, source: str) -> RecipeStep:
+    def require() -> None:
+        from qtk.recipes.demo_adapter import require_trainer
+
+        require_trainer()
+
+    def work(places: Places, out: Path, resume: bool) -> None:
+        from qtk.recipes.demo_adapter import train_demo_adapter
+
+        train_demo_adapter(places[MODEL], out, overwrite=True)
+
+    return RecipeStep(
+        name=name,
+        stage="sources",
+        directory=name.replace(" ", "-"),
+        options={"source": source},
+        inputs=(MODEL,),
+        work=work,
+        require=require,
+    )
 
 
 def _merge(recipe: Recipe) -> RecipeStep:
@@ -136,31 +192,51 @@ def _builds(recipe: Recipe, float_model: str) -> list[RecipeStep]:
     return steps
 
 
-def _latency(recipe: Recipe, engine: str) -> RecipeStep:
-    options = recipe.bench.latency
+def _sample(recipe: Recipe, engines: tuple[str, ...]) -> RecipeStep:
+    options = recipe.bench.sample
     assert options is not None
-    name = f"latency{engine.removeprefix('build')}"
 
     def work(places: Places, out: Path, resume: bool) -> None:
-        from qtk.bench.latency_run import measure
+        from qtk.bench.latency_run import engine_roles
         from qtk.bench.results import measure_into
-        from qtk.engines.sessions.session import open_session
+        from qtk.bench.sample import sample_engines
 
-        def run() -> BaseModel:
-            with (
-                open_session(places[engine], options.threads) as session,
-                Progress(f"latency of {places[engine].name}", None, "calls") as progress,
-            ):
-                return measure(session, options, on_call=lambda detail: progress.advance(1, detail))
-
-        measure_into(out, "latency", options, {"engine": places[engine]}, run, overwrite=True)
+        # The quantized one first: it is what the run is for.
+        paths = [places[engine] for engine in reversed(engines)]
+        measure_into(
+            out, "sample", options, engine_roles(paths), lambda: sample_engines(paths, options), overwrite=True
+        )
 
     return RecipeStep(
-        name=name,
-        stage="latency",
-        directory=name,
+        name="sample",
+        stage="sample",
+        directory="sample",
         options=_dump(options),
-        inputs=(engine,),
+        inputs=engines,
+        work=work,
+    )
+
+
+def _latency(recipe: Recipe, engines: tuple[str, ...]) -> RecipeStep:
+    """All engines in one step, because they are called by turns."""
+    options = recipe.bench.latency
+    assert options is not None
+
+    def work(places: Places, out: Path, resume: bool) -> None:
+        from qtk.bench.latency_run import engine_roles, measure_engines
+        from qtk.bench.results import measure_into
+
+        paths = [places[engine] for engine in engines]
+        measure_into(
+            out, "latency", options, engine_roles(paths), lambda: measure_engines(paths, options), overwrite=True
+        )
+
+    return RecipeStep(
+        name="latency",
+        stage="latency",
+        directory="latency",
+        options=_dump(options),
+        inputs=engines,
         work=work,
     )
 

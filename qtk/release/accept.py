@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 import qtk
 from qtk.bench.divergence_run import DivergenceResult, measure_divergence
-from qtk.bench.latency_run import LatencyReport, measure, time_first_call
+from qtk.bench.latency_result import LatencyReport
+from qtk.bench.latency_run import measure, time_first_call
 from qtk.bench.options import (
     LOGIT_TOLERANCE,
     ROUNDED_CHOICE_TOLERANCE,
@@ -204,7 +205,7 @@ def _latency(
     def failed(shape: str, error: Exception) -> None:
         record.failed(f"latency {shape}", "the shape's calls", error)
 
-    return measure(session, latency_options, first_call_seconds=first_call, on_failure=failed)
+    return measure([session], latency_options, first_call_seconds=first_call, on_failure=failed)
 
 
 def _memory(session: EngineSession, record: _Record) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qtk.bench.latency_run import LatencyReport
+from qtk.bench.latency_result import EngineLatency
 
 
 def can_plot() -> bool:
@@ -44,22 +44,22 @@ def plot_errors(lines: Sequence[Mapping[str, Any]], path: Path) -> Path:
     return path
 
 
-def plot_latency(reports: Mapping[str, LatencyReport], path: Path) -> Path | None:
+def plot_latency(engines: Sequence[EngineLatency], path: Path) -> Path | None:
     """Bars of tokens/s over the whole call, a group a shape, a bar an engine. None where nothing was measured."""
-    if not reports:
+    if not engines:
         return None
     figure = _figure(8, 3.5)
     axes = figure.add_subplot()
-    shapes = [f"{s.input_len}/{s.output_len}" for s in next(iter(reports.values())).shapes]
-    width = 0.8 / len(reports)
-    for index, (engine, report) in enumerate(reports.items()):
-        rates = {f"{s.input_len}/{s.output_len}": s for s in report.shapes}
-        places = [i + (index - (len(reports) - 1) / 2) * width for i, shape in enumerate(shapes) if shape in rates]
-        found = [rates[shape] for shape in shapes if shape in rates]
-        errors = [shape.standard_error for shape in found]
-        axes.bar(places, [s.tokens_per_s for s in found], width, yerr=errors, capsize=3, label=engine)
+    names = [shape.name for shape in engines[0].shapes]
+    width = 0.8 / len(engines)
+    for index, engine in enumerate(engines):
+        found = [(i, shape) for i, name in enumerate(names) if (shape := engine.shape(name)) is not None]
+        places = [i + (index - (len(engines) - 1) / 2) * width for i, _ in found]
+        errors = [shape.standard_error or 0.0 for _, shape in found]
+        rates = [shape.tokens_per_s for _, shape in found]
+        axes.bar(places, rates, width, yerr=errors, capsize=3, label=engine.engine)
     axes.set(ylabel="tokens/s, whole call", title="Latency by input/output length")
-    axes.set_xticks(range(len(shapes)), shapes)
+    axes.set_xticks(range(len(names)), names)
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)

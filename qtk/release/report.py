@@ -18,8 +18,9 @@ from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import Cell
 from qtk.bench.accuracy.results.tables import ResultTable, compared_tables, named_score_tables
 from qtk.bench.divergence_run import DivergenceResult
-from qtk.bench.latency_run import LatencyReport
+from qtk.bench.latency_result import EngineLatency, LatencyReport, SpeedRatio, speed_ratios
 from qtk.bench.results import RESULT_NAME
+from qtk.bench.sample import SampleResult
 from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, ManifestRecorder, file_digest, output_files, read_manifest
 from qtk.checkpoint.staging import staged_directory
 from qtk.engines.description import EngineDescription, is_engine, read_description
@@ -62,11 +63,22 @@ class Material:
     merged: list[Made] = field(default_factory=list)
     quantized: list[Made] = field(default_factory=list)
     engines: list[tuple[Made, EngineDescription]] = field(default_factory=list)
+    samples: list[SampleResult] = field(default_factory=list)
     latencies: list[tuple[Made, LatencyReport]] = field(default_factory=list)
     divergences: list[tuple[Made, DivergenceResult]] = field(default_factory=list)
     accuracies: list[tuple[Made, AccuracyResult]] = field(default_factory=list)
     comparisons: list[Pair] = field(default_factory=list)
     leaderboards: list[Leaderboard] = field(default_factory=list)
+
+    @property
+    def timed_engines(self) -> list[EngineLatency]:
+        """Every engine whose latency was measured."""
+        return [engine for _, report in self.latencies for engine in report.engines]
+
+    @property
+    def speed_ratios(self) -> list[SpeedRatio]:
+        """How many times as fast one of them is as another."""
+        return speed_ratios([report for _, report in self.latencies])
 
 
 def reportable_directories(directory: Path) -> list[Path]:
@@ -117,6 +129,8 @@ def gather(directories: Sequence[Path]) -> Material:
             material.quantized.append(output)
         elif is_engine(output.path):
             material.engines.append((output, read_description(output.path)))
+        elif kind == "sample":
+            material.samples.append(SampleResult.model_validate(_result(output.path)))
         elif kind == "latency":
             material.latencies.append((output, LatencyReport.model_validate(_result(output.path))))
         elif kind == "divergence":
@@ -173,7 +187,7 @@ def render(material: Material, order: Order, work: Path, title: str) -> str:
         latency_plot=latency_plot,
         scores=named_score_tables((made.name, result.scores) for made, result in material.accuracies),
         order=order,
-        ratios=latency_ratios([report for _, report in material.latencies]),
+        ratios=material.speed_ratios,
         notes_report=lambda made: made.manifest.notes.get("report", {}),
         engine_paths=[made.path for made, _ in material.engines],
         own_divergences=[(Path(r.model).name, r) for _, r in material.divergences if r.from_checkpoint is not None],
@@ -193,7 +207,7 @@ def _plots(
         for name, lines in logs.items()
         if any(line["error_after"] is not None for line in lines)
     }
-    latency = plot_latency({report.engine: report for _, report in material.latencies}, work / "latency.png")
+    latency = plot_latency(material.timed_engines, work / "latency.png")
     return errors, latency.name if latency else None
 
 
@@ -233,12 +247,7 @@ def in_short(material: Material) -> list[str]:
         sentences.append(
             f"{made.name}: {facts['bits']} bits by {facts['method']}, weights {share:.0%} of the float model's."
         )
-    for row in latency_ratios([report for _, report in material.latencies]):
-        first, *_ = row["ratios"]
-        others = list(row["ratios"].items())[1:]
-        sentences += [
-            f"{engine} at {row['shape']}: {figure(ratio)} times the tokens/s of {first}." for engine, ratio in others
-        ]
+    sentences += [_ratio_in_words(ratio) for ratio in material.speed_ratios]
     for _, result in material.divergences:
         kl, top1 = result.pooled.kl, result.pooled.top1_agreement
         sentences.append(
@@ -249,27 +258,11 @@ def in_short(material: Material) -> list[str]:
     return sentences
 
 
-def latency_ratios(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
-    """For each shape that all engines ran: tokens/s of each, and its ratio to the first one's."""
-    if len(reports) < 2:
-        return []
-    rows = []
-    for shape in reports[0].shapes:
-        rates = {
-            report.engine: other.tokens_per_s
-            for report in reports
-            for other in report.shapes
-            if (other.input_len, other.output_len) == (shape.input_len, shape.output_len)
-        }
-        if len(rates) == len(reports):
-            first = rates[reports[0].engine]
-            rows.append(
-                {
-                    "shape": f"{shape.input_len}/{shape.output_len}",
-                    "ratios": {engine: rate / first for engine, rate in rates.items()},
-                }
-            )
-    return rows
+def _ratio_in_words(ratio: SpeedRatio) -> str:
+    error = "" if ratio.standard_error is None else f" ± {figure(ratio.standard_error, 2)}"
+    pairs = f" ({ratio.pairs} pair{'' if ratio.pairs == 1 else 's'} of calls)" if ratio.pairs else ""
+    doubt = f" In doubt: {ratio.in_doubt}." if ratio.in_doubt else ""
+    return f"{ratio.engine} at {ratio.shape}: {figure(ratio.ratio)}{error} times the tokens/s of {ratio.baseline}{pairs}.{doubt}"
 
 
 def _read_log(directory: Path) -> list[dict[str, Any]]:

@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import qtk
 from qtk.adapters.options import MergeOptions
-from qtk.bench.divergence_run import DivergenceOptions
-from qtk.bench.latency_run import LatencyOptions
+from qtk.bench.options import DivergenceOptions, LatencyOptions
 from qtk.calibration.options import CalibrationOptions
 from qtk.cli.main import main
 from qtk.cli.options import build, gone_option, options_from, require_valid

@@ -47,7 +47,7 @@ def test_its_engine_has_a_latency(engine, tmp_path, run_qtk) -> None:
     words = ("--shapes", "8/4", "--warmups", "0", "--runs", "1", "--seconds", "0", "-o", tmp_path / "latency")
     done = run_qtk("bench", "latency", engine, *words)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "latency" / "result.json").read_text())["backend"] == "toy"
+    assert json.loads((tmp_path / "latency" / "result.json").read_text())["engines"][0]["backend"] == "toy"
 
 
 def test_plan_asks_its_backend(toy, tiny, run_qtk) -> None:

@@ -15,7 +15,7 @@ from qtk.errors import InputError, MachineError, QtkError
 from qtk.progress import Progress
 from qtk.recipes.finished_run import run_summary, verify_run
 from qtk.recipes.recipe_run import run_recipe
-from qtk.recipes.schema import Recipe, beside, read_recipe, recipe_path
+from qtk.recipes.schema import Recipe, beside, find_recipe, read_recipe
 from qtk.recipes.sources import resolve_source
 from qtk.recipes.steps import recipe_steps
 from qtk.release.inspection import inspect_directory
@@ -28,6 +28,7 @@ TINY = {
     "quantize": {"group_size": 32, "samples": 2, "seq_len": 64},
     "build": {"max_input_len": 64, "max_output_len": 32, "max_batch_size": 1},
     "bench": {
+        "sample": {"max_new_tokens": 4},
         "latency": {"shapes": "4/2", "warmups": 0, "runs": 2, "seconds": 0},
         "divergence": {"rows": 2, "seq_len": 32},
     },
@@ -70,7 +71,7 @@ ALL = [
     "quantize",
     "build-float",
     "build",
-    "latency-float",
+    "sample",
     "latency",
     "divergence",
     "divergence-engine",
@@ -94,10 +95,10 @@ def copied(first_run, tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", shipped_names("recipes"))
 def test_every_shipped_recipe_is_valid(name: str) -> None:
-    path = recipe_path(name)
-    recipe = read_recipe(path)
+    file = find_recipe(name)
+    recipe = read_recipe(file.path)
     assert recipe.name == name
-    steps = recipe_steps(recipe, path.parent)
+    steps = recipe_steps(recipe, file.directory)
     assert steps[-1].stage == "report"
     before: set[str] = {"model", *(f"adapter {i + 1}" for i in range(len(recipe.adapters)))}
     for step in steps:
@@ -146,6 +147,7 @@ def test_all_offending_fields_are_listed_by_their_path(tmp_path) -> None:
     ("change", "complaint"),
     [
         ({"build": None}, "bench.latency: there is no `build`"),
+        ({"build": None}, "bench.sample: there is no `build`"),
         ({"quantize": None}, "bench.divergence: there is no `quantize`"),
         (
             {"build": None, "bench": {"accuracy": {"suite": ["humaneval"]}}},
@@ -173,7 +175,7 @@ def test_what_is_not_a_recipe_is_refused(tmp_path, text: str) -> None:
 
 def test_an_unknown_recipe_name_lists_the_known() -> None:
     with pytest.raises(InputError, match="smollm2-135m"):
-        recipe_path("smollm3")
+        find_recipe("smollm3")
 
 
 def test_a_source_is_a_directory_beside_the_recipe(tmp_path) -> None:
@@ -195,7 +197,16 @@ def test_a_hub_id_needs_the_network(tmp_path, monkeypatch) -> None:
 
 def test_a_run_leaves_a_report_and_a_chain_that_verifies(first_run) -> None:
     text = (first_run / "report" / "report.md").read_text()
-    for heading in ("## Sizes", "## Merge", "## Quantization", "## Engines", "## Latency", "## Divergence", "## Chain"):
+    for heading in (
+        "## Sizes",
+        "## Merge",
+        "## Quantization",
+        "## Engines",
+        "## What the engines say",
+        "## Latency",
+        "## Divergence",
+        "## Chain",
+    ):
         assert heading in text
     result = json.loads((first_run / "divergence" / "result.json").read_text())
     assert f"{result['pooled']['perplexity']:.1f}"[:3] in text
@@ -223,6 +234,18 @@ def test_a_run_is_not_begun_twice_without_being_told_how(copied) -> None:
     (copied / "home" / "file").write_text("mine")
     with pytest.raises(InputError, match="is not a run of qtk"):
         run_recipe(copied / "recipe.yaml", copied / "home", mode="overwrite")
+
+
+def test_a_run_of_before_is_resumed_with_the_steps_of_today(copied) -> None:
+    """Each engine had a latency step of its own; the recipe's one step over both takes their place."""
+    shutil.copytree(copied / "run" / "latency", copied / "run" / "latency-float")
+    path = copied / "run" / "qtk-run.json"
+    state = json.loads(path.read_text())
+    state["steps"]["latency-float"] = {**state["steps"]["latency"], "directory": "latency-float"}
+    path.write_text(json.dumps(state))
+    assert done(run_recipe(copied / "recipe.yaml", copied / "run", mode="resume")) == []
+    assert [step.step for step in run_summary(copied / "run").steps] == ALL
+    assert (copied / "run" / "latency-float").is_dir(), "results are not deleted"
 
 
 def test_changed_options_redo_what_follows_from_them(copied) -> None:
@@ -263,7 +286,7 @@ def test_a_lost_output_is_made_again(copied) -> None:
     assert {s.step for s in run_summary(copied / "run").steps if s.status != "stands"} == {"build", "divergence"}
     outcome = run_recipe(copied / "recipe.yaml", copied / "run", mode="resume")
     # What read the engine is done again too, since the new one is another one.
-    assert done(outcome) == ["build", "latency", "divergence", "divergence-engine", "report"]
+    assert done(outcome) == ["build", "sample", "latency", "divergence", "divergence-engine", "report"]
 
 
 def test_from_and_until(copied) -> None:
@@ -278,7 +301,7 @@ def test_from_and_until(copied) -> None:
         "quantize": "taken as it is",
         "build-float": "taken as it is",
         "build": "taken as it is",
-        "latency-float": "done",
+        "sample": "taken as it is",
         "latency": "done",
     }
     shutil.rmtree(elsewhere / "run" / "quantized")

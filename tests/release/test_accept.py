@@ -47,7 +47,7 @@ def test_command_records_a_sound_engine(engine, model, tmp_path, run_qtk) -> Non
     record = json.loads((out / "result.json").read_text())
     assert record == json.loads(done.stdout)
     assert record["verdict"] == "passed"
-    assert record["first_call_ms"] == record["latency"]["first_call_ms"] > 0
+    assert record["first_call_ms"] == record["latency"]["engines"][0]["first_call_ms"] > 0
     assert record["compiled_before"] is None, "ONNX Runtime compiles nothing at first use"
     assert [check["name"] for check in record["checks"]] == [
         "repeatability",
@@ -62,7 +62,7 @@ def test_command_records_a_sound_engine(engine, model, tmp_path, run_qtk) -> Non
     assert all(check["passed"] for check in record["checks"])
     assert record["checks"][-1]["figure"] < 1e-6, "level 0 computes what the checkpoint means"
     assert record["shapes_not_run"] == []
-    assert [shape["input_len"] for shape in record["latency"]["shapes"]] == [16]
+    assert [shape["input_len"] for shape in record["latency"]["engines"][0]["shapes"]] == [16]
     assert not [finding for finding in verify_chain(out) if finding.bad]
 
 
@@ -93,7 +93,7 @@ def test_a_shape_that_fails_leaves_the_others(engine) -> None:
 
     record = accept_changed(engine, AcceptOptions(shapes="16/8,64/30,8/4", seconds=0), most)
     assert record.latency is not None
-    assert [shape.input_len for shape in record.latency.shapes] == [16, 8]
+    assert [shape.input_len for shape in record.latency.engines[0].shapes] == [16, 8]
     failed = {check.name: check.meaning for check in record.checks if not check.passed}
     assert "out of device memory" in failed["latency 64/30"]
     assert record.verdict == "failed"

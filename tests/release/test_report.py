@@ -13,10 +13,10 @@ from qtk.bench.accuracy.results.programs import score_programs
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import TaskSource
 from qtk.bench.divergence_run import DivergenceOptions, DivergenceResult, Estimate, TextDivergence
-from qtk.bench.latency_run import LatencyReport, Quantiles, ShapeLatency
+from qtk.bench.latency_result import EngineLatency, LatencyReport, Quantiles, ShapeLatency, SpeedRatio
 from qtk.bench.results import measure_into, require_writable, write_result
 from qtk.errors import InputError
-from qtk.release.report import figure, latency_ratios, reportable_directories, write_report
+from qtk.release.report import figure, reportable_directories, write_report
 
 
 @pytest.mark.parametrize(
@@ -55,25 +55,48 @@ def latency(engine: str, rates: dict[tuple[int, int], float]) -> LatencyReport:
         )
         for (entry, output), rate in rates.items()
     ]
-    return LatencyReport(
+    measured = EngineLatency(
         engine=engine,
         backend="onnxruntime",
         gpu="cpu",
         dtype="float32",
         accuracy_level=4,
         lm_head_bits=16,
-        threads=None,
-        processor="p",
         first_call_ms=1.0,
         shapes=shapes,
     )
+    return LatencyReport(processor="p", cores=2, threads=2, load_before=1.0, load_after=3.1, engines=[measured])
 
 
-def test_ratios_only_where_every_engine_ran_the_shape() -> None:
+def test_each_speed_ratio_has_its_error_and_its_doubt(tmp_path) -> None:
+    """Engines measured by turns; and two directories as runs wrote them before, one after the other."""
     slow = latency("engine-float", {(16, 8): 10.0, (64, 32): 20.0})
     fast = latency("engine", {(16, 8): 25.0})
-    assert latency_ratios([slow, fast]) == [{"shape": "16/8", "ratios": {"engine-float": 1.0, "engine": 2.5}}]
-    assert latency_ratios([slow]) == []
+    ratio = SpeedRatio(
+        shape="16/8", engine="engine", baseline="engine-float", ratio=2.5, standard_error=0.05, pairs=7,
+        in_doubt="engine is noisy: slowest call 4.4 times the fastest, load 3.1 on 2 cores",
+    )  # fmt: skip
+    together = slow.model_copy(update={"engines": slow.engines + fast.engines, "ratios": [ratio]})
+    for name, results in (("by-turns", {"latency": together}), ("before", {"latency-float": slow, "latency": fast})):
+        directories = [tmp_path / name / directory for directory in results]
+        for directory, result in zip(directories, results.values(), strict=True):
+            directory.parent.mkdir(exist_ok=True)
+            measure_into(directory, "latency", _Nothing(), {}, lambda result=result: result)
+        text = write_report(directories, tmp_path / name / "report", title="Ours").read_text()
+        assert "| engine-float | 64/32 | 20.0 | 0.10 |" in text
+        if name == "by-turns":
+            assert (
+                "- engine at 16/8: 2.50 ± 0.050 times the tokens/s of engine-float (7 pairs of calls). In doubt: "
+                in text
+            )
+            assert "| engine | engine-float | 16/8 | 2.50 | 0.050 | 7 | engine is noisy: slowest call 4.4 times" in text
+            assert "latency: 2 threads on 2 cores, load 1.0 before and 3.1 after" in text
+        else:
+            assert (
+                "- engine at 16/8: 2.50 ± 0.027 times the tokens/s of engine-float. In doubt: the engines were" in text
+            )
+            assert "| engine | engine-float | 16/8 | 2.50 | 0.027 | - | the engines were measured one after" in text
+        assert "64/32: " not in text, "a shape that only one engine ran has no ratio"
 
 
 class _Nothing(BaseModel):
@@ -139,7 +162,9 @@ def test_the_first_call_and_what_the_arithmetic_adds_are_told(tmp_path) -> None:
         from_checkpoint=text, engine_settings={"accuracy_level": 4}, seconds=1, machine={},
     )  # fmt: skip
     measure_into(tmp_path / "divergence-engine", "divergence", _Nothing(), {}, lambda: result)
-    cold = latency("engine", {(16, 8): 10.0}).model_copy(update={"compiled_before": False, "first_call_ms": 4321.0})
+    warm = latency("engine", {(16, 8): 10.0})
+    compiling = warm.engines[0].model_copy(update={"compiled_before": False, "first_call_ms": 4321.0})
+    cold = warm.model_copy(update={"engines": [compiling]})
     measure_into(tmp_path / "latency", "latency", _Nothing(), {}, lambda: cold)
     said = write_report(sorted(tmp_path.iterdir()), tmp_path / "report", title="Ours").read_text()
     assert "\n| engine | 4 | 60 | 0.00420 | 3.0e-04 | 0.00420 |\n" in said

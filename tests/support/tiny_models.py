@@ -5,12 +5,12 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from qtk.recipes.demo_model import unpack_demo_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -123,7 +123,7 @@ def smollm2() -> Path:
     with (target.parent / "smollm2.lock").open("w") as lock:  # workers run side by side: one makes it, the others wait
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (target / "config.json").is_file():
-            subprocess.run([sys.executable, str(ROOT / "recipes" / "fetch_smollm2.py"), str(target)], check=True)
+            unpack_demo_model(target)
     return target
 
 

@@ -185,8 +185,8 @@ def test_random_prompts_are_words_that_are_read_back_as_they_were(
     assert len(session.prompt_ids) == 0, "a tokenizer of bytes has no words"
     # With letters for words the whole measure runs.
     session.prompt_ids = [i for i in range(2, 258) if session.tokenizer.decode([i]).isalpha()]  # type: ignore[assignment]
-    report = measure(session, LatencyOptions(shapes="8/4", warmups=0, runs=2, seconds=0))
-    assert report.shapes[0].runs == 2
+    report = measure([session], LatencyOptions(shapes="8/4", warmups=0, runs=2, seconds=0))
+    assert report.engines[0].shapes[0].runs == 2
 
 
 def test_words_of_a_tokenizer_that_drops_the_first_space(engine, tools, pretend_gpu) -> None:

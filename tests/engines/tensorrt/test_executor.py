@@ -149,7 +149,7 @@ def test_acceptance_on_a_device(plans, device, tmp_path) -> None:
     assert len(device.chosen) == 1, "loaded once, whatever is measured on it"
     assert (record.compiled_before, accept(engine, quick).compiled_before) == (False, True)
     assert record.latency is not None
-    assert "with the compiling of its kernels" in record.latency.first_call
+    assert "with the compiling of its kernels" in record.latency.engines[0].first_call
 
 
 def test_messages_go_to_stderr(plans, device, capsys) -> None:

@@ -146,8 +146,8 @@ def test_stop_tokens_eos_and_sampling_settings(engine, machine) -> None:
 def test_latency_text_and_acceptance_run_on_it(engine, machine) -> None:
     machine()
     session = open_session(engine)
-    report = measure(session, LatencyOptions(shapes="16/8,4/1", warmups=0, runs=2, seconds=0))
-    assert [(shape.runs, len(shape.call_seconds)) for shape in report.shapes] == [(2, 2), (2, 2)]
+    report = measure([session], LatencyOptions(shapes="16/8,4/1", warmups=0, runs=2, seconds=0))
+    assert [(shape.runs, len(shape.call_seconds)) for shape in report.engines[0].shapes] == [(2, 2), (2, 2)]
     text = generate_text(session, ["ab"], GenerateOptions(max_new_tokens=3))
     assert text.rows[0].text == "cde"
     record = accept(engine, AcceptOptions(shapes="16/8", seconds=0, reference=engine))
