@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 @click.command("divergence")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--reference", required=True, type=click.Path(path_type=Path), help="The float model's directory.")
+@click.option(
+    "--reference",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The float model: a directory or an id of the hub.",
+)
 @options_from(DivergenceOptions)
 @output_options("Also write the result to this directory.", required=False)
 @json_option
 def command(model: Path, reference: Path, out: Path | None, overwrite: bool, as_json: bool, **values: Any) -> None:
-    """Measure KL divergence, perplexity and top-1 agreement of MODEL (a checkpoint or an engine) against the float model.
+    """Measure KL divergence, perplexity and top-1 agreement of MODEL (a checkpoint, an engine or an id of the hub) against the float model.
 
     \b
     qtk bench divergence int4 --reference merged
@@ -31,8 +36,10 @@ def command(model: Path, reference: Path, out: Path | None, overwrite: bool, as_
     """
     from qtk.bench.divergence import measure_divergence
     from qtk.bench.results import measure_into
+    from qtk.checkpoint.hub import model_directory
 
     options = build(DivergenceOptions, values)
+    model, reference = model_directory(model), model_directory(reference)
 
     def measure() -> DivergenceResult:
         return measure_divergence(model, reference, options)

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from qtk.progress import warnings_since
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 
 
@@ -23,9 +25,10 @@ class _Console(Console):
 
 
 def emit(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:
-    """Prints `result` as JSON, or calls `show` with a console on stdout."""
+    """Prints `result` as JSON, with the command's warnings, or calls `show` with a console on stdout."""
     if as_json:
         data = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
+        data["warnings"] = warnings_since(0)
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         # A pipe or a file has no width: each row stays one line there, so that the output can be searched.

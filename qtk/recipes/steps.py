@@ -18,6 +18,14 @@ Places = Mapping[str, Path]
 
 
 @dataclass(frozen=True)
+class StepOptions:
+    """The options of a step by name, as JSON values; at_default: the names of those that have their default."""
+
+    values: Mapping[str, Any]
+    at_default: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class RecipeStep:
     """One directory to be made.
 
@@ -30,7 +38,7 @@ class RecipeStep:
     name: str
     stage: str
     directory: str
-    options: dict[str, Any]
+    options: StepOptions
     inputs: tuple[str, ...]
     work: Callable[[Places, Path, bool], None]
     texts: tuple[Path, ...] = ()
@@ -62,8 +70,10 @@ def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     return steps
 
 
-def _dump(options: BaseModel) -> dict[str, Any]:
-    return options.model_dump(mode="json")
+def _dump(options: BaseModel) -> StepOptions:
+    given = options.model_dump(mode="json", exclude_defaults=True)
+    values = options.model_dump(mode="json")
+    return StepOptions(values, frozenset(values.keys() - given.keys()))
 
 
 def _merge(recipe: Recipe) -> RecipeStep:
@@ -235,7 +245,7 @@ def _report(recipe: Recipe, inputs: tuple[str, ...]) -> RecipeStep:
         name="report",
         stage="report",
         directory="report",
-        options={"title": title},
+        options=StepOptions({"title": title}),
         inputs=inputs,
         work=work,
     )

@@ -26,7 +26,7 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.engines.description import EngineDescription, is_engine, read_description
 from qtk.errors import InputError
 from qtk.peak_memory import PeakMemory
-from qtk.progress import note
+from qtk.progress import warn
 from qtk.quantization.report import LOG_NAME
 from qtk.release.plots import can_plot, plot_errors, plot_latency
 
@@ -145,6 +145,7 @@ def render(material: Material, work: Path, title: str) -> str:
         version=qtk.__version__,
         short=in_short(material),
         machines=_machines(material.made),
+        warnings=[(made.name, text) for made in material.made for text in made.manifest.warnings],
         by_linear={name: _by_linear(lines) for name, lines in logs.items()},
         worst={name: _worst(lines) for name, lines in logs.items()},
         error_plots=error_plots,
@@ -164,7 +165,7 @@ def _plots(
 ) -> tuple[dict[str, str], str | None]:
     """Draws the plots into `work`: (quantized model -> file of its errors, file of the latencies). Neither without matplotlib."""
     if not can_plot():
-        note("The report has no plots, because matplotlib is not installed: pip install 'qtk[report]'.")
+        warn("The report has no plots, because matplotlib is not installed: pip install 'qtk[report]'.")
         return {}, None
     errors = {
         name: plot_errors(lines, work / f"error-{name}.png").name
