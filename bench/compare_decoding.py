@@ -2,9 +2,9 @@
 
 python bench/compare_decoding.py MODEL [--genai-python PYTHON] [--shapes 16/8,64/32] [--runs 10] [--threads 2] [--json FILE]
 
-MODEL is what `qtk quantize --container gguf` wrote (a checkpoint that qtk and the GenAI builder read, model.gguf beside
-it; groups of 64). Each runtime is held ready in a process of its own; they take turns call by call, so that other load
-on the machine meets all alike. Whole-call tokens/s, as `qtk bench latency` defines it, prefill included. The builder's
+MODEL is what `qtk quantize --container gguf` wrote (groups of 64); the GenAI builder gets the same codes in a gptq
+checkpoint. Each runtime is held ready in a process of its own; they take turns call by call, so that other load on
+the machine meets all alike. Whole-call tokens/s, as `qtk bench latency` defines it, prefill included. The builder's
 model is made with its defaults (its lm_head at 4 bits); llama.cpp keeps what the GGUF says; qtk's head is at 8 bits.
 A runtime that is not installed is left out and named. Where llama.cpp crashes on an AMX processor: LLAMA_AS_STORED=1.
 """
@@ -23,9 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from qtk.bench.options import parse_shapes
-from qtk.checkpoint.reader import Checkpoint
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
+from qtk.quantization.formats.gguf_checkpoint import is_gguf_directory
+from qtk.quantization.formats.registry import checkpoint_format
+from qtk.quantization.model_weights import ModelWeights, open_checkpoint
+from qtk.quantization.repack import repack
 
 # A runtime's threads spin for a moment after a call: they must not take the next one's cores.
 REST_SECONDS = 0.2
@@ -88,6 +91,16 @@ def build_genai(python: str, model: Path, out: Path, threads: int) -> Path:
     return out
 
 
+def as_gptq(model: Path, work: Path) -> Path:
+    """The model as the GenAI builder reads it: a GGUF file's codes are written again as a gptq checkpoint."""
+    if not is_gguf_directory(model):
+        return model
+    out = work / "gptq"
+    out.mkdir()
+    repack(ModelWeights.open(model), checkpoint_format("gptq"), out)
+    return out
+
+
 def start_runtimes(arguments: argparse.Namespace, work: Path, most: tuple[int, int]) -> list[Runtime]:
     model, threads = arguments.model, arguments.threads
     engine = arguments.engine or work / "engine"
@@ -95,10 +108,13 @@ def start_runtimes(arguments: argparse.Namespace, work: Path, most: tuple[int, i
         build_engine(model, engine, BuildOptions(max_input_len=most[0], max_output_len=most[1]))
     runtimes = [Runtime("qtk", sys.executable, engine, threads)]
     if arguments.genai_python:
-        genai = arguments.genai_model or build_genai(arguments.genai_python, model, work / "genai", threads)
+        genai = arguments.genai_model or build_genai(
+            arguments.genai_python, as_gptq(model, work), work / "genai", threads
+        )
         runtimes.append(Runtime("genai", arguments.genai_python, genai, threads))
-    if importlib.util.find_spec("llama_cpp") and (model / "model.gguf").is_file():
-        runtimes.append(Runtime("llama.cpp", sys.executable, model / "model.gguf", threads))
+    file = next(model.glob("*.gguf"), None)
+    if importlib.util.find_spec("llama_cpp") and file is not None:
+        runtimes.append(Runtime("llama.cpp", sys.executable, file, threads))
     left_out = {"genai", "llama.cpp"} - {runtime.kind for runtime in runtimes}
     if left_out:
         print(f"Left out, not installed or no model for it: {', '.join(sorted(left_out))}", file=sys.stderr)
@@ -146,7 +162,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     shapes = parse_shapes(arguments.shapes)
-    vocab = int(Checkpoint(arguments.model).config["vocab_size"])
+    vocab = int(open_checkpoint(arguments.model).config["vocab_size"])
     with tempfile.TemporaryDirectory() as work:
         most = (max(s[0] for s in shapes), max(s[1] for s in shapes))
         runtimes = start_runtimes(arguments, Path(work), most)

@@ -1,4 +1,7 @@
-"""Progress on stderr: a bar with an ETA on a terminal, plain lines elsewhere, nothing for work of under two seconds."""
+"""What a command says on stderr: notes, warnings (which are kept for its manifest), and progress.
+
+Progress is a bar with an ETA on a terminal, plain lines elsewhere, nothing for work of under two seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 _QUIET = False
+_WARNINGS: list[str] = []  # of this process, in their order; `warnings_since` reads them
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,41 @@ def silence_progress(quiet: bool = True) -> None:
     _QUIET = quiet
 
 
+def shows_progress() -> Literal["no", "lines", "bars"]:
+    """How progress is shown: not at all, as lines in a log, or as bars on a terminal."""
+    if _QUIET:
+        return "no"
+    return "bars" if sys.stderr.isatty() else "lines"
+
+
 def note(message: str) -> None:
-    """One line to stderr: a warning, or a fact about the run that is not part of its result."""
+    """One line to stderr: a fact about the run that is not part of its result."""
     if not _QUIET:
         print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """A line to stderr about what makes the result worse, or less certain, than it looks.
+
+    It is also kept: the command's manifest and its --json take it from `warnings_since`, and the report from the manifest.
+    """
+    _WARNINGS.append(message)
+    note(f"WARNING: {message}")
+
+
+def forget_warnings() -> None:
+    """Begins anew: for a process that runs one command line after another."""
+    _WARNINGS.clear()
+
+
+def warnings_so_far() -> int:
+    """How many warnings this process has given: the place from which a command's own are read later."""
+    return len(_WARNINGS)
+
+
+def warnings_since(start: int) -> list[str]:
+    """The warnings given after the first `start`, each once."""
+    return list(dict.fromkeys(_WARNINGS[start:]))
 
 
 class Progress:

@@ -8,6 +8,7 @@ import torch
 
 pytest_plugins = [
     "support.commands",
+    "support.hub",
     "support.machines",
     "support.peft_adapters",
     "support.quantized_checkpoint",

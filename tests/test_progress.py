@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qtk.progress import Pace, Progress, note, silence_progress
+from qtk.progress import Pace, Progress, note, silence_progress, warn, warnings_since, warnings_so_far
 
 AT_ONCE = Pace(silent=-1.0, between_lines=0.0)
 
@@ -89,6 +89,14 @@ def test_lines_come_at_intervals_and_count_without_a_total(capfd) -> None:
     assert err.endswith("; 64/32\n")
 
 
+def test_a_warning_is_printed_and_kept_once(capfd) -> None:
+    start = warnings_so_far()
+    for text in ("a", "b", "a"):
+        warn(text)
+    assert warnings_since(start) == ["a", "b"]
+    assert capfd.readouterr().err == "WARNING: a\nWARNING: b\nWARNING: a\n"
+
+
 def test_quiet_silences_everything(capfd) -> None:
     try:
         silence_progress()
@@ -104,7 +112,7 @@ def test_quiet_silences_everything(capfd) -> None:
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_the_option_of_the_command_line(run_qtk, tiny, tmp_path: Path, quiet: bool) -> None:
-    words = ["quantize", tiny(), "-o", tmp_path / "out", "--group-size", 32, "--samples", 1, "--seq-len", 16]
+    words = ["quantize", tiny(), "-o", tmp_path / "out", "--group-size", 32, "--samples", 2, "--seq-len", 16]
     result = run_qtk(*(["--quiet"] if quiet else []), *words)
     assert result.returncode == 0, result.stderr
-    assert ("WARNING: 16 calibration tokens" in result.stderr) != quiet
+    assert ("WARNING: 32 calibration tokens" in result.stderr) != quiet

@@ -18,7 +18,7 @@ import torch
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
-from qtk.progress import note
+from qtk.progress import warn
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_CACHE = re.compile(r"models--(.+?)--(.+)")
@@ -54,7 +54,7 @@ def disagreement(named: str | None, base: Checkpoint) -> str | None:
     places = [tokens for name in _place_names(base) if (tokens := _tokens(name))]
     stated = [tokens for name in _stated_names(base) if (tokens := _tokens(name))]
     if not (places or stated):
-        note(f"The adapter says it was trained on {named}; {base.path} states no name to compare that with.")
+        warn(f"The adapter says it was trained on {named}; {base.path} states no name to compare that with.")
         return None
     if any(name in wanted for name in places):
         return None

@@ -11,7 +11,7 @@ from qtk.adapters.adapter import Adapter
 from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
 from qtk.checkpoint.writer import copy_companions
 from qtk.errors import InputError
-from qtk.progress import note
+from qtk.progress import note, warn
 
 # What of the companions belongs to the model or its licence, and so stays the base's whoever brings the tokenizer.
 _MODELS_OWN = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -34,12 +34,12 @@ def choose_tokenizer(
         note(f"Tokenizer files are those of {bringing[0]}, not the base's.")
         return bringing[0]
     if resized:
-        note(
+        warn(
             f"The vocabulary changes its size, but the tokenizer files are the base's ({base.path}): added tokens are unknown."
         )
     for path in bringing:
         if not resized and _differs(base, path):
-            note(f"{path} brings tokenizer files that differ from the base's, which are carried (see --tokenizer).")
+            warn(f"{path} brings tokenizer files that differ from the base's, which are carried (see --tokenizer).")
     return None
 
 

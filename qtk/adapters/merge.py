@@ -22,10 +22,12 @@ from pydantic import BaseModel, ConfigDict
 from qtk.adapters import arithmetic, nf4
 from qtk.adapters.adapter import Adapter, open_adapter
 from qtk.adapters.base_identity import disagreement
+from qtk.adapters.card import write_merged_card
 from qtk.adapters.companions import choose_tokenizer, write_companions
 from qtk.adapters.layout import base_layout
 from qtk.adapters.options import MergeOptions
 from qtk.adapters.plan import MergePlan, TensorPlan, make_plan
+from qtk.checkpoint.hub import model_directory
 from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.checkpoint.reader import Checkpoint, all_finite, config_bytes
 from qtk.checkpoint.staging import staged_directory
@@ -77,18 +79,22 @@ def merge(
 ) -> MergeResult:
     """Writes `out`: the base with every adapter's update added, W + sum of weight * s * B A, rounded once.
 
+    Base and adapters are directories, or ids of the hub (fetched into its cache).
+
     Raises InputError for whatever is wrong with base, adapters or their fit (all of it in one error), for NaN or Inf in
     either, and for an `out` that exists; MachineError for a full disk. Nothing is left under the final name then.
     """
     start = time.monotonic()
     recorder = ManifestRecorder("merge", options.model_dump(mode="json"))
+    base_path = model_directory(base_path)
+    adapter_paths = [model_directory(path, "adapter") for path in adapter_paths]
     with (
         PeakMemory() as memory,
         staged_directory(out, overwrite=overwrite, inputs=(base_path, *adapter_paths)) as directory,
         closing(Checkpoint(base_path)) as base,
     ):
         recorder.add_input("base", base.path, base.files)
-        adapters = [open_adapter(Path(path)) for path in adapter_paths]
+        adapters = [open_adapter(path) for path in adapter_paths]
         for adapter in adapters:
             recorder.add_input("adapter", adapter.path, adapter.files)
         weights = _weights(options.weight, adapters)
@@ -101,6 +107,7 @@ def merge(
         tokenizer = choose_tokenizer(base, adapters, options.tokenizer, resized=plan.vocabulary is not None)
         write_tensors(plan, directory, base.path, shard_bytes=int(options.shard_gb * 1e9))
         write_companions(base, directory, tokenizer, config=_config(base, plan))
+        write_merged_card(directory, out.name, base, adapters, weights)
         changed = sum(tensor.changed for tensor in plan.tensors)
         recorder.notes = {
             "adapters": [

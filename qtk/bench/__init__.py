@@ -66,8 +66,9 @@ def divergence(
     """
     from qtk.bench.divergence_run import measure_divergence
     from qtk.bench.results import measure_into
+    from qtk.checkpoint.hub import model_directory
 
-    inputs = {"model": Path(model), "reference": Path(reference)}
+    inputs = {"model": model_directory(model), "reference": model_directory(reference)}
 
     def run() -> DivergenceResult:
         return measure_divergence(inputs["model"], inputs["reference"], options)

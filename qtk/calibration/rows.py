@@ -11,7 +11,7 @@ from qtk.calibration.options import CalibrationOptions
 from qtk.calibration.sources import Sample, samples
 from qtk.errors import InputError
 from qtk.models.tokenizer import ChatFormat, TextTokenizer
-from qtk.progress import note
+from qtk.progress import warn
 
 _SHORTEST_ROW = 16  # tokens; a last row shorter than this says little and costs as much as a whole row
 
@@ -93,7 +93,7 @@ def pack_rows(
         if len(rows) >= count:
             break
     if cut:
-        note(
+        warn(
             f"{cut} of {conversations} conversations are longer than a row of {seq_len} tokens and were cut (--seq-len)."
         )
     if len(rows) >= count:

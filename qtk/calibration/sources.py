@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qtk.calibration.held_out import standard_library_modules
+from qtk.checkpoint.hub import out_of_reach, require_data_set
 from qtk.errors import InputError, MachineError
 from qtk.install_hints import install_hint, missing_package
 
@@ -122,6 +123,7 @@ def _from_hub(name: str) -> Iterator[Sample]:
             f"check the path, or {install_hint('datasets', 'datasets')}"
         ) from None
     parts = name.split(":")
+    require_data_set(parts[0])
     try:
         rows = datasets.load_dataset(
             parts[0],
@@ -134,6 +136,8 @@ def _from_hub(name: str) -> Iterator[Sample]:
     except (InputError, GeneratorExit):
         raise
     except Exception as error:
+        if out_of_reach(error):
+            raise MachineError(f"The data set {name!r} cannot be read to its end: the hub is out of reach.") from None
         raise InputError(f"{name!r} is not a file here, and loading it as a data set failed: {error}") from None
 
 

@@ -7,10 +7,8 @@ import datetime
 import hashlib
 import json
 import os
-import re
-import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +16,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import qtk
+from qtk.checkpoint.publishing import found_path, publishable, recorded_path, redact_tree, typed_command
+from qtk.checkpoint.reader import CARD_NAME
 from qtk.errors import InputError
 from qtk.machine import machine, package_versions, threads_for
+from qtk.progress import warnings_since, warnings_so_far
 
 MANIFEST_NAME = "qtk-manifest.json"
 _PACKAGES = (
@@ -34,7 +35,6 @@ _PACKAGES = (
     "tensorrt",
     "tensorrt-llm",
 )
-_SECRET = re.compile(r"(hf_[A-Za-z0-9]{8,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)|(?<=token=)[^&\s]+|(?<=password=)[^&\s]+)")
 
 
 class FileDigest(BaseModel):
@@ -46,7 +46,7 @@ class FileDigest(BaseModel):
 
 
 class InputRecord(BaseModel):
-    """An input: a directory or file, its path relative to the output, and the sha256 of each of its files.
+    """An input: a directory or file, its path (see `recorded_path`), and the sha256 of each of its files.
 
     `manifest_sha256` is the digest of the input's own manifest where it has one: the link of the chain.
     """
@@ -59,7 +59,7 @@ class InputRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The record beside every output. Times are ISO 8601 UTC, memory in bytes."""
+    """The record beside every output. Times are ISO 8601 UTC, memory in bytes. warnings: what the command warned of."""
 
     model_config = ConfigDict(frozen=True)
     qtk_version: str
@@ -75,14 +75,19 @@ class Manifest(BaseModel):
     seconds: float
     peak_memory_bytes: int
     notes: dict[str, Any] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
 
 
 class ManifestRecorder:
     """Collects the facts of a command from its start; `write` adds the outputs and writes the manifest.
 
-    threads: how many digest files at once (None: OMP_NUM_THREADS, else every usable core)."""
+    threads: how many digest files at once (None: OMP_NUM_THREADS, else every usable core). warned: how many warnings the
+    process had given when the command began (None: until now), so that the manifest takes the command's own."""
 
-    def __init__(self, kind: str, options: Mapping[str, Any], threads: int | None = None) -> None:
+    def __init__(
+        self, kind: str, options: Mapping[str, Any], threads: int | None = None, *, warned: int | None = None
+    ) -> None:
+        self._warned = warnings_so_far() if warned is None else warned
         self.kind, self.threads = kind, threads_for(threads)
         self.options = dict(options)
         self.notes: dict[str, Any] = {}
@@ -95,10 +100,10 @@ class ManifestRecorder:
         """Records an input. Its files are digested when the manifest is written."""
         self._inputs.append((role, Path(path), list(files)))
 
-    def digest(self, directory: Path, leave_out: Path | None = None) -> list[Path]:
-        """Digests the inputs and every file in `directory` except those below `leave_out`, ahead of `write`: none of them may
+    def digest(self, directory: Path, leave_out: Sequence[Path] = ()) -> list[Path]:
+        """Digests the inputs and every file in `directory` except `leave_out` and what lies below it, ahead of `write`: none of them may
         change afterwards. Returns the outputs."""
-        outputs = [p for p in output_files(directory) if leave_out is None or leave_out not in p.parents]
+        outputs = [p for p in output_files(directory) if not {p, *p.parents}.intersection(leave_out)]
         wanted = [*outputs, *(path for _, _, files in self._inputs for path in files)]
         missing = [path for path in dict.fromkeys(wanted) if path not in self._digests]
         # In several threads: sha256 keeps one core busy, and releases Python's lock.
@@ -112,8 +117,8 @@ class ManifestRecorder:
         manifest = Manifest(
             qtk_version=qtk.__version__,
             kind=self.kind,
-            command=[redact(word) for word in _command()],
-            options=_redact_tree(self.options),
+            command=typed_command(),
+            options=publishable(self.options),
             inputs=[
                 self._input(role, path, files, Path(os.path.abspath(final)), self._digests)
                 for role, path, files in self._inputs
@@ -125,7 +130,8 @@ class ManifestRecorder:
             ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._clock, 3),
             peak_memory_bytes=peak_memory_bytes,
-            notes=_redact_tree(self.notes),
+            notes=publishable(self.notes),
+            warnings=publishable(warnings_since(self._warned)),
         )
         (directory / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return manifest
@@ -138,15 +144,16 @@ class ManifestRecorder:
         own = root / MANIFEST_NAME
         return InputRecord(
             role=role,
-            path=os.path.relpath(os.path.abspath(path), final),
+            path=recorded_path(path, final),
             files={os.path.relpath(f, root): digests[f].sha256 for f in files},
             manifest_sha256=file_digest(own).sha256 if path.is_dir() and own.is_file() else None,
         )
 
 
 def output_files(directory: Path) -> list[Path]:
-    """Every file below `directory` except the manifest itself, sorted."""
-    return sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST_NAME)
+    """Every file below `directory`, sorted, except the manifest itself and the model card: that is there to be edited."""
+    left_out = (directory / MANIFEST_NAME, directory / CARD_NAME)
+    return sorted(p for p in directory.rglob("*") if p.is_file() and p not in left_out)
 
 
 def file_digest(path: Path) -> FileDigest:
@@ -218,7 +225,7 @@ class _Verification:
             if (name := str(path.relative_to(place))) not in manifest.outputs:
                 self.add(place, name, "unrecorded")
         for record in manifest.inputs:
-            self.walk_input(Path(os.path.normpath(place / record.path)), record)
+            self.walk_input(found_path(record.path, place), record)
 
     def walk_input(self, source: Path, record: InputRecord) -> None:
         if not source.exists():
@@ -246,28 +253,7 @@ class _Verification:
         self.findings.setdefault(Finding(directory=str(root), file=name, status=status))
 
 
-def redact(text: str) -> str:
-    """The text with access tokens, and user:password in URLs, replaced by ***."""
-    return _SECRET.sub("***", text)
-
-
-def _redact_tree(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {str(k): _redact_tree(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_redact_tree(v) for v in value]
-    if isinstance(value, int | float | bool) or value is None:
-        return value
-    return redact(str(value))
-
-
-def _command() -> list[str]:
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
-
-
 def canonical_digest(value: Any) -> str:
     """sha256 of a JSON-able value in canonical form. It decides whether a stage is up to date or may be resumed."""
-    text = json.dumps(_redact_tree(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(redact_tree(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -38,6 +38,9 @@ COMPANION_PATTERNS = (
     "NOTICE*",
     "USE_POLICY*",
 )
+CARD_NAME = (
+    "README.md"  # what the hub shows of a model: it is not copied as it stands, because it speaks of another model
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 

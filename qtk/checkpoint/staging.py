@@ -7,13 +7,16 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from qtk.checkpoint.begun import UnfinishedWork
 from qtk.checkpoint.manifest import MANIFEST_NAME
 from qtk.errors import InputError
+from qtk.progress import note
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 
@@ -29,21 +32,36 @@ def _lock_path(out: Path) -> Path:
     return out.parent / f".{out.name}.qtk-lock"
 
 
+@dataclass(frozen=True)
+class Resumption:
+    """How a command goes on with its own unfinished work.
+
+    wanted: --resume was given. facts: what decides the result now, by name. unfinished: reads what a directory holds of
+    such work, None where nothing in it can be continued.
+    """
+
+    wanted: bool
+    facts: Mapping[str, Any]
+    unfinished: Callable[[Path], UnfinishedWork | None]
+
+
 @contextmanager
 def staged_directory(
     out: Path,
     *,
     overwrite: bool = False,
-    resumable: bool = False,
-    fresh: bool = False,
+    resumption: Resumption | None = None,
     inputs: Iterable[Path] = (),
 ) -> Iterator[Path]:
     """Yields a directory to write into, and renames it to `out` when the block ends without an error.
 
     An existing `out` is refused (InputError) unless `overwrite`, and even then it is kept until the new one is complete.
-    Also refused: an `out` that equals, or contains, one of `inputs`, and an `out` that another command is writing. After an
-    error the unfinished directory is removed, or kept for `--resume` when `resumable`. A resumable run finds the files of an
-    earlier one there, unless `fresh`. A KeyboardInterrupt that passes through says what was left behind.
+    Also refused: an `out` that equals, or contains, one of `inputs`, and an `out` that another command is writing.
+
+    After an error the unfinished directory is removed, or kept for `--resume` where there is a `resumption`. What an earlier
+    command left there is never removed in silence: work that can be resumed is refused (InputError) unless it is resumed or
+    `overwrite` starts again; the remains of a killed command, which nothing can continue, are removed with a note.
+    A KeyboardInterrupt that passes through says what was left behind.
     """
     require_apart(out, inputs)
     out = Path(os.path.abspath(out))
@@ -52,20 +70,67 @@ def staged_directory(
     _make_parent(out)
     _require_ours(out)
     with _locked(out):
-        # A partial directory with a manifest is complete: its command was stopped while renaming. It cannot be resumed.
-        if partial.exists() and (fresh or not resumable or (partial / MANIFEST_NAME).exists()):
-            shutil.rmtree(partial)
+        if partial.exists():
+            _settle_what_lies_there(out, overwrite, resumption)
         partial.mkdir(exist_ok=True)
         try:
             yield partial
             sync_tree(partial)
             _put_in_place(partial, out)
         except BaseException as error:
-            if not resumable:
+            if resumption is None:
                 shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, KeyboardInterrupt) and not error.args:
                 error.args = (_what_is_left(out, partial),)
             raise
+
+
+def _settle_what_lies_there(out: Path, overwrite: bool, resumption: Resumption | None) -> None:
+    """Decides about an unfinished directory of an earlier command: it stays to be resumed, is removed, or is refused."""
+    partial = partial_path(out)
+    if not any(partial.iterdir()):
+        return
+    if (partial / MANIFEST_NAME).exists():
+        _settle_complete(out, overwrite)
+        return
+    work = resumption.unfinished(partial) if resumption is not None else None
+    if resumption is None or work is None:
+        note(f"{partial} was left by a command that was killed, and nothing in it can be continued: starting again.")
+        shutil.rmtree(partial)
+        return
+    differing = work.begun.differing(resumption.facts)
+    if resumption.wanted and not differing:
+        return
+    lies_there = f"{partial} holds unfinished work: {work.sentence()}."
+    if not resumption.wanted and overwrite:
+        note(f"{lies_there} It is removed, because --overwrite starts again.")
+        shutil.rmtree(partial)
+        return
+    raise InputError(f"{lies_there} {_ways_on(work, differing)}")
+
+
+def _ways_on(work: UnfinishedWork, differing: list[str]) -> str:
+    again = "--overwrite without --resume removes it and starts again."
+    if not differing:
+        return f"--resume continues it; {again}"
+    if not work.begun.facts:
+        return f"It does not say what it was begun with, so it cannot be continued. {again}"
+    return (
+        f"It was begun with another {', another '.join(differing)}, so this command cannot continue it. "
+        f"Repeat the earlier command with --resume, or give another -o; {again}"
+    )
+
+
+def _settle_complete(out: Path, overwrite: bool) -> None:
+    """A partial directory with a manifest is complete: its command was killed while renaming it."""
+    partial = partial_path(out)
+    if not overwrite:
+        raise InputError(
+            f"{partial} is complete: the command that wrote it was killed just before it gave it its name. "
+            f"`mv {partial} {out}` does that; --overwrite makes it again."
+        )
+    note(f"{partial} is the complete output of an earlier command. It is removed, because --overwrite starts again.")
+    shutil.rmtree(partial)
 
 
 def require_apart(out: Path, inputs: Iterable[Path]) -> None:
@@ -78,10 +143,11 @@ def require_apart(out: Path, inputs: Iterable[Path]) -> None:
             raise InputError(f"The input {path} lies inside the output {out}. Give another -o.")
 
 
-def remove_partial(out: Path) -> None:
-    """Removes the unfinished directory of an earlier run. InputError when something else has its name."""
+def remove_partial(out: Path, why: str) -> None:
+    """Removes the unfinished directory of an earlier run, and says so. InputError when something else has its name."""
     _require_ours(out)
     if partial_path(out).exists():
+        note(f"{partial_path(out)} was left unfinished and is removed: {why}.")
         shutil.rmtree(partial_path(out))
 
 

@@ -30,9 +30,12 @@ def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: o
     qtk accept engine-a10 -o acceptance --reference int4
     """
     from qtk.bench.results import measure_into
+    from qtk.checkpoint.hub import model_directory
     from qtk.release.accept import accept
 
     options = build(AcceptOptions, values)
+    if options.reference:
+        options = options.model_copy(update={"reference": model_directory(options.reference)})
     inputs = {"engine": engine} | ({"reference": options.reference} if options.reference else {})
     result = measure_into(out, "acceptance", options, inputs, lambda: accept(engine, options), overwrite=overwrite)
 

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
-from qtk.cli.options import build, options_from, output_options
+from qtk.cli.options import START_AGAIN, build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 
 
@@ -21,7 +21,7 @@ from qtk.cli.output import emit, json_option, table
 )
 @options_from(AccuracyOptions)
 @options_from(ModelOptions)
-@output_options()
+@output_options(overwrite=START_AGAIN)
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @json_option
 def command(
@@ -34,7 +34,8 @@ def command(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Let MODEL (an engine or a checkpoint) write programs and run them in a sandbox, or answer questions; count what is right.
+    """Let MODEL (an engine, a checkpoint or an id of the hub) write programs and run them in a sandbox, or answer questions;
+    count what is right.
 
     \b
     qtk bench accuracy engine --suite humaneval-x:python,java --data data -o scores

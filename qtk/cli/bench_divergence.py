@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @click.command("divergence")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--reference", required=True, type=click.Path(path_type=Path), help="The float model's directory.")
+@click.option(
+    "--reference",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The float model: a directory or an id of the hub.",
+)
 @options_from(DivergenceOptions)
 @output_options("Also write the result to this directory.", required=False)
 @click.option(
@@ -37,7 +42,7 @@ def command(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Measure KL divergence, perplexity and top-1 agreement of MODEL (a checkpoint or an engine) against the float model.
+    """Measure KL divergence, perplexity and top-1 agreement of MODEL (a checkpoint, an engine or an id of the hub) against the float model.
 
     \b
     qtk bench divergence int4 --reference merged

@@ -20,8 +20,8 @@ from qtk.wording import counted, size
 @options_from(BuildOptions)
 @json_option
 def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: object) -> None:
-    """Build an inference engine from a float or quantized model, for a GPU or the CPU; or from a directory that
-    --prepare-only wrote, with the options of the preparation.
+    """Build an inference engine from a float or quantized model (a directory or an id of the hub), for a GPU or the CPU; or
+    from a directory that --prepare-only wrote, with the options of the preparation.
 
     \b
     qtk build-engine int4 -o engine --gpu cpu

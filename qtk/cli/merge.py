@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def command(base: Path, adapters: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Merge LoRA, rsLoRA and DoRA adapters into a float base model: W + sum of weight * s * B A, rounded once.
 
+    Each is a directory or an id of the Hugging Face hub ("organisation/name", "organisation/name@revision").
+
     Streams: memory stays at the adapter and a few slices, whatever the model's size.
 
     \b

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from qtk.errors import InputError
 
+START_AGAIN = "Replace an existing output directory once the new one is complete; start again where a stopped run left unfinished work."
 Model = TypeVar("Model", bound=BaseModel)
 Command = TypeVar("Command", bound=Callable[..., Any])
 

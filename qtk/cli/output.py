@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qtk.errors import GateFailed
+from qtk.progress import warnings_since
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 
@@ -30,7 +31,8 @@ def emit(
     show: Callable[[Console], None],
     failed: GateFailed | None = None,
 ) -> None:
-    """Prints `result` as JSON, or calls `show` with a console on stdout; then raises `failed`, the check that did not pass.
+    """Prints `result` as JSON, with the command's warnings, or calls `show` with a console on stdout; then raises `failed`,
+    the check that did not pass.
 
     A check is decided before anything is printed, so that its exit code does not depend on whether somebody reads.
     """
@@ -47,6 +49,7 @@ def emit(
 def _print(result: BaseModel | Mapping[str, Any], as_json: bool, show: Callable[[Console], None]) -> None:
     if as_json:
         data = result.model_dump(mode="json") if isinstance(result, BaseModel) else dict(result)
+        data["warnings"] = warnings_since(0)
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         # A pipe or a file has no width: each row stays one line there, so that the output can be searched.

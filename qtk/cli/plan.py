@@ -19,8 +19,8 @@ from qtk.errors import GateFailed, listing
 @old_spelling("--no-symmetric", "--asym", flag=True)
 @json_option
 def command(model: Path, as_json: bool, **values: object) -> None:
-    """Say whether an engine fits a GPU, with a table of its parts, and the bound on its speed. A directory with config.json
-    is enough.
+    """Say whether an engine fits a GPU, with a table of its parts, and the bound on its speed. A directory with config.json,
+    or an id of the hub, is enough.
 
     \b
     qtk plan codefuse-deepseek-33b --gpu a10 --bits 4 --group-size 128

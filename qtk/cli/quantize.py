@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qtk.calibration.options import CalibrationOptions
-from qtk.cli.options import build, old_spelling, options_from, output_options, require_valid
+from qtk.cli.options import START_AGAIN, build, old_spelling, options_from, output_options, require_valid
 from qtk.cli.output import emit, json_option, table
 from qtk.quantization.options import QuantizeOptions
+from qtk.targets.serving import transformers_sentence
 from qtk.wording import counted, size
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(name="quantize")
 @click.argument("model", type=click.Path(path_type=Path))
-@output_options()
+@output_options(overwrite=START_AGAIN)
 @options_from(QuantizeOptions)
 @options_from(CalibrationOptions)
 @old_spelling("--format", "--container")
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 @click.option("--verbose", is_flag=True, help="Print the table of all layers as well.")
 @json_option
 def command(model: Path, out: Path, overwrite: bool, resume: bool, verbose: bool, as_json: bool, **values: Any) -> None:
-    """Quantize a float model to INT4.
+    """Quantize a float model, a directory or an id of the Hugging Face hub, to INT4.
 
     \b
     qtk quantize merged -o int4
+    qtk quantize Qwen/Qwen2.5-Coder-0.5B-Instruct@main -o int4
     qtk quantize merged -o int4 --calibration train.jsonl --chat-format codefuse --samples 256
     qtk quantize merged -o int4 --effort best
     qtk quantize merged -o int4 --method rtn --group-size 64 --asym
@@ -49,6 +51,8 @@ def command(model: Path, out: Path, overwrite: bool, resume: bool, verbose: bool
         if verbose:
             console.print(_layer_table(out))
         console.print(table(str(out), ("", ""), _facts(report)))
+        if report.serve:
+            console.print(f"Serve it: {report.serve}")
 
     emit(report, as_json, show)
 
@@ -59,6 +63,10 @@ def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("method", f"{report.method}, {report.bits} bits, group {report.group_size}, {symmetry}"),
         ("container", report.format),
+        (
+            "runs in",
+            f"{', '.join(report.runtimes) or 'nothing that qtk knows'}; {transformers_sentence(report.format)}",
+        ),
         ("linears quantized", report.linears),
         ("calibration", _calibration(report)),
     ]
@@ -68,7 +76,7 @@ def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
         )
     if report.mean_error_after is not None and report.mean_error_before is not None:
         change = f"{report.mean_error_before:.2e} rounded to nearest -> {report.mean_error_after:.2e}"
-        rows.append(("mean output error", change))
+        rows.append(("mean output error on the calibration text", change))
     rows += [
         ("size", f"{size(report.float_bytes)} -> {size(report.quantized_bytes)}"),
         ("time", f"{report.seconds:.1f} s"),

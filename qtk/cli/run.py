@@ -36,8 +36,8 @@ def command(
 ) -> None:
     """Run RECIPE, a YAML file or the name of a recipe that travels with qtk: merge, quantize, build, measure, report.
 
-    A step is done again only when its options, one of its inputs, or qtk's version changed. Stages may run on
-    different machines: copy the run's directory to the next machine and continue there with --from.
+    A step is done again only when its options or one of its inputs changed, or when a new qtk does that stage otherwise;
+    stderr says why. Stages may run on different machines: copy the run's directory to the next machine and continue there with --from.
 
     Relative paths in a recipe begin where its file lies; in one that travels with qtk, in the current directory.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from qtk.checkpoint.hub import model_directory
 from qtk.checkpoint.manifest import MANIFEST_NAME, ManifestRecorder, output_files, read_manifest
 from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import copy_companions
@@ -30,16 +31,16 @@ from qtk.targets.gpu import GpuProfile, gpu_profile
 def build_engine(
     model_dir: Path | str, out_dir: Path | str, options: BuildOptions, *, overwrite: bool = False
 ) -> EngineDescription:
-    """Builds the engine of `model_dir` into `out_dir`: from a float or quantized checkpoint, or from a directory that
+    """Builds the engine of `model_dir` into `out_dir`: from a float or quantized checkpoint, an id of the hub, or from a directory that
     `--prepare-only` wrote.
 
     Raises InputError for an unknown GPU, limits beyond the model's context, and everything that the backend cannot take (all
     reasons at once); MachineError when this machine lacks something that the build needs. Nothing is left under `out_dir`
     then.
     """
-    out = Path(out_dir)
-    if is_engine(Path(model_dir)):
-        return _finish(Path(model_dir), out, options, overwrite=overwrite)
+    out, model_dir = Path(out_dir), model_directory(model_dir)
+    if is_engine(model_dir):
+        return _finish(model_dir, out, options, overwrite=overwrite)
     gpu = gpu_profile(options.gpu)
     name = backend_name(options, gpu)
     weights = ModelWeights.open(model_dir)

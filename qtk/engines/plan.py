@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from qtk.checkpoint.hub import model_directory
 from qtk.engines.backends import engine_backend, gpu_refusals
 from qtk.engines.description import MemoryTable, is_engine
 from qtk.engines.jobs import EngineRequest
@@ -14,6 +15,7 @@ from qtk.engines.options import PlanOptions, chosen_backend, not_for, resolved_l
 from qtk.errors import InputError
 from qtk.models.registry import spec_from_config
 from qtk.models.spec import ModelSpec
+from qtk.quantization.formats.gguf_checkpoint import is_gguf_directory
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme, float_scheme
 from qtk.targets.gpu import gpu_profile
@@ -32,9 +34,9 @@ class EnginePlan(BaseModel):
 
 
 def plan_engine(model_dir: Path | str, options: PlanOptions) -> EnginePlan:
-    """Plans the engine of a model directory; config.json is enough. InputError for options that no engine can have, and for
-    an engine directory, which is built already."""
-    model_dir = Path(model_dir)
+    """Plans the engine of a model directory, or of an id of the hub; config.json is enough. InputError for options
+    that no engine can have, and for an engine directory, which is built already."""
+    model_dir = model_directory(model_dir, "config")
     if is_engine(model_dir):
         raise InputError(
             f"{model_dir} is an engine, and `qtk plan` takes the model that an engine is built from. `qtk inspect "
@@ -66,7 +68,7 @@ def _weights(scheme: QuantizationScheme, dtype: str) -> str:
 
 def _read(model_dir: Path, options: PlanOptions, backend: str) -> tuple[ModelSpec, QuantizationScheme]:
     """The model, and how its linears are stored: as they are now, or as the options say."""
-    if options.bits == "auto" and any(model_dir.glob("*.safetensors")):
+    if options.bits == "auto" and (any(model_dir.glob("*.safetensors")) or is_gguf_directory(model_dir)):
         weights = ModelWeights.open(model_dir)
         return weights.spec, weights.scheme
     path = model_dir / "config.json"

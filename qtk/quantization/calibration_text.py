@@ -11,11 +11,14 @@ from qtk.calibration.rows import TokenRows, calibration_rows
 from qtk.errors import InputError
 from qtk.models.spec import ModelSpec
 from qtk.models.tokenizer import TextTokenizer
-from qtk.progress import Progress, note
+from qtk.progress import Progress, warn
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 
 # Time grows with the rows, quality far slower: half of them lose an eighth of KL, and less than the float stream gains.
+# Fewer tokens than an eighth of the columns determine less than an eighth of the Hessian: the rest is damping alone.
+_COLUMNS_PER_TOKEN = 8
+_FEWEST_TOKENS = 16
 _SHARE_OF_ROWS = {"fast": 0.25, "default": 0.5, "best": 1.0}
 
 
@@ -81,13 +84,27 @@ def _read_rows(source: ModelWeights, options: CalibrationOptions, samples: int) 
     highest = int(rows.tokens.max())
     if highest >= spec.vocab_size:
         raise InputError(f"{path}: its tokenizer gives id {highest}, its vocabulary ends at {spec.vocab_size - 1}.")
-    widest = _widest(spec)
+    _judge_amount(rows, wanted, _widest(spec))
+    return rows
+
+
+def _judge_amount(rows: TokenRows, wanted: CalibrationOptions, widest: int) -> None:
+    """Refuses too little text (InputError), and warns of less than was asked for or than the Hessian needs."""
+    found = f"asked for {wanted.samples} rows, found {len(rows.lengths)} ({rows.token_count} tokens)"
+    floor = max(_FEWEST_TOKENS, widest // _COLUMNS_PER_TOKEN)
+    if rows.token_count < floor:
+        raise InputError(
+            f"{wanted.calibration} is too little to calibrate on: {found}. Linears of up to {widest} inputs need {floor} "
+            f"tokens at least, and {4 * widest} to be sure. Give more text (--calibration, --samples, --seq-len), or "
+            "--method rtn, which reads none."
+        )
+    if len(rows.lengths) < wanted.samples:
+        warn(f"Calibration text: {found}.")
     if rows.token_count < widest:
-        note(
-            f"WARNING: {rows.token_count} calibration tokens for linears of up to {widest} inputs: their Hessian is singular "
+        warn(
+            f"{rows.token_count} calibration tokens for linears of up to {widest} inputs: their Hessian is singular "
             f"and rests on damping. Use at least {4 * widest} tokens (--samples, --seq-len)."
         )
-    return rows
 
 
 def _widest(spec: ModelSpec) -> int:

@@ -26,8 +26,9 @@ from qtk.quantization.checkpoint_writer import QuantizedCheckpointWriter
 from qtk.quantization.formats.base import Format
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.report import LayerRecord
-from qtk.quantization.resume import WORK, ResumeState
+from qtk.quantization.resume import ResumeState
 from qtk.quantization.scheme_model import QuantizationScheme
+from qtk.quantization.unfinished import WORK
 
 
 class RunRecord(BaseModel):

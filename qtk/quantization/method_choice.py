@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from qtk.errors import GateFailed
 from qtk.peak_memory import PeakMemory
 from qtk.quantization.checkpoint_run import QuantizationRun, QuantizationTask, RunRecord
-from qtk.quantization.resume import WORK, read_finished, remove_work, save_finished
+from qtk.quantization.resume import read_finished, remove_work, save_finished
+from qtk.quantization.unfinished import WORK
 
 _COMPARED = ("gptq", "awq")
 _CHOSEN = "chosen"
@@ -25,6 +26,11 @@ class MethodChoice(BaseModel):
 
     run: RunRecord
     held_back_kl: dict[str, float | None]
+
+
+def methods_tried(method: str) -> int:
+    """How many methods quantize the whole model."""
+    return len(_COMPARED) if method == "auto" else 1
 
 
 def quantize_by(method: str, task: QuantizationTask, work: Path, memory: PeakMemory) -> MethodChoice:

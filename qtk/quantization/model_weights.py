@@ -14,6 +14,8 @@ from qtk.errors import InputError, listing
 from qtk.models.registry import model_spec
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.formats.base import Format
+from qtk.quantization.formats.gguf import GgufFileFormat
+from qtk.quantization.formats.gguf_checkpoint import GgufCheckpoint, is_gguf_directory
 from qtk.quantization.formats.registry import FORMATS, format_of
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import QuantizationScheme, float_scheme
@@ -35,7 +37,7 @@ class ModelWeights:
     @staticmethod
     def open(directory: Path | str) -> ModelWeights:
         """Opens a model directory. InputError for an unknown architecture or container, or tensors of other shapes."""
-        checkpoint = Checkpoint(directory)
+        checkpoint = open_checkpoint(directory)
         spec = model_spec(checkpoint)
         if not checkpoint.config.get("quantization_config"):
             checkpoint.require_shapes(spec.all_tensors())
@@ -139,6 +141,11 @@ class ModelWeights:
         return self.float_linear(LM_HEAD_MODULE, dtype)
 
 
+def open_checkpoint(directory: Path | str) -> Checkpoint:
+    """The checkpoint of a model directory, whether its weights are safetensors or one GGUF file."""
+    return GgufCheckpoint(directory) if is_gguf_directory(Path(directory)) else Checkpoint(directory)
+
+
 def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The `quantization_config` of a quantized checkpoint; empty where it is not an object."""
     config = checkpoint.config["quantization_config"]
@@ -149,7 +156,7 @@ def _container(checkpoint: Checkpoint) -> Format:
     """The container that config.json names. InputError for one that qtk does not read."""
     config = checkpoint.config["quantization_config"]
     quant_method = str(config.get("quant_method")) if isinstance(config, dict) else str(config)
-    container = format_of(quant_method)
+    container = GgufFileFormat() if isinstance(checkpoint, GgufCheckpoint) else format_of(quant_method)
     if container is None:
         known = ", ".join(dict.fromkeys(f.quant_method for f in FORMATS.values()))
         raise InputError(f"{checkpoint.path}: quantized in container {quant_method!r}; qtk reads {known}.")

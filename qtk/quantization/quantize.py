@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-import qtk
 from qtk.calibration.options import CalibrationOptions
 from qtk.calibration.rows import TokenRows
+from qtk.checkpoint.hub import model_directory
 from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.checkpoint.reader import Checkpoint, total_bytes
-from qtk.checkpoint.staging import staged_directory, sync_tree
-from qtk.errors import InputError
+from qtk.checkpoint.result_versions import RESULT_VERSIONS
+from qtk.checkpoint.staging import Resumption, staged_directory, sync_tree
+from qtk.errors import InputError, listing
 from qtk.machine import (
     available_memory,
     keep_freed_memory,
@@ -31,20 +32,23 @@ from qtk.machine import (
 )
 from qtk.models.registry import model_spec
 from qtk.peak_memory import PeakMemory
-from qtk.progress import Progress, note
+from qtk.progress import Progress, warn, warnings_so_far
 from qtk.quantization.calibration_text import CalibrationText, calibration_file, calibration_text
+from qtk.quantization.card import QuantizedCard, write_quantized_card
 from qtk.quantization.checkpoint_run import QuantizationTask
 from qtk.quantization.compute import compute_device, compute_dtype
 from qtk.quantization.formats.base import Format
 from qtk.quantization.formats.registry import checkpoint_format
-from qtk.quantization.method_choice import MethodChoice, quantize_by
+from qtk.quantization.method_choice import MethodChoice, methods_tried, quantize_by
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.read_back import read_back
 from qtk.quantization.report import LOG_NAME, QuantizeReport
-from qtk.quantization.resume import WORK, begin, remove_work, worth_resuming
+from qtk.quantization.resume import begin, remove_work
 from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.quantization.target_settings import for_target, settled_scheme
+from qtk.quantization.unfinished import WORK, unfinished_quantization, worth_resuming
+from qtk.targets.serving import StoredAs, loading_runtimes, serving_line
 
 # What other tools write beside, or in, the config.json of a model that they quantized.
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
@@ -72,7 +76,7 @@ def quantize_model(
     overwrite: bool = False,
     resume: bool = False,
 ) -> QuantizeReport:
-    """Quantizes the model directory `model` into the new directory `out`.
+    """Quantizes `model`, a directory or an id of the hub, into the new directory `out`.
 
     A run that is stopped leaves `out`.partial behind, from which `resume` goes on after the last finished block, to the
     same weights bit for bit.
@@ -80,10 +84,15 @@ def quantize_model(
     Raises InputError before any work for an unknown architecture, a model that is quantized already, settings that do
     not fit (all offenders listed) or calibration text that cannot be used; MachineError for a disk without room.
     """
+    warned = warnings_so_far()
+    model = model_directory(model)
     source = open_float_model(model)
     settled = _settle(source, options)
     recorder = ManifestRecorder(
-        "quantized-model", {**settled.options.model_dump(), **calibration.model_dump()}, settled.threads
+        "quantized-model",
+        {**settled.options.model_dump(), **calibration.model_dump()},
+        settled.threads,
+        warned=warned,
     )
     recorder.add_input("model", model, source.checkpoint.files)
     text = calibration_text(source, settled.options, calibration)
@@ -91,17 +100,30 @@ def quantize_model(
     if text_file is not None:
         recorder.add_input("calibration", text_file, [text_file])
     inputs = [model] if text_file is None else [model, text_file]
-    staged = staged_directory(out, overwrite=overwrite, resumable=True, fresh=not resume, inputs=inputs)
+    facts = _deciding_facts(source.checkpoint, settled, calibration, text)
+    staged = staged_directory(
+        out, overwrite=overwrite, resumption=Resumption(resume, facts, unfinished_quantization), inputs=inputs
+    )
     with staged as work, _kept_if_worth_it(work), PeakMemory() as memory, torch.no_grad():
-        task = _task(work, source, settled, calibration, text)
+        task = _task(work, source, settled, text, facts, calibration.seed)
         choice = quantize_by(settled.options.method, task, work, memory)
-        report = _read_back_and_report(work, out, task, text, choice, memory)
+        report = _read_back_and_report(work, out, task, text, choice, memory).model_copy(
+            update={
+                "serve": _serving_line(settled, out),
+                "runtimes": [runtime.title for runtime in loading_runtimes(_stored_as(settled, out.name))],
+            }
+        )
+        write_quantized_card(work, source.checkpoint, _card(out.name, report, settled, calibration))
         recorder.notes |= {"report": report.model_dump(), "resolved_group_size": settled.scheme.default.group_size}
         # What takes its time comes before the state goes: without the state, a stopped run would begin again.
+        container = settled.container
+        container.complete(work, out.name, settled.scheme)
         with Progress("digest files", None):
-            recorder.digest(work, leave_out=work / WORK)
+            recorder.digest(work, leave_out=(work / WORK, *container.working_files(work)))
             sync_tree(work)
         remove_work(work)
+        for path in container.working_files(work):
+            path.unlink()
         recorder.write(work, out, report.peak_memory_bytes)
     return report
 
@@ -131,7 +153,7 @@ def _settle(source: ModelWeights, options: QuantizeOptions) -> Settled:
     device = compute_device(options.device)
     threads = limit_threads(options.threads)
     if options.threads and options.threads > threads:
-        note(
+        warn(
             f"--threads {options.threads}: this process may use {threads} cores, so it computes with {threads} threads."
         )
     keep_freed_memory()
@@ -139,12 +161,19 @@ def _settle(source: ModelWeights, options: QuantizeOptions) -> Settled:
 
 
 def _task(
-    work: Path, source: ModelWeights, settled: Settled, calibration: CalibrationOptions, text: CalibrationText
+    work: Path,
+    source: ModelWeights,
+    settled: Settled,
+    text: CalibrationText,
+    facts: Mapping[str, Any],
+    seed: int,
 ) -> QuantizationTask:
-    """The task to do in `work`: begun now, or as the run began that is resumed. InputError where that was another task."""
-    facts = _deciding_facts(source.checkpoint, settled, calibration, text)
+    """The task to do in `work`: begun now, or as the run began that is resumed."""
     name = begin(
-        work, facts, lambda: _dtype_name(compute_dtype(settled.device) if text.rows is not None else torch.float32)
+        work,
+        facts,
+        blocks=source.spec.num_layers * methods_tried(settled.options.method),
+        compute_dtype=lambda: _dtype_name(compute_dtype(settled.device) if text.rows is not None else torch.float32),
     )
     memory = settled.options.memory
     return QuantizationTask(
@@ -157,7 +186,7 @@ def _task(
         device=settled.device,
         compute_dtype=getattr(torch, name),
         activation_bytes=int(memory * 1e9 if memory else total_memory() / _SHARE_OF_MEMORY),
-        seed=calibration.seed,
+        seed=seed,
     )
 
 
@@ -175,7 +204,7 @@ def _deciding_facts(
         "device": str(settled.device),
         "processor": processor_name(),
         "number of threads": torch.get_num_threads(),
-        "version of qtk or torch": [qtk.__version__, torch.__version__],
+        "version of qtk's algorithms or of torch": [RESULT_VERSIONS["quantize"], torch.__version__],
     }
 
 
@@ -208,9 +237,15 @@ def _read_back_and_report(
     limit_bytes = min(total_memory() // 8, available_memory() // 2)
     check = read_back(work, task.scheme, task.source, task.rows, limit_bytes=limit_bytes)
     run, log, default = choice.run, choice.run.log, task.scheme.default
+    fell_back = [record.layer for record in log if record.method != run.method]
+    if fell_back:
+        warn(
+            f"{len(fell_back)} of {len(log)} linears were rounded to nearest, because the method failed on them:\n"
+            f"{listing(fell_back)}"
+        )
     (work / LOG_NAME).write_text("".join(json.dumps(record.model_dump()) + "\n" for record in log), encoding="utf-8")
     with closing(Checkpoint(work)) as written:
-        quantized_bytes = total_bytes(written)
+        quantized_bytes = sum(path.stat().st_size for path in work.glob("*.gguf")) or total_bytes(written)
     return QuantizeReport(
         output=str(out),
         method=run.method,
@@ -220,7 +255,7 @@ def _read_back_and_report(
         symmetric=default.symmetric,
         linears=len(log),
         left_in_float=[name for name, linear in task.scheme.modules.items() if not linear.quantized],
-        fell_back_to_rtn=[record.layer for record in log if record.method != run.method],
+        fell_back_to_rtn=fell_back,
         calibration_rows=text.rows_read,
         calibration_rows_offered=text.offered,
         calibration_tokens=text.tokens_read,
@@ -236,6 +271,28 @@ def _read_back_and_report(
         held_back_kl={m: kl for m, kl in choice.held_back_kl.items() if kl is not None and math.isfinite(kl)},
         read_back=check,
     )
+
+
+def _stored_as(settled: Settled, name: str) -> StoredAs:
+    scheme, container = settled.scheme.default, settled.container
+    return StoredAs(
+        container.name,
+        scheme.bits,
+        scheme.group_size,
+        scheme.symmetric,
+        scheme.signed_scales,
+        container.file_name(name, settled.scheme),
+    )
+
+
+def _serving_line(settled: Settled, out: Path) -> str | None:
+    options = settled.options
+    return serving_line(_stored_as(settled, out.name), str(out), gpu=options.gpu, backend=options.backend)
+
+
+def _card(name: str, report: QuantizeReport, settled: Settled, calibration: CalibrationOptions) -> QuantizedCard:
+    options = settled.options
+    return QuantizedCard(name, report, _stored_as(settled, name), calibration.calibration, options.gpu, options.backend)
 
 
 def _mean(figures: Iterable[float | None]) -> float | None:

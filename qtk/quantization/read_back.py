@@ -11,7 +11,7 @@ import torch
 from qtk.calibration.rows import TokenRows
 from qtk.errors import GateFailed, InputError, listing
 from qtk.models.tokenizer import TextTokenizer, has_tokenizer
-from qtk.progress import Progress, note
+from qtk.progress import Progress, warn
 from qtk.quantization.generation_check import continue_greedily, count_loops, ends_in_loop, text_prompts
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.quantized_linear import QuantizedLinear
@@ -54,8 +54,8 @@ def read_back(
         texts = continue_greedily(weights, prompts, limit_bytes)
     count = count_loops(texts, lambda: continue_greedily(reference, prompts, limit_bytes))
     if count.repeats:
-        note(
-            f"WARNING: {count.loops} of {len(texts)} texts that the quantized model generated end in a loop, most of the "
+        warn(
+            f"{count.loops} of {len(texts)} texts that the quantized model generated end in a loop, most of the "
             "float model's do not."
         )
     shown = next((text for text in texts if not ends_in_loop(text)), texts[0])

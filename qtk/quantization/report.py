@@ -68,7 +68,8 @@ class QuantizeReport(BaseModel):
 
     activation_bytes, spilled_bytes: what calibration activations took in memory at most, and in files.
 
-    held_back_kl: with --method auto, nats per token from the float model on the rows held back, by method.
+    held_back_kl: with --method auto, nats per token from the float model on the rows held back, by method. serve: the command
+    that serves the directory; None where no runtime that qtk knows takes it. runtimes: those that do.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -96,3 +97,5 @@ class QuantizeReport(BaseModel):
     spilled_bytes: int
     held_back_kl: dict[str, float]
     read_back: ReadBack
+    serve: str | None = None
+    runtimes: list[str] = []

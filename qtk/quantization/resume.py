@@ -18,48 +18,33 @@ from pathlib import Path
 from typing import Any
 
 from qtk.checkpoint.atomic import write_atomic
-from qtk.checkpoint.manifest import canonical_digest
-from qtk.errors import InputError
+from qtk.checkpoint.begun import BegunWork
 from qtk.progress import note
 from qtk.quantization.blocks.activations import RowStore
 from qtk.quantization.report import LayerRecord
+from qtk.quantization.unfinished import BEGUN_NAME, STATE_NAME, WORK, unfinished_quantization
 
-WORK = ".calibration"  # spilled activations and what a stopped run leaves; removed before the directory is complete
-_BEGUN = "begun.json"
-_STATE = "state.json"
-_FINISHED = "*.finished.json"
 # A save survives a killed process by itself; only a flush to the disk survives a lost machine, and costs more.
 _FLUSH_SECONDS = 20.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def begin(work: Path, facts: Mapping[str, Any], compute_dtype: Callable[[], str]) -> str:
-    """Takes up what a stopped run left in `work`, or empties the directory. Returns the compute dtype of the run.
+def begin(work: Path, facts: Mapping[str, Any], *, blocks: int, compute_dtype: Callable[[], str]) -> str:
+    """Takes up what a stopped run on the same terms left in `work`, or empties the directory. Returns the compute dtype.
 
-    facts: whatever decides the result to the last bit, by name. compute_dtype: called at a fresh start only. The
-    dtype is found by timing, and a resumed run must compute as the run before it did.
-    Raises InputError, naming the facts that differ, where something worth resuming was begun under others.
+    facts: whatever decides the result to the last bit, by name. blocks: that are to be quantized, by all methods together.
+    compute_dtype: called at a fresh start only. The dtype is found by timing, and a resumed run must compute as the run
+    before it did.
     """
-    digests = {name: canonical_digest(value) for name, value in facts.items()}
-    if worth_resuming(work):
-        begun = _read_json(work / WORK / _BEGUN)
-        if begun is not None:
-            _require_same(work, begun["facts"], digests)
-            for spilled in work.rglob(f"{WORK}/activations-*.bin"):
-                spilled.unlink()
-            return str(begun["compute_dtype"])
-        note(f"{work}: what the stopped run says of itself cannot be read: starting again.")
+    if unfinished := unfinished_quantization(work):
+        for spilled in work.rglob(f"{WORK}/activations-*.bin"):
+            spilled.unlink()
+        return unfinished.begun.compute_dtype
     clear(work)
     (work / WORK).mkdir()
     dtype = compute_dtype()
-    write_json(work / WORK / _BEGUN, {"facts": digests, "compute_dtype": dtype}, flush=True)
+    BegunWork.now(facts, total=blocks, unit="block", compute_dtype=dtype).write(work / WORK / BEGUN_NAME)
     return dtype
-
-
-def worth_resuming(work: Path) -> bool:
-    """Whether a stopped run left a finished block, or a finished method, in `work`."""
-    places = (work, *(path for path in work.glob("*") if path.is_dir()))
-    return any((p / WORK / _STATE).is_file() or any((p / WORK).glob(_FINISHED)) for p in places)
 
 
 def clear(work: Path) -> None:
@@ -70,7 +55,7 @@ def clear(work: Path) -> None:
 
 def remove_work(work: Path) -> None:
     """Nothing is left to resume. What says that there is goes first, so that a kill in between leaves no half of a state."""
-    for name in (_STATE, _BEGUN):
+    for name in (STATE_NAME, BEGUN_NAME):
         (work / WORK / name).unlink(missing_ok=True)
     shutil.rmtree(work / WORK, ignore_errors=True)
 
@@ -100,15 +85,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _require_same(work: Path, begun: Mapping[str, str], now: Mapping[str, str]) -> None:
-    differing = sorted(name for name in {*begun, *now} if begun.get(name) != now.get(name))
-    if differing:
-        raise InputError(
-            f"{work} was begun with another {', another '.join(differing)}, so it cannot be resumed. "
-            "Run without --resume to start again."
-        )
-
-
 class ResumeState:
     """The saved state of one method in `directory`.
 
@@ -120,7 +96,7 @@ class ResumeState:
         self.directory = directory
         self._started = self._flushed_at = time.monotonic()
         self._start_again()
-        if (directory / _STATE).is_file():
+        if (directory / STATE_NAME).is_file():
             self._read()
 
     def _start_again(self, why: str = "") -> None:
@@ -134,7 +110,7 @@ class ResumeState:
         self._file_bytes: list[int] = []
 
     def _read(self) -> None:
-        state = _read_json(self.directory / _STATE)
+        state = _read_json(self.directory / STATE_NAME)
         if state is None:
             self._start_again("The saved state is damaged")
             return
@@ -189,7 +165,7 @@ class ResumeState:
             "flushed": flush,
             "boot": _boot_id(),
         }
-        write_json(self.directory / _STATE, state, flush=flush)
+        write_json(self.directory / STATE_NAME, state, flush=flush)
         for index in range(len(streams)):
             self._activations(index, before).unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from qtk.errors import InputError
 from qtk.models.spec import LM_HEAD_MODULE, ModelSpec
-from qtk.progress import note
+from qtk.progress import warn
 from qtk.quantization.formats.base import Format
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
@@ -106,8 +106,8 @@ def _overridden(text: str, modules: Mapping[str, LinearScheme]) -> dict[str, Lin
     if not matched:
         raise InputError(f"--override {text}: no module matches {pattern!r}. Names look like {next(iter(modules))}.")
     if LM_HEAD_MODULE in matched and pattern != LM_HEAD_MODULE and bits in (4, 8):
-        note(
-            f"WARNING: --override {text} matches lm_head too: it is quantized to {bits} bits, which costs more than any "
+        warn(
+            f"--override {text} matches lm_head too: it is quantized to {bits} bits, which costs more than any "
             "other linear. Add --override lm_head=skip to leave it in float."
         )
     return {

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 import qtk
-from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest
+from qtk.bench.accuracy.unfinished import unfinished_accuracy
+from qtk.checkpoint.hub import Wanted
+from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest, read_manifest
 from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
+from qtk.checkpoint.result_versions import RESULT_VERSIONS
 from qtk.checkpoint.staging import partial_path, remove_partial
 from qtk.errors import InputError, QtkError
 from qtk.progress import note
+from qtk.quantization.unfinished import unfinished_quantization
 from qtk.recipes.schema import Recipe, RecipeFile, is_demo_source, read_recipe
 from qtk.recipes.sources import resolve_source
 from qtk.recipes.stages import STAGES
@@ -24,10 +29,11 @@ from qtk.recipes.steps import MODEL, RecipeStep, adapter_name, recipe_steps
 Mode = Literal["new", "resume", "overwrite"]
 Status = Literal["done", "up to date", "taken as it is"]
 RECIPE_COPY = "recipe.yaml"
+OPTION, _INPUT = "option ", "input "  # before the names of terms
 
 
 class StepOutcome(BaseModel):
-    """What was done about a step. seconds: of its work, whenever that was done."""
+    """What was done about a step. seconds: of its work, whenever that was done. why: it was done, None where it was not."""
 
     model_config = ConfigDict(frozen=True)
     step: str
@@ -35,6 +41,7 @@ class StepOutcome(BaseModel):
     directory: str
     status: Status
     seconds: float
+    why: str | None = None
 
 
 class RunOutcome(BaseModel):
@@ -56,11 +63,12 @@ def run_recipe(
 ) -> RunOutcome:
     """Runs a recipe into `run_dir`. The relative paths of a recipe that is given by its path begin beside it.
 
-    mode "new" refuses a directory where a run was begun; "resume" does what is missing or out of date (its options,
-    an input or qtk's version changed); "overwrite" does everything again. With `first_stage`, the stages before it
-    are taken as they are (they may come from another machine), and from it on everything is done again. Every step's
-    directory is replaced only when its successor is complete. A failing step's error names the step. What the recipe names
-    and the machine lacks is found before anything is written.
+    mode "new" refuses a directory where a run was begun; "resume" does what is missing or out of date (its options or an
+    input changed, or qtk does that stage otherwise now), and says why; "overwrite" does everything again. With
+    `first_stage`, the stages before it are taken as they are (they may come from another machine), and from it on
+    everything is done again; an unfinished step is continued by "resume" there too. Every step's directory is replaced
+    only when its successor is complete. A failing step's error names the step. What the recipe names and the machine lacks
+    is found before anything is written.
     """
     file = file if isinstance(file, RecipeFile) else RecipeFile(file, file.parent)
     recipe = read_recipe(file.path)
@@ -78,21 +86,45 @@ def run_recipe(
     for number, step in enumerate(reached, start=1):
         label = f"[{number}/{len(reached)}] {step.name}"
         try:
+            why: str | None = None
             if step in taken:
                 status = run.take(step)
-            elif first_stage is None and mode != "overwrite" and run.up_to_date(step):
+            elif first_stage is not None or mode == "overwrite":
+                why = "it was asked for"
+                note(label)
+                status = run.do(step, mode)
+            elif why := run.out_of_date(step):
+                note(f"{label}{_again(state, step, why)}")
+                status = run.do(step, mode)
+            else:
                 note(f"{label}: up to date")
                 status = "up to date"
-            else:
-                note(label)
-                status = run.do(step, may_resume=first_stage is None and mode != "overwrite")
         except QtkError as error:
             raise type(error)(f"Step {step.name} of {recipe.name}: {error}") from error
         seconds = state.steps[step.name].seconds
         outcomes.append(
-            StepOutcome(step=step.name, stage=step.stage, directory=step.directory, status=status, seconds=seconds)
+            StepOutcome(
+                step=step.name, stage=step.stage, directory=step.directory, status=status, seconds=seconds, why=why
+            )
         )
     return RunOutcome(recipe=recipe.name, directory=str(run_dir), steps=tuple(outcomes))
+
+
+def _again(state: RunState, step: RecipeStep, why: str) -> str:
+    """What is said of a step that was done before and is done again."""
+    return f": again, because {why}" if step.name in state.steps else ""
+
+
+def differing_terms(recorded: Mapping[str, str], now: Mapping[str, str], at_default: frozenset[str]) -> list[str]:
+    """The names of the terms that are others now than recorded.
+
+    An option that the record does not know, because it is new, was not there: its default, in at_default, changes nothing.
+    One that is no longer there decides nothing any more.
+    """
+    new_options = {f"{OPTION}{name}" for name in at_default} - recorded.keys()
+    compared = [name for name in now if name not in new_options]
+    gone = [name for name in recorded if name not in now and not name.startswith(OPTION)]
+    return [name for name in compared if recorded.get(name) != now[name]] + gone
 
 
 def _order(stage: str) -> int:
@@ -124,11 +156,11 @@ def _earlier_state(run_dir: Path, recipe: Recipe, mode: Mode, first_stage: str |
     state = RunState.load(run_dir)
     if state is None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise InputError(f"{run_dir} exists and is not a run of qtk. Give another -o.")
-    if state is not None and mode == "new" and first_stage is None:
+    if state is not None and (state.steps or state.begun) and mode == "new" and first_stage is None:
         raise InputError(
             f"{run_dir} already holds a run. --resume does what is missing or out of date, --overwrite does everything again."
         )
-    if state is None or mode == "overwrite":
+    if state is None or (mode == "overwrite" and first_stage is None):
         state = RunState(recipe=recipe.name)
     return state
 
@@ -155,7 +187,8 @@ class _Sources:
 
     def path(self, name: str) -> Path:
         if name not in self._directories:
-            self._directories[name] = resolve_source(self._texts[name], self._recipe_dir)
+            wanted: Wanted = "model" if name == MODEL else "adapter"
+            self._directories[name] = resolve_source(self._texts[name], self._recipe_dir, wanted)
         return self._directories[name]
 
     def is_remote(self, name: str) -> bool:
@@ -174,6 +207,15 @@ class _Sources:
         return canonical_digest(self._state.digest_of(files))
 
 
+def _require_nothing_to_resume(partial: Path) -> None:
+    work = unfinished_quantization(partial) or unfinished_accuracy(partial)
+    if work is not None:
+        raise InputError(
+            f"{partial} holds unfinished work: {work.sentence()}. The same command with --resume continues it, with "
+            "--overwrite it starts again."
+        )
+
+
 class _Run:
     """A run in its directory: takes a step's output as it is, tells whether it is up to date, or makes it."""
 
@@ -189,17 +231,32 @@ class _Run:
             )
         return "taken as it is"
 
-    def up_to_date(self, step: RecipeStep) -> bool:
-        """Whether the step's output stands and was made from what would be used now."""
-        stands = self.state.stands(self.run_dir, step.name)
-        return stands and self.state.steps[step.name].digest == self._digest(step)
+    def out_of_date(self, step: RecipeStep) -> str | None:
+        """Why the step is to be done, as a part of a sentence; None where its output stands and is what would be made now."""
+        record = self.state.steps.get(step.name)
+        if record is None:
+            return "it was not done yet"
+        if not self.state.stands(self.run_dir, step.name):
+            return "its output is missing or was changed"
+        terms = self._terms(step)
+        if not record.terms:
+            made_by = read_manifest(self.run_dir / step.directory).qtk_version
+            known = record.digest == self._digest_of_old(step, made_by) and RESULT_VERSIONS[step.stage] == 1
+            return None if known else f"what qtk {made_by} made it from is not what would be used now"
+        differing = differing_terms(record.terms, terms, step.options.at_default)
+        return f"since then there is another {', another '.join(differing)}" if differing else None
 
-    def do(self, step: RecipeStep, *, may_resume: bool) -> Status:
-        """Makes the step's output; goes on with an unfinished one where that was begun on the same terms."""
-        digest, out = self._digest(step), self.run_dir / step.directory
-        resume = may_resume and self.state.begun.get(step.name) == digest and partial_path(out).is_dir()
-        if not resume:  # an unfinished directory that was begun on other terms cannot be used
-            remove_partial(out)
+    def do(self, step: RecipeStep, mode: Mode) -> Status:
+        """Makes the step's output. An unfinished one that was begun on the same terms is continued in the mode "resume" and
+        refused in the mode "new" (InputError); what cannot be continued is removed with a note."""
+        terms, out = self._terms(step), self.run_dir / step.directory
+        digest = canonical_digest(terms)
+        begun_alike = self.state.begun.get(step.name) == digest and partial_path(out).is_dir()
+        if begun_alike and mode == "new":
+            _require_nothing_to_resume(partial_path(out))
+        resume = begun_alike and mode == "resume"
+        if not resume:
+            remove_partial(out, "everything is to be done again" if begun_alike else "it was begun on other terms")
         self.state.begun[step.name] = digest
         self.state.save(self.run_dir)
         start = time.monotonic()
@@ -209,23 +266,35 @@ class _Run:
             stage=step.stage,
             directory=step.directory,
             digest=digest,
+            terms=terms,
             manifest_sha256=file_digest(out / MANIFEST_NAME).sha256,
             seconds=round(time.monotonic() - start, 2),
         )
         self.state.save(self.run_dir)
         return "done"
 
-    def _digest(self, step: RecipeStep) -> str:
-        """Of everything that decides the step's output."""
-        inputs = {
+    def _terms(self, step: RecipeStep) -> dict[str, str]:
+        """Everything that decides the step's output, by the name that is told when it changes. qtk's version is not among it:
+        the number of the stage's results is. A report takes seconds, so each version writes its own."""
+        version = qtk.__version__ if step.stage == "report" else RESULT_VERSIONS[step.stage]
+        inputs = {f"{_INPUT}{name}": digest for name, digest in self._inputs(step).items()}
+        texts = {f"text {name}": digest for name, digest in self.state.digest_of(step.texts).items()}
+        options = {f"{OPTION}{name}": canonical_digest(value) for name, value in step.options.values.items()}
+        return {f"version of qtk's {step.stage}": str(version), **options, **inputs, **texts}
+
+    def _inputs(self, step: RecipeStep) -> dict[str, str]:
+        return {
             name: self.sources.digest(name) if name in self.sources else self.state.steps[name].manifest_sha256
             for name in step.inputs
         }
+
+    def _digest_of_old(self, step: RecipeStep, qtk_version: str) -> str:
+        """The digest of a record that has no terms."""
         return canonical_digest(
             {
-                "qtk": qtk.__version__,
-                "options": step.options,
-                "inputs": inputs,
+                "qtk": qtk_version,
+                "options": step.options.values,
+                "inputs": self._inputs(step),
                 "texts": self.state.digest_of(step.texts),
             }
         )

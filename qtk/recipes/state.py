@@ -17,12 +17,17 @@ RUN_NAME = "qtk-run.json"
 
 
 class StepRecord(BaseModel):
-    """A finished step. digest: of its options, its inputs and qtk's version. manifest_sha256: of the manifest it wrote."""
+    """A finished step. terms: what decided its output, by name, each as a digest; digest: of them all. manifest_sha256: of
+    the manifest that it wrote.
+
+    Before there were terms, the digest was taken of the options, the inputs and qtk's version.
+    """
 
     stage: str
     directory: str
     digest: str
     manifest_sha256: str
+    terms: dict[str, str] = {}
     seconds: float
 
 

@@ -17,6 +17,14 @@ Places = Mapping[str, Path]
 
 
 @dataclass(frozen=True)
+class StepOptions:
+    """The options of a step by name, as JSON values; at_default: the names of those that have their default."""
+
+    values: Mapping[str, Any]
+    at_default: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class RecipeStep:
     """One directory to be made.
 
@@ -29,7 +37,7 @@ class RecipeStep:
     name: str
     stage: str
     directory: str
-    options: dict[str, Any]
+    options: StepOptions
     inputs: tuple[str, ...]
     work: Callable[[Places, Path, bool], None]
     texts: tuple[Path, ...] = ()
@@ -65,8 +73,10 @@ def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     return steps
 
 
-def _dump(options: BaseModel) -> dict[str, Any]:
-    return options.model_dump(mode="json")
+def _dump(options: BaseModel) -> StepOptions:
+    given = options.model_dump(mode="json", exclude_defaults=True)
+    values = options.model_dump(mode="json")
+    return StepOptions(values, frozenset(values.keys() - given.keys()))
 
 
 def _demo_sources(recipe: Recipe) -> list[RecipeStep]:
@@ -93,7 +103,7 @@ def _demo_model(source: str) -> RecipeStep:
         name=MODEL,
         stage="sources",
         directory="model",
-        options={"source": source},
+        options=StepOptions({"source": source}),
         inputs=(),
         work=work,
         require=require,
@@ -115,7 +125,7 @@ def _demo_adapter(name: str, source: str) -> RecipeStep:
         name=name,
         stage="sources",
         directory=name.replace(" ", "-"),
-        options={"source": source},
+        options=StepOptions({"source": source}),
         inputs=(MODEL,),
         work=work,
         require=require,
@@ -311,7 +321,7 @@ def _report(recipe: Recipe, inputs: tuple[str, ...]) -> RecipeStep:
         name="report",
         stage="report",
         directory="report",
-        options={"title": title},
+        options=StepOptions({"title": title}),
         inputs=inputs,
         work=work,
     )

@@ -9,13 +9,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from qtk.adapters.config import CONFIG_NAME, WEIGHTS_NAME, read_config
+from qtk.bench.accuracy.unfinished import unfinished_accuracy
+from qtk.checkpoint.begun import UnfinishedWork
 from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from qtk.checkpoint.reader import Checkpoint, total_bytes
 from qtk.checkpoint.safetensors_file import SafetensorsFile
 from qtk.engines.description import is_engine, read_description
 from qtk.errors import InputError
 from qtk.models.registry import model_spec
+from qtk.quantization.formats.gguf import GgufFileFormat
+from qtk.quantization.formats.gguf_checkpoint import GgufCheckpoint, is_gguf_directory
 from qtk.quantization.formats.registry import format_of
+from qtk.quantization.unfinished import unfinished_quantization
+
+Kind = Literal["model", "adapter", "engine", "result", "unfinished work"]
 
 
 class Inspection(BaseModel):
@@ -23,7 +30,7 @@ class Inspection(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     directory: str
-    kind: Literal["model", "adapter", "engine", "result"]
+    kind: Kind
     facts: dict[str, Any]
     made_by: dict[str, Any]
 
@@ -33,7 +40,9 @@ def inspect_directory(directory: Path) -> Inspection:
     if not directory.is_dir():
         raise InputError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
     manifest = read_manifest(directory) if (directory / MANIFEST_NAME).is_file() else None
-    kind: Literal["model", "adapter", "engine", "result"]
+    kind: Kind
+    if manifest is None and (work := unfinished_quantization(directory) or unfinished_accuracy(directory)):
+        return _unfinished(directory, work)
     if is_engine(directory):
         kind, facts = "engine", _engine(directory)
     elif (directory / CONFIG_NAME).is_file():
@@ -50,6 +59,20 @@ def inspect_directory(directory: Path) -> Inspection:
     return Inspection(directory=str(directory), kind=kind, facts=facts, made_by=_made_by(manifest))
 
 
+def _unfinished(directory: Path, work: UnfinishedWork) -> Inspection:
+    facts = {
+        "will be": work.kind,
+        "done": work.how_far,
+        "begun": work.begun.begun,
+        "command": " ".join(work.begun.command),
+        "to go on": "the same command with --resume",
+        "to start again": "the same command with --overwrite, which removes this",
+    }
+    if work.details:
+        facts["holds"] = work.details
+    return Inspection(directory=str(directory), kind="unfinished work", facts=facts, made_by={})
+
+
 def _made_by(manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {}
@@ -61,11 +84,11 @@ def _made_by(manifest: Manifest | None) -> dict[str, Any]:
         "seconds": manifest.seconds,
         "peak_memory_bytes": manifest.peak_memory_bytes,
         "inputs": [f"{record.role}: {record.path}" for record in manifest.inputs],
-    }
+    } | ({"warnings": manifest.warnings} if manifest.warnings else {})
 
 
 def _model(directory: Path) -> dict[str, Any]:
-    checkpoint = Checkpoint(directory)
+    checkpoint = GgufCheckpoint(directory) if is_gguf_directory(directory) else Checkpoint(directory)
     spec = model_spec(checkpoint)
     dtypes = Counter(checkpoint.info(name).dtype_name for name in checkpoint.names)
     facts = {
@@ -89,7 +112,7 @@ def _model(directory: Path) -> dict[str, Any]:
 
 def _quantization(checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]]) -> str:
     method = str(checkpoint.config["quantization_config"].get("quant_method"))
-    found = format_of(method)
+    found = GgufFileFormat() if isinstance(checkpoint, GgufCheckpoint) else format_of(method)
     if found is None:
         return f"container {method}, which qtk does not read"
     scheme = found.read_scheme(checkpoint, shapes)

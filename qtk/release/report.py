@@ -27,7 +27,7 @@ from qtk.engines.description import EngineDescription, is_engine, read_descripti
 from qtk.errors import InputError
 from qtk.install_hints import install_hint
 from qtk.peak_memory import PeakMemory
-from qtk.progress import note
+from qtk.progress import warn
 from qtk.quantization.report import LOG_NAME
 from qtk.release.before_after import Measured, Order, Pair, lineage_of, ordered_pairs
 from qtk.release.plots import can_plot, plot_errors, plot_latency
@@ -110,7 +110,7 @@ def write_report(
         measured = [Measured(made.path, made.manifest, result) for made, result in material.accuracies]
         order = ordered_pairs(measured, material.comparisons, before)
         for sentence in order.left_out:
-            note(f"Not compared: {sentence}.")
+            warn(f"Not compared: {sentence}.")
         (work / REPORT_NAME).write_text(render(material, order, work, title), encoding="utf-8")
         recorder.write(work, out, memory.peak_bytes)
     return out / REPORT_NAME
@@ -181,6 +181,7 @@ def render(material: Material, order: Order, work: Path, title: str) -> str:
         version=qtk.__version__,
         short=in_short(material),
         machines=_machines(material.made),
+        warnings=[(made.name, text) for made in material.made for text in made.manifest.warnings],
         by_linear={name: _by_linear(lines) for name, lines in logs.items()},
         worst={name: _worst(lines) for name, lines in logs.items()},
         error_plots=error_plots,
@@ -200,7 +201,7 @@ def _plots(
 ) -> tuple[dict[str, str], str | None]:
     """Draws the plots into `work`: (quantized model -> file of its errors, file of the latencies). Neither without matplotlib."""
     if not can_plot():
-        note(f"The report has no plots, because matplotlib is not installed: {install_hint('report')}")
+        warn(f"The report has no plots, because matplotlib is not installed: {install_hint('report')}")
         return {}, None
     errors = {
         name: plot_errors(lines, work / f"error-{name}.png").name

@@ -61,6 +61,7 @@ class Runtime:
     """One runtime. `containers` are in order of preference. `multiple_of` must divide the in and out features of a
     quantized linear, and a tensor-parallel rank's share of them. signed_scales: whether scales may be below zero. SMs are
     inclusive; min_sm is None for a runtime on a processor. engine is None where the runtime reads checkpoints itself.
+    serve: the command that serves a checkpoint: {model} is its directory, {file} the path of a container that is one file.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Runtime:
     min_sm: int | None = None
     max_sm: int | None = None
     unknown_sms: tuple[int, ...] = ()
+    serve: str = ""
     engine: EngineParts | None = None
 
     def runs_on(self, sm: int) -> bool:
@@ -247,6 +249,7 @@ RUNTIMES: dict[str, Runtime] = {
             asymmetric=True,
             signed_scales=True,
             min_sm=75,
+            serve="vllm serve {model}",
         ),
         # Source: run in the tests on a processor.
         Runtime(
@@ -257,6 +260,7 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(32, 64, 128),
             asymmetric=False,
             signed_scales=True,
+            serve="llama-server -m {file}",
         ),
     )
 }

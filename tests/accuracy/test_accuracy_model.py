@@ -26,6 +26,7 @@ from qtk.engines.options import BuildOptions
 from qtk.engines.sessions.session import DecoderSession, EngineSession
 from qtk.errors import InputError
 from qtk.models.tokenizer import TextTokenizer
+from qtk.release.inspection import inspect_directory
 
 SUITE = load_suite("humaneval")
 PART = SuitePart(SUITE, "python", True)
@@ -263,10 +264,18 @@ def test_a_run_is_not_continued_with_another_seed(tmp_path, own_suite, session):
     options = AccuracyOptions(suite=(str(own_suite),), data=tmp_path)
     (tmp_path / "out.partial").mkdir()
     (tmp_path / ".out.qtk-lock").touch()
-    (tmp_path / "out.partial" / "run.json").write_text(json.dumps({"identity": "another"}))
+    (tmp_path / "out.partial" / "generations.jsonl").write_text("{}\n{}\n")
     source = ModelSource(session.directory, ModelOptions(seed=1), "qtk")
-    with pytest.raises(InputError, match="was left by a run with other options"):
-        run_accuracy(options, source, Output(tmp_path / "out", resume=True))
+    for record, complaint in (
+        (json.dumps({"facts": {"--seed": "another"}}), "was begun with another .*--seed"),
+        (json.dumps({"identity": "of an earlier qtk"}), "does not say what it was begun with"),
+    ):
+        (tmp_path / "out.partial" / "run.json").write_text(record)
+        for resume in (True, False):
+            with pytest.raises(InputError, match=complaint) as caught:
+                run_accuracy(options, source, Output(tmp_path / "out", resume=resume))
+            assert "2 lines of generations.jsonl" in str(caught.value)
+    assert "2 lines done" in inspect_directory(tmp_path / "out.partial").facts["done"]
 
 
 def test_a_checkpoint_is_scored_from_the_command_line_and_compared(tmp_path, own_suite, model, run_qtk):

@@ -84,7 +84,7 @@ def test_result_manifest_and_chain(tiny, adapter: Path, tmp_path: Path, run_qtk)
     assert manifest.options["weight"] == [0.5]
     assert set(manifest.outputs) == {
         str(p.relative_to(tmp_path / "merged")) for p in (tmp_path / "merged").iterdir()
-    } - {"qtk-manifest.json"}
+    } - {"qtk-manifest.json", "README.md"}
     assert {finding.status for finding in verify_chain(tmp_path / "merged")} == {"ok"}
     shown = run_qtk("merge", tiny("llama"), adapter, "-o", tmp_path / "merged", "--overwrite")
     assert shown.returncode == 0, shown.stderr

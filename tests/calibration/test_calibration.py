@@ -211,13 +211,16 @@ def test_a_reader_that_is_not_installed_is_the_machines_lack(tmp_path, monkeypat
         list(samples(source, 0))
 
 
-def test_local_data_set_through_datasets(tokenizer, tmp_path, monkeypatch) -> None:
-    """What a hub id does, offline: `datasets` reads any loadable name; here a builder name with no data fails in a sentence."""
-    datasets = pytest.importorskip("datasets")
-    # Both packages read the environment when they are imported, and would try the network again and again.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="failed"):
+def test_a_data_set_out_of_reach_is_the_machines_lack_and_said_once(unreachable_hub, capfd) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(MachineError, match="the hub cannot be asked for a data set of that name"):
+        list(samples("some-owner/some-set:config", 0))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_data_set_that_the_hub_does_not_know(stand_in_hub) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(InputError, match="does not show a data set of that name"):
         list(samples("no-such-owner/no-such-set", 0))
 
 

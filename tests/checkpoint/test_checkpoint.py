@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,17 +226,6 @@ def test_a_directory_appears_only_when_it_is_complete(tmp_path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "whole"]
 
 
-def test_a_resumable_directory_is_found_again(tmp_path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(RuntimeError), staged_directory(out, resumable=True) as work:
-        (work / "first half").write_text("x")
-        raise RuntimeError("killed")
-    assert (partial_path(out) / "first half").exists()
-    with staged_directory(out, resumable=True) as work:
-        assert (work / "first half").exists()
-    assert (out / "first half").exists()
-
-
 def test_two_commands_on_one_output_are_refused(tmp_path) -> None:
     with (
         staged_directory(tmp_path / "out"),
@@ -257,30 +243,12 @@ def test_files_that_only_look_like_qtks_are_left_alone(tmp_path) -> None:
     partial = partial_path(tmp_path / "out")
     partial.mkdir()
     (partial / "thesis.tex").write_text("years of work")
-    for options in ({}, {"resumable": True}, {"resumable": True, "fresh": True}):
+    for options in ({}, {"overwrite": True}):
         for _ in range(2):
             with pytest.raises(InputError, match="is in the way"), staged_directory(tmp_path / "out", **options):
                 pass
     assert (partial / "thesis.tex").read_text() == "years of work"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.partial", "poetry", "poetry.lock"]
-
-
-def test_what_a_killed_run_left_is_qtks(tmp_path) -> None:
-    """Killed outright: the unfinished directory and its lock stay, and the next run takes over or begins anew."""
-    script = (
-        "import os, sys, pathlib\nfrom qtk.checkpoint.staging import staged_directory\n"
-        "with staged_directory(pathlib.Path(sys.argv[1])) as work:\n    (work / 'half').touch()\n    os._exit(9)"
-    )
-    for resumable in (True, False):
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], check=False)
-        assert (partial_path(tmp_path / "out") / "half").exists()
-        with (
-            contextlib.suppress(RuntimeError),
-            staged_directory(tmp_path / "out", resumable=resumable) as work,
-        ):
-            assert (work / "half").exists() == resumable
-            raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -338,7 +306,6 @@ def test_an_interrupt_says_what_is_left(tmp_path) -> None:
         return caught.value.args[0]
 
     assert stopped("out") == f"{tmp_path / 'out'} was not written."
-    assert "--resume" in stopped("out", resumable=True)
     with staged_directory(tmp_path / "stands") as work:
         (work / MANIFEST_NAME).touch()
     assert stopped("stands", overwrite=True) == f"{tmp_path / 'stands'} is unchanged."

@@ -15,9 +15,9 @@ from qtk.checkpoint.manifest import (
     file_digest,
     output_files,
     read_manifest,
-    redact,
     verify_chain,
 )
+from qtk.checkpoint.publishing import redact
 from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError
 

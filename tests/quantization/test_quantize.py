@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from support.tiny_models import VARIANTS
 
 from qtk.calibration.options import CalibrationOptions
-from qtk.checkpoint.manifest import read_manifest
+from qtk.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from qtk.checkpoint.reader import Checkpoint
 from qtk.cli.quantize import command
 from qtk.errors import InputError
@@ -264,7 +264,9 @@ def test_a_hessian_that_stays_singular_is_told_everywhere(tiny, tmp_path) -> Non
     answer = CliRunner().invoke(command, [str(word) for word in words])
     assert answer.exit_code == 0, answer.output
     named = [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
-    assert all(f"WARNING: {name}: the Hessian stays singular" in answer.stderr for name in named)
+    assert all(f"{name}: the Hessian stays singular" in answer.stderr for name in named)
+    [warning] = [text for text in read_manifest(tmp_path / "out").warnings if "rounded to nearest" in text]
+    assert all(name in warning for name in named)
     assert ", ".join(named) in next(line for line in answer.stdout.splitlines() if "ROUNDED TO NEAREST" in line)
     rows = {cells[0]: cells for line in answer.stdout.splitlines() if (cells := line.replace("│", " ").split())}
     assert all(rows[name][1] == "rtn" for name in named)
@@ -310,10 +312,32 @@ def test_figures_that_are_not_finite_are_none_in_the_log() -> None:
     assert record.with_block_errors(float("nan"), 0.5).block_error_before is None
 
 
-def test_too_few_tokens_warn_with_the_figure(tiny, tmp_path, run_qtk) -> None:
-    answer = run_qtk("quantize", tiny("llama"), "-o", tmp_path / "out", "--samples", 2, "--seq-len", 16)
+def test_too_few_tokens_warn_with_the_figure_wherever_the_result_is_read(tiny, tmp_path, run_qtk) -> None:
+    (tmp_path / "short.txt").write_text("x = 1\n" * 8)
+    words = ["--calibration", tmp_path / "short.txt", "--effort", "fast", "--json"]
+    answer = run_qtk("quantize", tiny("llama"), "-o", tmp_path / "runs/out", *words)
     assert answer.returncode == 0, answer.stderr
-    assert "32 calibration tokens for linears of up to 256 inputs" in answer.stderr
+    warnings = json.loads(answer.stdout)["warnings"]
+    assert warnings[0] == "Calibration text: asked for 128 rows, found 1 (48 tokens)."
+    assert warnings[1].startswith("48 calibration tokens for linears of up to 256 inputs")
+    assert all(f"WARNING: {text}" in answer.stderr for text in warnings)
+    assert json.loads((tmp_path / "runs/out" / MANIFEST_NAME).read_text())["warnings"] == warnings
+    assert run_qtk("inspect", tmp_path / "runs/out").stdout.count("asked for 128 rows, found 1") == 1
+    run_qtk("report", tmp_path / "runs")
+    report = (tmp_path / "runs/report/report.md").read_text()
+    assert report.index("## Warnings") < report.index(f"- out: {warnings[0]}") < report.index("## Sizes")
+
+
+@pytest.mark.parametrize("method", ["gptq", "auto"])
+def test_a_text_below_the_floor_is_refused(tiny, tmp_path, run_qtk, method: str) -> None:
+    (tmp_path / "tiny.jsonl").write_text('{"text": "hello world"}\n')
+    words = ["--calibration", tmp_path / "tiny.jsonl", "--method", method]
+    answer = run_qtk("quantize", tiny("llama"), "-o", tmp_path / "out", *words)
+    assert answer.returncode == 2
+    wanted = 128 if method == "gptq" else 144  # some are held back to compare methods on
+    assert f"asked for {wanted} rows, found 1 (11 tokens)" in answer.stderr
+    assert "need 32 tokens at least" in answer.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.jsonl"]
 
 
 def test_command_line_prints_one_json_result(tiny, tmp_path, run_qtk) -> None:
@@ -363,7 +387,10 @@ def test_resumed_run_gives_the_same_bits(tmp_path, run_qtk, number: int, twelve_
     start_and_kill_after_a_block(tmp_path / "out", [model, "-o", tmp_path / "out", *words], number)
     refused = run_qtk("quantize", model, "-o", tmp_path / "out", *words, "--asym", "--resume")
     assert refused.returncode == 2
-    assert "cannot be resumed" in refused.stderr
+    assert "begun with another --sym" in refused.stderr
+    repeated = run_qtk("quantize", model, "-o", tmp_path / "out", *words)
+    assert repeated.returncode == 2, "typed again without --resume, it is not thrown away"
+    assert "blocks done" in repeated.stderr
     resumed = run_qtk("quantize", model, "-o", tmp_path / "out", *words, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed after block" in resumed.stderr

@@ -65,7 +65,7 @@ def stop(monkeypatch: pytest.MonkeyPatch, where: object, name: str, *, calls: in
 
 MOMENTS = {
     "first block": ({}, (ResumeState, "save"), {"calls": 1}),
-    "between stream and state": ({}, (resume, "write_json"), {"calls": 3, "after": False}),
+    "between stream and state": ({}, (resume, "write_json"), {"calls": 2, "after": False}),
     "tuned blocks": ({"effort": "best"}, (ResumeState, "save"), {"calls": 2}),
     "spilled": ({"memory": 1e-6}, (ResumeState, "save"), {"calls": 2}),
     "read back": ({}, (pipeline, "read_back"), {"after": False}),
@@ -156,6 +156,23 @@ def test_what_decides_the_bits_is_refused_by_name_and_what_does_not_is_taken(mod
     report = quantize_model(model, tmp_path / "out", QuantizeOptions(group_size=32, memory=1), ROWS, resume=True)
     assert report.compute_dtype == begun
     assert counted.calls == 1
+
+
+def test_what_lies_there_is_told_and_never_thrown_away(model, tmp_path, monkeypatch, run_qtk) -> None:
+    partial = stopped_after_two_blocks(model, tmp_path / "out", monkeypatch, method="auto")
+    words = ["quantize", model, "-o", tmp_path / "out", "--group-size", 32, "--samples", 8, "--seq-len", 48]
+    for more, terms in ((("--method", "auto"), "--resume continues it"), ((), "another --method")):
+        refused = run_qtk(*words, *more)
+        assert refused.returncode == 2
+        assert "2 of 6 blocks done" in refused.stderr
+        assert terms in refused.stderr
+    assert (partial / "gptq/.calibration/state.json").is_file()
+    inspected = json.loads(run_qtk("inspect", partial, "--json").stdout)
+    assert inspected["kind"] == "unfinished work"
+    assert inspected["facts"]["done"] == "2 of 6 blocks done"
+    anew = run_qtk(*words, "--overwrite")
+    assert anew.returncode == 0, anew.stderr
+    assert "2 of 6 blocks done" in anew.stderr
 
 
 class Counted:

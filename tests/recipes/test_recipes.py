@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qtk.checkpoint.manifest import read_manifest
+import qtk
+from qtk.checkpoint.manifest import canonical_digest, read_manifest
+from qtk.checkpoint.result_versions import RESULT_VERSIONS
 from qtk.errors import InputError, MachineError, QtkError
 from qtk.progress import Progress
 from qtk.recipes.finished_run import run_summary, verify_run
-from qtk.recipes.recipe_run import run_recipe
+from qtk.recipes.recipe_run import differing_terms, run_recipe
 from qtk.recipes.schema import Recipe, beside, find_recipe, read_recipe
 from qtk.recipes.sources import resolve_source
 from qtk.recipes.steps import recipe_steps
@@ -189,10 +191,11 @@ def test_what_is_neither_a_directory_nor_a_hub_id_is_refused(tmp_path, text: str
         resolve_source(text, tmp_path)
 
 
-def test_a_hub_id_needs_the_network(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(MachineError, match="cannot be fetched"):
-        resolve_source("nobody-here/no-such-model", tmp_path)
+def test_a_run_whose_model_cannot_be_fetched_may_be_started_again(tmp_path, unreachable_hub) -> None:
+    recipe = write(tmp_path / "recipe.yaml", {"name": "far", "model": "nobody-here/no-such-model", "quantize": {}})
+    for _ in range(2):  # nothing was begun, so the second time is no repetition
+        with pytest.raises(MachineError, match="the hub cannot be asked for it"):
+            run_recipe(recipe, tmp_path / "run")
 
 
 def test_a_run_leaves_a_report_and_a_chain_that_verifies(first_run) -> None:
@@ -252,6 +255,58 @@ def test_changed_options_redo_what_follows_from_them(copied) -> None:
     changed = {**TINY, "bench": {**TINY["bench"], "divergence": {"rows": 3, "seq_len": 32}}}
     outcome = run_recipe(write(copied / "recipe.yaml", changed), copied / "run", mode="resume")
     assert done(outcome) == ["divergence", "divergence-engine", "report"]
+
+
+def test_it_is_said_why_a_step_is_done_again(copied, capfd) -> None:
+    write(copied / "recipe.yaml", {**TINY, "bench": {**TINY["bench"], "divergence": {"rows": 3, "seq_len": 32}}})
+    (copied / "run" / "latency" / "result.json").unlink()
+    outcome = run_recipe(copied / "recipe.yaml", copied / "run", mode="resume")
+    why = {step.step: step.why for step in outcome.steps if step.status == "done"}
+    assert why["divergence"] == "since then there is another option rows"
+    assert why["latency"] == "its output is missing or was changed"
+    assert why["report"].startswith("since then there is another input latency, another input divergence")
+    assert "divergence: again, because since then there is another option rows" in capfd.readouterr().err
+
+
+def test_a_new_version_of_qtk_redoes_only_what_it_does_otherwise(copied, monkeypatch) -> None:
+    monkeypatch.setattr("qtk.__version__", "99.0")
+    assert done(run_recipe(copied / "recipe.yaml", copied / "run", mode="resume")) == ["report"]
+    monkeypatch.setitem(RESULT_VERSIONS, "build", 2)
+    outcome = run_recipe(copied / "recipe.yaml", copied / "run", mode="resume", last_stage="build")
+    assert done(outcome) == ["build-float", "build"]
+    assert outcome.steps[-1].why == "since then there is another version of qtk's build"
+
+
+def test_the_state_of_an_earlier_qtk_is_taken_as_it_is(kitchen, tmp_path, monkeypatch) -> None:
+    """Its records have one digest, taken of qtk's version too, and no terms."""
+    stage = {"method": "rtn", "group_size": 32}
+    content = {"name": "old", "model": str(kitchen / "model"), "quantize": stage}
+    recipe = write(tmp_path / "recipe.yaml", content)
+    run_recipe(recipe, tmp_path / "run", last_stage="quantize")
+    path = tmp_path / "run" / "qtk-run.json"
+    state = json.loads(path.read_text())
+    files = state["seen"]
+    [step] = recipe_steps(read_recipe(recipe), tmp_path)[:1]
+    inputs = {"model": canonical_digest({Path(name).name: seen["sha256"] for name, seen in files.items()})}
+    old = {"qtk": qtk.__version__, "options": dict(step.options.values), "inputs": inputs, "texts": {}}
+    del state["steps"]["quantize"]["terms"]
+    state["steps"]["quantize"]["digest"] = canonical_digest(old)
+    path.write_text(json.dumps(state))
+    monkeypatch.setattr("qtk.__version__", "99.0")
+    assert done(run_recipe(recipe, tmp_path / "run", mode="resume", last_stage="quantize")) == []
+    write(recipe, {**content, "quantize": {**stage, "sym": False}})
+    assert done(run_recipe(recipe, tmp_path / "run", mode="resume", last_stage="quantize")) == ["quantize"]
+
+
+def test_an_option_that_is_new_makes_nothing_stale_at_its_default() -> None:
+    recorded = {"option a": "1", "option gone": "2", "input m": "3"}
+    now = {"option a": "1", "option new": "4", "input m": "3"}
+    assert differing_terms(recorded, now, frozenset({"new"})) == []
+    assert differing_terms(recorded, now, frozenset()) == ["option new"]
+    assert differing_terms(recorded, {**now, "option a": "5", "input m": "6"}, frozenset({"a", "new"})) == [
+        "option a",
+        "input m",
+    ]
 
 
 def test_a_changed_input_redoes_everything_that_read_it(copied) -> None:
@@ -359,6 +414,20 @@ def test_a_stopped_step_is_resumed_only_on_the_same_terms(kitchen, tmp_path, wat
     to_do = watched()
     run_recipe(recipe(samples=4), tmp_path / "run", mode="resume")
     assert to_do == [3, 3, 3], "the two blocks were made of other rows"
+
+
+def test_a_stage_that_was_stopped_is_not_thrown_away_by_typing_the_command_again(kitchen, tmp_path, watched) -> None:
+    stage = TINY["quantize"]
+    content = {"name": "own", "model": str(kitchen / "model"), "quantize": stage}
+    recipe, run = write(tmp_path / "recipe.yaml", content), tmp_path / "run"
+    watched(stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, run, first_stage="quantize")
+    to_do = watched()
+    with pytest.raises(InputError, match=r"2 of 3 blocks done.*--resume continues it"):
+        run_recipe(recipe, run, first_stage="quantize")
+    run_recipe(recipe, run, first_stage="quantize", mode="resume", last_stage="quantize")
+    assert to_do == [1]
 
 
 def test_a_recipe_without_adapters_or_engines(kitchen, tmp_path) -> None:

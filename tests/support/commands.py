@@ -48,9 +48,10 @@ def run_in_process(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs the command line in this process, and puts back what a command sets for its process as a whole."""
     from qtk.cli.main import main
     from qtk.machine import gpus
-    from qtk.progress import silence_progress
+    from qtk.progress import forget_warnings, silence_progress
 
     threads, terminate = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    forget_warnings()
     gpus.cache_clear()  # PATH decides which driver answers
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     try:

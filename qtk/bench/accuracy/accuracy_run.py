@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import qtk
 from qtk.bench.accuracy.answer_source import AnswerSource
@@ -21,17 +21,17 @@ from qtk.bench.accuracy.options import AccuracyOptions
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import Score
 from qtk.bench.accuracy.suites.suites import MissingData, SuitePart, chosen_parts
+from qtk.bench.accuracy.unfinished import BEGUN_NAME, kept_lines, said, unfinished_accuracy
 from qtk.bench.results import RESULT_NAME, write_result
-from qtk.checkpoint.manifest import ManifestRecorder, canonical_digest
-from qtk.checkpoint.staging import staged_directory
-from qtk.errors import InputError, MachineError
+from qtk.checkpoint.begun import BegunWork
+from qtk.checkpoint.manifest import ManifestRecorder
+from qtk.checkpoint.staging import Resumption, staged_directory
+from qtk.errors import MachineError
 from qtk.machine import machine
 from qtk.peak_memory import PeakMemory
-from qtk.progress import note
+from qtk.progress import note, warn, warnings_so_far
 from qtk.sandbox.job import Level
 from qtk.sandbox.pool import choose_level, promise
-
-_IDENTITY_NAME = "run.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def run_accuracy(options: AccuracyOptions, source: AnswerSource, output: Output)
     and the manifest. A stopped run leaves NAME.partial; with `resume` its finished tasks are not run again. InputError for
     what cannot be measured, before anything is generated or run; MachineError when nothing could be scored.
     """
-    start = time.monotonic()
+    start, warned = time.monotonic(), warnings_so_far()
     parts = [part for text in options.suite for part in chosen_parts(text)]
     measures = {kind: measure_of(kind)(options) for kind in dict.fromkeys(part.suite.kind for part in parts)}
     require_measurable(parts, measures, source)
@@ -58,7 +58,8 @@ def run_accuracy(options: AccuracyOptions, source: AnswerSource, output: Output)
     require_some_set(parts, loaded)
     require_scorable(loaded, measures, source)
     level = _sandbox_level(options, measures)
-    with _staged(options, source, loaded, output) as directory, closing(source):
+    recorder = _recorder(options, source, loaded, warned)
+    with _staged(recorder, _deciding_facts(options, source, loaded), source.path, output) as directory, closing(source):
         workplace, scores = Workplace(directory, level), list[Score]()
         for data in loaded:
             try:
@@ -102,7 +103,7 @@ def _load(parts: Sequence[SuitePart], measures: Measures) -> tuple[list[Loaded],
 
 
 def _skip(part: SuitePart, error: Exception) -> str:
-    note(f"qtk: {part.label} is skipped. {error}")
+    warn(f"{part.label} is skipped. {error}")
     return str(error)
 
 
@@ -111,7 +112,7 @@ def _sandbox_level(options: AccuracyOptions, measures: Measures) -> Level | None
         return None
     level = choose_level(options.sandbox, options.allow_unsandboxed)
     if level in ("landlock", "rlimits"):
-        note(f"qtk: sandbox level {level}: {promise(level)}")
+        warn(f"sandbox level {level}: {promise(level)}")
     return level
 
 
@@ -124,35 +125,38 @@ def _limits(scores: Sequence[Score]) -> str:
 
 
 @contextmanager
-def _staged(options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loaded], output: Output) -> Iterator[Path]:
+def _staged(recorder: ManifestRecorder, facts: Mapping[str, Any], source: Path, output: Output) -> Iterator[Path]:
     """The directory in which the run works. It is completed by the manifest, or left for --resume after an error."""
-    recorder = _recorder(options, source, loaded)
-    identity = canonical_digest(
-        {
-            "options": options.model_dump(mode="json", exclude={"workers", "k"}),
-            "source": [source.role, source.digest(), source.options.answer_settings() if source.options else None],
-            "tasks": [data.sha256 for data in loaded],
-        }
-    )
     staged = staged_directory(
         output.directory,
         overwrite=output.overwrite,
-        resumable=True,
-        fresh=not output.resume,
-        inputs=[source.path],
+        resumption=Resumption(output.resume, facts, unfinished_accuracy),
+        inputs=[source],
     )
-    with PeakMemory() as memory, staged as directory:
-        _require_same_run(directory, identity)  # under the lock: a second run must not touch what a first one writes
-        with _kept_after_an_error(directory):
-            (directory / _IDENTITY_NAME).write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
-            yield directory
-            (directory / _IDENTITY_NAME).unlink()
-            recorder.write(directory, output.directory, memory.peak_bytes)
+    with PeakMemory() as memory, staged as directory, _kept_after_an_error(directory):
+        if not (directory / BEGUN_NAME).exists():
+            BegunWork.now(facts, total=0, unit="line").write(directory / BEGUN_NAME)
+        yield directory
+        (directory / BEGUN_NAME).unlink()
+        recorder.write(directory, output.directory, memory.peak_bytes)
 
 
-def _recorder(options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loaded]) -> ManifestRecorder:
+def _deciding_facts(options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loaded]) -> dict[str, Any]:
+    """What decides the result, by the name that a refusal calls it."""
+    asked = source.options.answer_settings() if source.options else {}
+    deciding = {**options.model_dump(mode="json", exclude={"workers", "k"}), **asked}
+    return {
+        **{f"--{name.replace('_', '-')}": value for name, value in deciding.items()},
+        source.role: source.digest(),
+        "tasks": [data.sha256 for data in loaded],
+    }
+
+
+def _recorder(
+    options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loaded], warned: int
+) -> ManifestRecorder:
     model_options = source.options.model_dump(mode="json") if source.options else {}
-    recorder = ManifestRecorder("accuracy", {**options.model_dump(mode="json"), **model_options})
+    recorder = ManifestRecorder("accuracy", {**options.model_dump(mode="json"), **model_options}, warned=warned)
     for data in loaded:
         if data.files:
             path = data.files[0] if len(data.files) == 1 else Path(os.path.commonpath(data.files))
@@ -167,25 +171,8 @@ def _kept_after_an_error(partial: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        lines = {path.name: path.read_bytes().count(b"\n") for path in sorted(partial.glob("*.jsonl"))}
-        if any(lines.values()):
-            kept = ", ".join(f"{count} lines of {name}" for name, count in lines.items() if count)
-            note(f"qtk: {partial} keeps {kept}; the same command with --resume goes on from there.")
+        if kept := kept_lines(partial):
+            note(f"qtk: {partial} keeps {said(kept)}; the same command with --resume goes on from there.")
         else:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _require_same_run(partial: Path, identity: str) -> None:
-    """InputError for an unfinished directory that was left by another run."""
-    if not any(partial.iterdir()):
-        return
-    try:
-        known = json.loads((partial / _IDENTITY_NAME).read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError):
-        known = None
-    if known != identity:
-        raise InputError(
-            f"{partial} was left by a run with other options, tasks, answers or another model. Run it without --resume "
-            "to start anew."
-        )

@@ -16,6 +16,7 @@ from qtk.bench.accuracy.programs.answers import Answer, AnswerKey
 from qtk.bench.accuracy.programs.generation import ModelAnswers, open_model
 from qtk.bench.accuracy.suites.suites import SuitePart
 from qtk.bench.accuracy.task import Task
+from qtk.checkpoint.hub import model_directory
 from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest, output_files
 from qtk.engines.description import is_engine, read_description
 from qtk.engines.sessions.session import DecoderSession, EngineSession, gives_logits
@@ -30,7 +31,9 @@ class ModelSource:
     role: Literal["model"] = "model"
 
     def __init__(self, path: Path, options: ModelOptions, rules: Rules) -> None:
-        """InputError when `path` is not a directory, or when several samples are to be generated without a temperature."""
+        """path: a directory, or an id of the hub. InputError when it is neither, or when several samples are to be generated
+        without a temperature."""
+        path = model_directory(path)
         if not path.is_dir():
             raise InputError(f"{path} is not a directory of a model or an engine.")
         if options.samples > 1 and options.temperature == 0:

@@ -80,7 +80,7 @@ class GptqBlocks:
         except SingularHessian:
             method, stacked = "rtn", rtn(W, scheme)
             names = ", ".join(block.prefix + member.name for member in members)
-            note(f"WARNING: {names}: the Hessian stays singular at every damping; rounded to nearest instead.")
+            note(f"{names}: the Hessian stays singular at every damping; rounded to nearest instead.")
         ends = list(itertools.accumulate(member.out_features for member in members))
         linears = {
             member.name: stacked.rows(end - member.out_features, end) for member, end in zip(members, ends, strict=True)

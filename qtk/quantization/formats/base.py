@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qtk.checkpoint.reader import Checkpoint
@@ -73,6 +74,18 @@ class Format(ABC):
     def extra_files(self, scheme: QuantizationScheme) -> dict[str, bytes]:
         """Files that this container has beside config.json: name -> content."""
         return {}
+
+    def file_name(self, model_name: str, scheme: QuantizationScheme) -> str:
+        """The file that holds the whole model, of a container that is one file; else empty."""
+        return ""
+
+    def working_files(self, directory: Path) -> list[Path]:
+        """Files that served to make the container's own file and are not part of the result."""
+        return []
+
+    def complete(self, directory: Path, model_name: str, scheme: QuantizationScheme) -> None:
+        """Gives the container's own file the name that it has in the directory of the model `model_name`."""
+        return None
 
     def finish(self, model: FinishedModel) -> None:
         """Adds the files that are made from the finished checkpoint. Called when all but the manifest is there."""

@@ -9,47 +9,30 @@ would round again. Source: ggml's block_q4_0 and block_q8_0 and llama.cpp's tens
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qtk.checkpoint.reader import Checkpoint
+from qtk.checkpoint.reader import INDEX_NAME, Checkpoint
+from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError, listing
 from qtk.install_hints import missing_package
 from qtk.models.registry import model_spec
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.formats.base import FinishedModel
-from qtk.quantization.formats.gptq import GptqFormat
+from qtk.quantization.formats.gguf_checkpoint import BLOCKS
+from qtk.quantization.formats.gguf_names import ARCHITECTURES, NAMES
+from qtk.quantization.formats.gptq import GptqFormat, overridden
 from qtk.quantization.quantized_linear import QuantizedLinear
-from qtk.quantization.scheme_model import FLOAT_BITS, LinearScheme
+from qtk.quantization.scheme_model import FLOAT_BITS, LinearScheme, QuantizationScheme
 
 if TYPE_CHECKING:
     import torch
 
     from qtk.quantization.formats.gguf_tokenizer import GgufTokenizer
 
-# Architecture -> llama.cpp's name, and whether it wants the rows of q and k in interleaved rotary order.
-_ARCHITECTURES = {
-    "LlamaForCausalLM": ("llama", True),
-    "MistralForCausalLM": ("llama", True),
-    "Qwen2ForCausalLM": ("qwen2", False),
-    "Qwen3ForCausalLM": ("qwen3", False),
-}
-_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-}
-_FILE = "model.gguf"
+_FILE = "model.gguf"  # until the directory is complete and has its name
 _BLOCK = 32
 _BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
 Kind = Literal["F32", "F16", "Q4_0", "Q8_0"]
@@ -69,9 +52,14 @@ class _Tensor:
 
 
 class GgufFormat(GptqFormat):
-    """A gptq checkpoint with model.gguf beside it: qtk and GPU runtimes read the one, llama.cpp runs the other."""
+    """One GGUF file, which llama.cpp runs and qtk reads.
+
+    While a model is quantized its linears lie in a gptq checkpoint, block by block; the file is made from that and compared
+    with it, and `complete` leaves the file alone.
+    """
 
     name = "gguf"
+    quant_method = "gguf"
 
     def refusals(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
         return super().refusals(module, shape, scheme) + gguf_refusals(module, shape, scheme)
@@ -82,8 +70,8 @@ class GgufFormat(GptqFormat):
         if importlib.util.find_spec("gguf") is None:
             raise missing_package("Writing GGUF", "gguf", "gguf")
         spec = model_spec(checkpoint)
-        if spec.architecture not in _ARCHITECTURES:
-            return [f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(_ARCHITECTURES)}"]
+        if spec.architecture not in ARCHITECTURES:
+            return [f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(ARCHITECTURES)}"]
         reasons = []
         try:
             gguf_tokenizer(checkpoint.path, spec.vocab_size)
@@ -97,11 +85,64 @@ class GgufFormat(GptqFormat):
                 reasons.append(str(error))
         return reasons
 
+    def quantization_config(self, scheme: QuantizationScheme, method: str) -> dict[str, Any]:
+        return {**super().quantization_config(scheme, method), "quant_method": self.quant_method}
+
+    def file_name(self, model_name: str, scheme: QuantizationScheme) -> str:
+        return f"{model_name}-{_KIND_OF_BITS[scheme.default.bits]}.gguf"
+
     def finish(self, model: FinishedModel) -> None:
         write_gguf(model, model.checkpoint.path / _FILE)
 
+    def working_files(self, directory: Path) -> list[Path]:
+        return [*directory.glob("*.safetensors"), *directory.glob(INDEX_NAME)]
+
+    def complete(self, directory: Path, model_name: str, scheme: QuantizationScheme) -> None:
+        if (directory / _FILE).exists():  # a run that was stopped here has renamed it already
+            (directory / _FILE).rename(directory / self.file_name(model_name, scheme))
+
     def faults(self, model: FinishedModel) -> list[str]:
         return gguf_faults(model, model.checkpoint.path / _FILE)
+
+
+class GgufFileFormat(GgufFormat):
+    """The container as it is read when the file is alone (`GgufCheckpoint`)."""
+
+    def specs(self, module: str, shape: tuple[int, int], scheme: LinearScheme) -> dict[str, TensorSpec]:
+        import torch
+
+        width = shape[1] // _BLOCK * _BLOCK_BYTES[_KIND_OF_BITS[scheme.bits]]
+        return {f"{module}.{BLOCKS}": TensorSpec(torch.uint8, (shape[0], width))}
+
+    def read_scheme(self, checkpoint: Checkpoint, modules: Mapping[str, tuple[int, int]]) -> QuantizationScheme:
+        config = checkpoint.config["quantization_config"]
+        default = LinearScheme(int(config["bits"]), int(config["group_size"]), True)
+        schemes = {}
+        for module in modules:
+            scheme = overridden(module, default, config.get("dynamic") or {})
+            schemes[module] = scheme if f"{module}.{BLOCKS}" in checkpoint else replace(scheme, bits=FLOAT_BITS)
+        return QuantizationScheme(default, schemes)
+
+    def has_act_order(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> bool:
+        return False
+
+    def unpack(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
+        return unpack_blocks(checkpoint.tensor(f"{module}.{BLOCKS}"), scheme)
+
+
+def unpack_blocks(rows: torch.Tensor, scheme: LinearScheme) -> QuantizedLinear:
+    """Q4_0 or Q8_0 rows, uint8 [out, bytes], as the symmetric weight that they were packed from: the inverse of `pack_q4_0`
+    and `pack_q8_0`."""
+    import torch
+
+    blocks = rows.view(rows.shape[0], -1, _BLOCK_BYTES[_KIND_OF_BITS[scheme.bits]])
+    scales = blocks[:, :, :2].contiguous().view(torch.float16).squeeze(2)[:, :: scheme.group_size // _BLOCK]
+    payload = blocks[:, :, 2:]
+    if scheme.bits == 4:
+        codes = torch.cat((payload & 15, payload >> 4), dim=2)
+    else:
+        codes = payload.contiguous() ^ 128  # from two's complement to codes around 128
+    return QuantizedLinear(codes.reshape(rows.shape[0], -1), scales.contiguous(), None, scheme.bits, scheme.group_size)
 
 
 def gguf_refusals(module: str, shape: tuple[int, int], scheme: LinearScheme) -> list[str]:
@@ -134,7 +175,7 @@ def write_gguf(weights: FinishedModel, path: Path) -> None:
         raise missing_package("Writing GGUF", "gguf", "gguf") from None
     _require_fit(weights)
     tokenizer = gguf_tokenizer(weights.checkpoint.path, weights.spec.vocab_size)
-    name, interleaved = _ARCHITECTURES[weights.spec.architecture]
+    name, interleaved = ARCHITECTURES[weights.spec.architecture]
     tensors = list(_tensors(weights, interleaved))
     writer = gguf.GGUFWriter(path, name)
     _write_metadata(writer, gguf, weights, tokenizer)
@@ -165,7 +206,7 @@ def gguf_faults(weights: FinishedModel, path: Path) -> list[str]:
         written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     except (OSError, ValueError, IndexError, KeyError) as error:
         return [f"{path.name} cannot be read: {error}"]
-    _, interleaved = _ARCHITECTURES[weights.spec.architecture]
+    _, interleaved = ARCHITECTURES[weights.spec.architecture]
     expected = {tensor.name: tensor for tensor in _tensors(weights, interleaved)}
     faults = [f"{path.name}: {name} is missing" for name in sorted(expected.keys() - written.keys())]
     faults += [f"{path.name}: {name} should not be there" for name in sorted(written.keys() - expected.keys())]
@@ -232,11 +273,11 @@ def _tensors(weights: FinishedModel, interleaved: bool) -> Iterator[_Tensor]:
 def _block_tensors(weights: FinishedModel, layer: int, interleaved: bool) -> Iterator[_Tensor]:
     spec, prefix = weights.spec, weights.spec.block_prefix(layer)
     for norm in spec.norms():
-        yield _vector(weights, f"blk.{layer}.{_NAMES[norm]}.weight", f"{prefix}{norm}.weight")
+        yield _vector(weights, f"blk.{layer}.{NAMES[norm]}.weight", f"{prefix}{norm}.weight")
     heads_of = {"self_attn.q_proj": spec.num_heads, "self_attn.k_proj": spec.num_kv_heads}
     for linear in spec.linears():
         heads = heads_of.get(linear.name) if interleaved else None
-        name, module = f"blk.{layer}.{_NAMES[linear.name]}", prefix + linear.name
+        name, module = f"blk.{layer}.{NAMES[linear.name]}", prefix + linear.name
         yield _linear(weights, f"{name}.weight", module, (linear.out_features, linear.in_features), heads)
         if linear.bias:
             yield _vector(weights, f"{name}.bias", f"{module}.bias", heads)
@@ -302,8 +343,8 @@ def _stored_dtype(kind: Kind) -> torch.dtype:
 
 def _require_fit(weights: FinishedModel) -> None:
     spec, reasons = weights.spec, []
-    if spec.architecture not in _ARCHITECTURES:
-        raise InputError(f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(_ARCHITECTURES)}.")
+    if spec.architecture not in ARCHITECTURES:
+        raise InputError(f"{spec.architecture} has no GGUF writer; qtk has one for {', '.join(ARCHITECTURES)}.")
     shapes = spec.module_shapes()
     for module, scheme in weights.scheme.quantized_modules().items():
         reasons += gguf_refusals(module, shapes[module], scheme)
@@ -311,10 +352,16 @@ def _require_fit(weights: FinishedModel) -> None:
         raise InputError(f"{weights.checkpoint.path} cannot become a GGUF file:\n{listing(reasons)}")
 
 
+def _model_name(directory: Path) -> str:
+    """The name of the finished directory, of which `directory` may be the unfinished one or a method's part of it."""
+    place = directory.parent if directory.parent.suffix == ".partial" else directory
+    return place.name.removesuffix(".partial")
+
+
 def _write_metadata(writer: Any, gguf: Any, weights: FinishedModel, tokenizer: GgufTokenizer) -> None:
     spec: ModelSpec = weights.spec
     writer.add_type("model")
-    writer.add_name(weights.checkpoint.path.name)
+    writer.add_name(_model_name(weights.checkpoint.path))
     # llama.cpp's llama graph has no sliding window: within one window the two are the same, so that is the context.
     windows = [window for window in spec.windows if window is not None]
     writer.add_context_length(min([spec.max_positions, *windows]))

@@ -102,7 +102,7 @@ class GptqFormat(Format):
             raise InputError(f"{checkpoint.path}: {default.bits} bits; qtk reads 4 and 8.")
         schemes = {}
         for module in modules:
-            scheme = _overridden(module, default, config.get("dynamic") or {})
+            scheme = overridden(module, default, config.get("dynamic") or {})
             stored = f"{module}.qweight" in checkpoint
             schemes[module] = scheme if stored else LinearScheme(16, default.group_size, default.symmetric)
         return QuantizationScheme(default, schemes)
@@ -148,7 +148,7 @@ def _dynamic(overrides: Mapping[str, LinearScheme]) -> dict[str, dict[str, Any]]
     return rules
 
 
-def _overridden(module: str, default: LinearScheme, dynamic: Mapping[str, Mapping[str, Any]]) -> LinearScheme:
+def overridden(module: str, default: LinearScheme, dynamic: Mapping[str, Mapping[str, Any]]) -> LinearScheme:
     for rule, values in dynamic.items():
         sign, pattern = (rule[0], rule[2:]) if rule[:2] in ("+:", "-:") else ("+", rule)
         if re.match(pattern, module):

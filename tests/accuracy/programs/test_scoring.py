@@ -20,6 +20,7 @@ from qtk.bench.accuracy.results.result import read_result
 from qtk.bench.accuracy.suites.suites import load_suite, suite_tasks
 from qtk.bench.accuracy.suites.tasks import read_rows
 from qtk.bench.accuracy.task import Task
+from qtk.checkpoint.manifest import read_manifest
 from qtk.errors import MachineError
 from qtk.sandbox.job import ProgramOutcome
 from qtk.sandbox.pool import choose_level
@@ -75,6 +76,7 @@ def test_a_file_of_answers_is_scored_and_recorded(tmp_path, run_qtk):
     }  # fmt: skip
     assert [round(rate["value"], 4) for rate in score["pass_at"]] == [0.3333, 0.6667]
     assert printed["sandbox"]["level"] in ("namespaces", "bubblewrap", "user-namespaces", "landlock")
+    assert printed.pop("warnings") == read_manifest(tmp_path / "out").warnings
     assert read_result(tmp_path / "out").model_dump(mode="json") == printed
     lines = read_rows(tmp_path / "out" / "tasks.jsonl")
     assert len(lines) == 6
@@ -166,7 +168,8 @@ def test_a_stopped_run_is_resumed_without_running_anything_twice(tmp_path, run_q
     partial.write_text(first + '{"suite": "ow')  # as if the machine had gone down in mid-line
     other = run_qtk(*words, "--resume", "--k", 1, "--limit", 2)
     assert other.returncode == 2
-    assert "other options" in other.stderr
+    assert "begun with another --limit" in other.stderr
+    assert run_qtk(*words).returncode == 2, "without --resume it is neither continued nor thrown away"
     done = run_qtk(*words, "--resume", "--json")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "tasks.jsonl").read_text().startswith(first)

@@ -10,8 +10,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from qtk.calibration.options import CalibrationOptions
 from qtk.checkpoint.reader import Checkpoint
-from qtk.errors import InputError
+from qtk.engines.build import build_engine
+from qtk.engines.description import read_description
+from qtk.engines.options import BuildOptions
+from qtk.errors import GateFailed, InputError
 from qtk.quantization.formats.gguf import (
     GgufFormat,
     gguf_faults,
@@ -24,6 +28,8 @@ from qtk.quantization.formats.gguf import (
 from qtk.quantization.formats.gguf_tokenizer import gguf_tokenizer
 from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.quantize import quantize_model
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme
 
@@ -111,16 +117,81 @@ def test_transformers_reads_the_same_model(
     torch.testing.assert_close(logits, ours, atol=1e-4, rtol=1e-4)
 
 
-def test_the_format_leaves_a_gptq_checkpoint_with_a_gguf_file_beside_it(tiny_bpe, tmp_path, write_quantized) -> None:
-    source = tiny_bpe("llama")
-    assert checkpoint_format("gguf").checkpoint_refusals(Checkpoint(source)) == []
-    out = write_quantized(source, tmp_path / "out", "gguf", LinearScheme(4, 64, True))
-    weights = ModelWeights.open(out)
-    assert weights.format is checkpoint_format("gptq")
-    stored = {t.name: t for t in gguf.GGUFReader(out / "model.gguf").tensors}["blk.2.ffn_down.weight"]
-    linear = weights.linear("model.layers.2.mlp.down_proj")
-    assert isinstance(linear, QuantizedLinear)
-    assert torch.equal(torch.from_numpy(stored.data.copy()), pack_q4_0(linear))
+def quantized(model: Path, out: Path, **options: object) -> Path:
+    settled = QuantizeOptions(**{"method": "rtn", "group_size": 64, **options})
+    quantize_model(model, out, settled, CalibrationOptions(samples=8, seq_len=48))
+    return out
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.suffix in (".gguf", ".safetensors"))
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3", "llama-tied"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_file_alone_is_read_as_the_checkpoint_it_was_made_from(tiny_bpe, tmp_path, variant: str, bits: int) -> None:
+    model = tiny_bpe(variant)
+    override = ("*.layers.1.mlp.down_proj=bits:16", "*.layers.0.mlp.*=group:32")
+    options = {"bits": bits, "override": override}
+    alone = ModelWeights.open(quantized(model, tmp_path / "coder", container="gguf", **options))
+    beside = ModelWeights.open(quantized(model, tmp_path / "gptq", container="gptq", **options))
+    assert names(tmp_path / "coder") == [f"coder-Q{bits}_0.gguf"]
+    assert alone.scheme == beside.scheme
+    for name, _ in beside.spec.all_linears():
+        ours, theirs = alone.linear(name), beside.linear(name)
+        if isinstance(theirs, QuantizedLinear):
+            assert isinstance(ours, QuantizedLinear)
+            assert torch.equal(ours.codes, theirs.codes)
+            assert torch.equal(ours.scales, theirs.scales.half())
+        else:
+            assert torch.equal(ours.half(), theirs.half()), name
+        bias = beside.bias(name)
+        assert bias is None or torch.equal(alone.bias(name), bias.float())
+    tokens = TOKENS[:, :8]
+    assert torch.equal(alone.embed(tokens, torch.float32), beside.embed(tokens, torch.float32).half().float())
+    assert torch.equal(alone.final_norm(), beside.final_norm().float())
+    assert torch.equal(alone.lm_head(torch.float32), beside.lm_head(torch.float32).half().float())
+
+
+def test_an_engine_and_the_commands_read_the_file_alone(tiny_bpe, tmp_path, run_qtk) -> None:
+    out = quantized(tiny_bpe("llama"), tmp_path / "coder", container="gguf")
+    gptq = quantized(tiny_bpe("llama"), tmp_path / "gptq", container="gptq")
+    for name, model in (("a", out), ("b", gptq)):
+        build_engine(model, tmp_path / name, BuildOptions(max_input_len=32, max_output_len=8))
+    sizes = [[stage.bytes for stage in read_description(tmp_path / name).stages] for name in "ab"]
+    assert sizes[0] == sizes[1]
+    divergence = run_qtk("bench", "divergence", out, "--reference", gptq, "--rows", 2, "--seq-len", 32, "--json")
+    assert json.loads(divergence.stdout)["pooled"]["kl"]["mean"] < 1e-4, "float16 and bfloat16 tables aside, the same"
+    assert "container gguf: 21 linears 4 bits, group 64" in run_qtk("inspect", out).stdout
+    assert run_qtk("verify", out).returncode == 0
+    assert run_qtk("plan", out, "--gpu", "a10", "--json").stdout.count("INT4 group 64") == 1
+    assert run_qtk("quantize", out, "-o", tmp_path / "again").returncode == 2
+
+
+def test_what_an_earlier_qtk_wrote_is_still_read(tiny_bpe, tmp_path, write_quantized) -> None:
+    """A gptq checkpoint with model.gguf beside it."""
+    out = write_quantized(tiny_bpe("llama"), tmp_path / "out", "gptq", LinearScheme(4, 64, True))
+    converted(out, out / "model.gguf")
+    assert ModelWeights.open(out).format is checkpoint_format("gptq")
+
+
+def test_the_best_of_two_methods_leaves_one_file_too(tiny_bpe, tmp_path) -> None:
+    out = quantized(tiny_bpe("llama"), tmp_path / "coder", container="gguf", method="auto")
+    assert names(out) == ["coder-Q4_0.gguf"]
+    assert gguf.GGUFReader(out / "coder-Q4_0.gguf").fields["general.name"].contents() == "coder"
+    assert "llama-server -m coder/coder-Q4_0.gguf" in (out / "README.md").read_text()
+
+
+def test_a_damaged_file_is_found_when_it_is_read_back(tiny_bpe, tmp_path, monkeypatch) -> None:
+    def damaged(weights, path: Path) -> None:
+        write_gguf(weights, path)
+        stored = bytearray(path.read_bytes())
+        stored[-100 * 320] ^= 1
+        path.write_bytes(stored)
+
+    monkeypatch.setattr("qtk.quantization.formats.gguf.write_gguf", damaged)
+    with pytest.raises(GateFailed, match="holds other weights than the checkpoint"):
+        quantized(tiny_bpe("llama"), tmp_path / "coder", container="gguf")
 
 
 def test_a_file_that_differs_from_its_checkpoint_is_found(tiny_bpe, tmp_path, write_quantized) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 from qtk.bench.accuracy.choices.rows import QuestionRow, as_rows, read_set, subject_files
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet, HubSource
 from qtk.bench.accuracy.suites.suites import Suite, find_data, missing_data
+from qtk.checkpoint.hub import out_of_reach
 from qtk.checkpoint.manifest import canonical_digest, file_digest
-from qtk.errors import InputError
+from qtk.errors import InputError, MachineError
 from qtk.install_hints import missing_package
 
 
@@ -90,7 +91,9 @@ def _hub_rows(datasets: Any, hub: HubSource, subject: str, split: str) -> Iterat
         rows = datasets.load_dataset(hub.id, subject or hub.name, split=split)
     except Exception as error:  # the library and what it calls raise many kinds
         offline = " (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set)" if _offline() else ""
-        raise InputError(f"{hub.id} cannot be loaded from the hub{offline}: {error}") from None
+        if offline or out_of_reach(error):
+            raise MachineError(f"{hub.id} cannot be loaded from the hub, which is out of reach{offline}.") from None
+        raise InputError(f"{hub.id} cannot be loaded from the hub: {error}") from None
     classes: Mapping[str, Any] = {
         key: feature for key, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)
     }

@@ -18,7 +18,7 @@ from qtk.bench.accuracy.results.harness import HarnessMetric, HarnessScore
 from qtk.checkpoint.manifest import canonical_digest
 from qtk.errors import InputError, MachineError
 from qtk.install_hints import install_hint
-from qtk.progress import note
+from qtk.progress import warn
 
 DOCUMENTS_NAME, SCORES_NAME = "lm-eval-documents.jsonl", "lm-eval-scores.jsonl"
 _IN_SANDBOX = "The suites of qtk run programs in a sandbox: --suite humaneval, mbpp, humaneval-x or multipl-e."
@@ -78,8 +78,8 @@ def _run(
         )
     assert results is not None
     if model.cut:
-        note(
-            f"qtk: lm-eval:{name}: {model.cut} requests were longer than the engine holds, so their beginnings were cut off."
+        warn(
+            f"lm-eval:{name}: {model.cut} requests were longer than the engine holds, so their beginnings were cut off."
         )
     scores = [_score(results, task, model.cut) for task in results["samples"]]
     return scores, [

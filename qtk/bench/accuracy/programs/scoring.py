@@ -17,7 +17,7 @@ from qtk.bench.accuracy.programs.extraction import Extracted, extract
 from qtk.bench.accuracy.suites.suites import Suite
 from qtk.bench.accuracy.task import Task
 from qtk.errors import MachineError, listing
-from qtk.progress import Progress, note
+from qtk.progress import Progress, warn
 from qtk.sandbox.job import Job, Level, ProgramOutcome
 from qtk.sandbox.pool import Workers, limits_note
 
@@ -114,7 +114,7 @@ class Scorer:
         if not result.failed:
             if result.by_chance:
                 names = ", ".join(result.by_chance)
-                note(f"{label}: {names} passed only after {result.tries} tries: what it does depends on chance.")
+                warn(f"{label}: {names} passed only after {result.tries} tries: what it does depends on chance.")
             return
         missing = self.toolchain.missing(result.failed.values())
         why = f"Missing: {', '.join(missing)}." if missing else f"The first says: {_complaint(result.failed)}"

@@ -1,0 +1,113 @@
+"""What an earlier command left unfinished is continued, refused or removed with a sentence; never in silence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qtk.checkpoint.begun import BegunWork, UnfinishedWork
+from qtk.checkpoint.manifest import MANIFEST_NAME
+from qtk.checkpoint.staging import Resumption, partial_path, remove_partial, staged_directory
+from qtk.errors import InputError
+
+FACTS = {"--seed": 0, "model": "m"}
+
+
+def resumption(wanted: bool = False, **changes: object) -> Resumption:
+    def unfinished(partial: Path) -> UnfinishedWork | None:
+        begun, done = BegunWork.read(partial / "begun.json"), sorted(partial.glob("part-*"))
+        return UnfinishedWork(kind="toy", begun=begun, done=len(done)) if begun and done else None
+
+    return Resumption(wanted, {**FACTS, **changes}, unfinished)
+
+
+def left_by_a_stopped_command(out: Path, parts: int = 2) -> Path:
+    with pytest.raises(RuntimeError), staged_directory(out, resumption=resumption()) as work:
+        BegunWork.now(FACTS, total=5, unit="part").write(work / "begun.json")
+        for number in range(parts):
+            (work / f"part-{number}").touch()
+        raise RuntimeError("stopped")
+    return partial_path(out)
+
+
+def killed(out: Path, *, complete: bool = False) -> Path:
+    """What a process that was killed outright leaves: the unfinished directory, and its lock that nobody holds."""
+    name = MANIFEST_NAME if complete else "half"
+    script = (
+        "import os, sys, pathlib\nfrom qtk.checkpoint.staging import staged_directory\n"
+        "with staged_directory(pathlib.Path(sys.argv[1])) as work:\n    (work / sys.argv[2]).touch()\n    os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(out), name], check=False)
+    assert (partial_path(out) / name).exists()
+    return partial_path(out)
+
+
+def test_work_that_can_be_resumed_is_refused_until_the_user_says_which(tmp_path, capfd) -> None:
+    partial = left_by_a_stopped_command(tmp_path / "out")
+    with pytest.raises(InputError) as caught, staged_directory(tmp_path / "out", resumption=resumption()):
+        pass
+    said = str(caught.value)
+    assert "2 of 5 parts done, begun 2" in said
+    assert "--resume continues it" in said
+    assert "--overwrite" in said
+    assert (partial / "part-1").exists()
+    with staged_directory(tmp_path / "out", resumption=resumption(wanted=True)) as work:
+        assert (work / "part-1").exists()
+    assert capfd.readouterr().err == ""
+
+
+def test_work_on_other_terms_names_them_and_is_kept(tmp_path) -> None:
+    partial = left_by_a_stopped_command(tmp_path / "out")
+    for wanted in (True, False):
+        with (
+            pytest.raises(InputError, match="begun with another --seed, so this command cannot continue it"),
+            staged_directory(tmp_path / "out", resumption=resumption(wanted, **{"--seed": 1})),
+        ):
+            pass
+    assert (partial / "part-1").exists()
+
+
+def test_overwrite_starts_again_and_says_what_is_removed(tmp_path, capfd) -> None:
+    left_by_a_stopped_command(tmp_path / "out")
+    with staged_directory(tmp_path / "out", overwrite=True, resumption=resumption()) as work:
+        assert list(work.iterdir()) == []
+    assert "2 of 5 parts done" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_the_remains_of_a_killed_command_are_removed_with_a_note(tmp_path, capfd, resumable: bool) -> None:
+    killed(tmp_path / "out")
+    with staged_directory(tmp_path / "out", resumption=resumption() if resumable else None) as work:
+        assert list(work.iterdir()) == []
+    assert "nothing in it can be continued: starting again" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_complete_directory_that_only_lacks_its_name_is_not_thrown_away(tmp_path, capfd) -> None:
+    partial = killed(tmp_path / "out", complete=True)
+    for options in ({}, {"resumption": resumption(wanted=True)}):
+        with pytest.raises(InputError, match=r"is complete.*`mv "), staged_directory(tmp_path / "out", **options):
+            pass
+        assert (partial / MANIFEST_NAME).exists()
+    with staged_directory(tmp_path / "out", overwrite=True):
+        pass
+    assert "the complete output of an earlier command" in capfd.readouterr().err
+
+
+def test_a_run_says_why_it_removes_what_is_unfinished(tmp_path, capfd) -> None:
+    partial = left_by_a_stopped_command(tmp_path / "out")
+    remove_partial(tmp_path / "out", "it was begun with other options")
+    assert "is removed: it was begun with other options" in capfd.readouterr().err
+    assert not partial.exists()
+
+
+def test_an_interrupt_of_resumable_work_says_how_to_go_on(tmp_path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt) as caught,
+        staged_directory(tmp_path / "out", resumption=resumption()),
+    ):
+        raise KeyboardInterrupt
+    assert "--resume" in caught.value.args[0]
