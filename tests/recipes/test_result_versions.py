@@ -14,11 +14,11 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from qtk.bench.divergence_run import measure_divergence
 from safetensors.torch import save_file
 
 from qtk.adapters.merge import merge
 from qtk.adapters.options import MergeOptions
+from qtk.bench.divergence_run import measure_divergence
 from qtk.bench.options import DivergenceOptions
 from qtk.calibration.options import CalibrationOptions
 from qtk.checkpoint.reader import Checkpoint
