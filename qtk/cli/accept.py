@@ -48,7 +48,7 @@ def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: o
             console.print(f"Not run: {', '.join(result.shapes_not_run)}: the engine's limits are too small.")
         console.print(f"Verdict: {result.verdict}.")
 
-    emit(result, as_json, show)
+    emit(result, as_json, show, made=out)
     failed = [check.name for check in result.checks if not check.passed]
     if failed:
         raise GateFailed(f"{engine} did not pass: {', '.join(failed)}. The record is in {out}.")

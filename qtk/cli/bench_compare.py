@@ -80,8 +80,10 @@ def command(
             console.print(f"note: {difference}")
         if comparison.published is not None:
             console.print(f"published: {comparison.published}")
+        console.print(f"Verdict: {comparison.verdict}.")
 
-    emit(comparison, as_json, show)
+    data = comparison.model_dump(mode="json") | {"passed": comparison.passed, "verdict": comparison.verdict}
+    emit(data, as_json, show, made=out)
     if gate and comparison.beyond:
         losses = "; ".join(f"{row.label}: {row.change}, tolerance {row.tolerance:g}" for row in comparison.beyond)
         raise GateFailed(f"More was lost than is tolerated. {losses}.")

@@ -62,4 +62,5 @@ def command(model: Path, reference: Path, out: Path | None, overwrite: bool, as_
         result,
         as_json,
         lambda console: console.print(table(f"Divergence of {model} from {reference}, nats per token", columns, rows)),
+        made=out,
     )

@@ -63,4 +63,4 @@ def command(engine: Path, out: Path | None, overwrite: bool, as_json: bool, **va
         console.print(table(title, columns, rows))
         console.print(f"First call: {report.first_call}.")
 
-    emit(report, as_json, show)
+    emit(report, as_json, show, made=out)

@@ -10,12 +10,14 @@ import click
 from qtk.calibration.options import CalibrationOptions
 from qtk.cli.options import build, old_spelling, options_from, output_options, require_valid
 from qtk.cli.output import emit, json_option, table
+from qtk.errors import by_layer
 from qtk.quantization.options import QuantizeOptions
+from qtk.sizes import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
+    from qtk.cli.tables import Sheet
     from qtk.quantization.quantize import QuantizeReport
 
 
@@ -49,7 +51,7 @@ def command(model: Path, out: Path, overwrite: bool, resume: bool, verbose: bool
             console.print(_layer_table(out))
         console.print(table(str(out), ("", ""), _facts(report)))
 
-    emit(report, as_json, show)
+    emit(report, as_json, show, made=out)
 
 
 def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
@@ -73,13 +75,13 @@ def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
         change = f"{report.mean_error_before:.2e} rounded to nearest -> {report.mean_error_after:.2e}"
         rows.append(("mean output error", change))
     rows += [
-        ("size", f"{report.float_bytes / 1e6:.1f} MB -> {report.quantized_bytes / 1e6:.1f} MB"),
+        ("size", f"{size_text(report.float_bytes)} -> {size_text(report.quantized_bytes)}"),
         ("time", f"{report.seconds:.1f} s"),
-        ("peak memory", f"{report.peak_memory_bytes / 1e9:.2f} GB"),
+        ("peak memory", size_text(report.peak_memory_bytes)),
         ("read back", _read_back(report)),
     ]
     if report.fell_back_to_rtn:
-        rows.append(("ROUNDED TO NEAREST", ", ".join(report.fell_back_to_rtn)))
+        rows.append(("ROUNDED TO NEAREST", "\n".join(by_layer(report.fell_back_to_rtn))))
     return rows
 
 
@@ -91,7 +93,7 @@ def _read_back(report: QuantizeReport) -> str:
     return f"{size}; generates {check.text!r}{loops}{warning}"
 
 
-def _layer_table(directory: Path) -> Table:
+def _layer_table(directory: Path) -> Sheet:
     import json
 
     from qtk.quantization.report import LOG_NAME

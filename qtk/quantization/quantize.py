@@ -45,6 +45,7 @@ from qtk.quantization.report import LOG_NAME, QuantizeReport
 from qtk.quantization.resume import WORK, begin, remove_work, worth_resuming
 from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.quantization.target_settings import for_target, settled_scheme
+from qtk.targets.gpu import is_profile_file
 
 # What other tools write beside, or in, the config.json of a model that they quantized.
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
@@ -86,6 +87,8 @@ def quantize_model(
         "quantized-model", {**settled.options.model_dump(), **calibration.model_dump()}, settled.threads
     )
     recorder.add_input("model", model, source.checkpoint.files)
+    if options.gpu is not None and is_profile_file(options.gpu):
+        recorder.add_input("GPU profile", Path(options.gpu), [Path(options.gpu)])
     text = calibration_text(source, settled.options, calibration)
     text_file = calibration_file(settled.options, calibration)
     if text_file is not None:

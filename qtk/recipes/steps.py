@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from qtk.progress import Progress
 from qtk.recipes.schema import Recipe, beside, text_file
+from qtk.targets.gpu import is_profile_file
 
 MODEL = "model"  # the name under which steps ask for the recipe's own model
 
@@ -24,7 +25,7 @@ class RecipeStep:
     `inputs` names what the step reads: sources of the recipe, and earlier steps (their directories).
     `work(places, out, resume)` finds them in `places` by these names and writes `out`, replacing what stands there.
     resume: an unfinished `out` of the very same work lies there and may be continued.
-    `texts` are text files that the step reads besides.
+    `texts` are text files that the step reads besides: calibration text, the profile of a GPU.
     """
 
     name: str
@@ -50,7 +51,7 @@ def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
         float_model = "merge"
     if recipe.quantize is not None:
         steps.append(_quantize(recipe, recipe_dir, float_model))
-    steps += _builds(recipe, float_model)
+    steps += _builds(recipe, recipe_dir, float_model)
     engines = [step.name for step in steps if step.stage == "build"]
     steps += [_latency(recipe, engine) for engine in engines if recipe.bench.latency is not None]
     if recipe.bench.divergence is not None:
@@ -87,12 +88,12 @@ def _merge(recipe: Recipe) -> RecipeStep:
 def _quantize(recipe: Recipe, recipe_dir: Path, float_model: str) -> RecipeStep:
     stage = recipe.quantize
     assert stage is not None
-    calibration = stage.calibration_options(recipe_dir)
+    options, calibration = stage.quantize_options(recipe_dir), stage.calibration_options(recipe_dir)
 
     def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.quantization.quantize import quantize_model
 
-        quantize_model(places[float_model], out, stage.quantize_options(), calibration, overwrite=True, resume=resume)
+        quantize_model(places[float_model], out, options, calibration, overwrite=True, resume=resume)
 
     return RecipeStep(
         name="quantize",
@@ -101,7 +102,7 @@ def _quantize(recipe: Recipe, recipe_dir: Path, float_model: str) -> RecipeStep:
         options=_dump(stage),
         inputs=(float_model,),
         work=work,
-        texts=_files(recipe_dir, (stage.calibration,)),
+        texts=(*_files(recipe_dir, (stage.calibration,)), *_profile(options.gpu)),
     )
 
 
@@ -110,10 +111,15 @@ def _files(recipe_dir: Path, sources: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(file for source in sources if (file := text_file(recipe_dir, source)) is not None)
 
 
-def _builds(recipe: Recipe, float_model: str) -> list[RecipeStep]:
+def _profile(gpu: str | None) -> tuple[Path, ...]:
+    """The file of a GPU profile that does not ship."""
+    return (Path(gpu),) if gpu is not None and is_profile_file(gpu) else ()
+
+
+def _builds(recipe: Recipe, recipe_dir: Path, float_model: str) -> list[RecipeStep]:
     if recipe.build is None:
         return []
-    options = recipe.build.build_options()
+    stage, options = recipe.build, recipe.build.build_options(recipe_dir)
 
     def build(name: str, directory: str, model: str) -> RecipeStep:
         def work(places: Places, out: Path, resume: bool) -> None:
@@ -125,9 +131,10 @@ def _builds(recipe: Recipe, float_model: str) -> list[RecipeStep]:
             name=name,
             stage="build",
             directory=directory,
-            options=_dump(options),
+            options=_dump(options.model_copy(update={"gpu": stage.gpu})),  # a path as the recipe has it
             inputs=(model,),
             work=work,
+            texts=_profile(options.gpu),
         )
 
     steps = [build("build-float", "engine-float", float_model)] if recipe.build.float_engine else []
