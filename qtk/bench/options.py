@@ -60,7 +60,10 @@ class DivergenceOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: tuple[str, ...] = Field(
-        (CODE, ENGLISH), min_length=1, description=f"{CODE}, {ENGLISH}, or a .txt/.jsonl/.parquet file; repeatable."
+        (CODE, ENGLISH),
+        min_length=1,
+        description=f"{CODE}, {ENGLISH}, or a .txt/.jsonl/.parquet file; repeatable.",
+        json_schema_extra={"names": "held-out"},
     )
     rows: int = Field(16, ge=2, description="Rows of each text (two at least, for a standard error).")
     seq_len: int = Field(512, ge=2, description="Tokens in a row.")

@@ -17,6 +17,7 @@ class CalibrationOptions(BaseModel):
     calibration: str = Field(
         "python-stdlib",
         description="python-stdlib, a .txt/.jsonl/.parquet file, or a data set id (needs the extra 'datasets').",
+        json_schema_extra={"names": "calibration"},
     )
     samples: int = Field(128, ge=1, description="Rows of calibration text.")
     seq_len: int | None = Field(

@@ -177,6 +177,11 @@ def read_manifest(directory: Path) -> Manifest:
         raise InputError(f"{path} cannot be read as a manifest: {error}") from None
 
 
+def made_in(folder: Path) -> list[Path]:
+    """The directories right below `folder` that qtk wrote, sorted; those of unfinished work have no manifest yet."""
+    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+
+
 Status = Literal["ok", "changed", "missing", "unrecorded", "input absent"]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from qtk.checkpoint.reader import INDEX_NAME, Checkpoint
 from qtk.checkpoint.safetensors_file import format_dtype
 from qtk.errors import InputError, MachineError
+from qtk.sizes import size_text
 
 if TYPE_CHECKING:
     import torch
@@ -217,6 +218,6 @@ def require_room(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise MachineError(
-            f"{directory}: {needed / 1e9:.1f} GB are needed and the disk has {free / 1e9:.1f} GB free. "
+            f"{directory}: {size_text(needed)} are needed and the disk has {size_text(free)} free. "
             "Free some room, or write to another disk."
         )

@@ -53,7 +53,7 @@ def command(engine: Path, out: Path, overwrite: bool, as_json: bool, **values: o
             console.print(f"Not run: {', '.join(result.shapes_not_run)}: the engine's limits are too small.")
         console.print(f"Verdict: {result.verdict}.")
 
-    emit(result, as_json, show, _failure(result, engine, out))
+    emit(result, as_json, show, _failure(result, engine, out), made=out)
 
 
 def _failure(result: Acceptance, engine: Path, out: Path) -> GateFailed | None:

@@ -82,4 +82,4 @@ def command(
         for name, reason in result.skipped.items():
             console.print(f"not scored: {name}: {reason}")
 
-    emit(result, as_json, show)
+    emit(result, as_json, show, made=out)

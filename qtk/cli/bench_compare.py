@@ -80,5 +80,8 @@ def command(
             console.print(f"note: {difference}")
         if comparison.published is not None:
             console.print(f"published: {comparison.published}")
+        console.print(f"Verdict: {comparison.verdict}.")
 
-    emit(comparison, as_json, show, GateFailed(comparison.gate_failure) if gate and comparison.gate_failure else None)
+    failed = GateFailed(comparison.gate_failure) if gate and comparison.gate_failure else None
+    data = comparison.model_dump(mode="json") | {"passed": comparison.passed, "verdict": comparison.verdict}
+    emit(data, as_json, show, failed, made=out)

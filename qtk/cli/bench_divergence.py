@@ -73,6 +73,7 @@ def command(
         as_json,
         lambda console: console.print(table(f"Divergence of {model} from {reference}, nats per token", columns, rows)),
         _beyond(result, max_kl),
+        made=out,
     )
 
 

@@ -43,4 +43,4 @@ def command(results: tuple[Path, ...], out: Path | None, overwrite: bool, as_jso
             console.print(f"not counted, because some result lacks them: {', '.join(ranked.absent)}")
         console.print(f"published: {ranked.source} ({ranked.reference})")
 
-    emit(ranked, as_json, show)
+    emit(ranked, as_json, show, made=out)

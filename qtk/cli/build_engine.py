@@ -11,7 +11,8 @@ from qtk.cli.memory import show_memory
 from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 from qtk.engines.options import BuildOptions
-from qtk.wording import counted, size
+from qtk.sizes import size_text
+from qtk.wording import counted
 
 
 @click.command()
@@ -41,7 +42,7 @@ def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: ob
         ("output head", f"{engine.lm_head_bits} bits"),
         ("computes in", engine.dtype),
         ("limits", f"{limits.max_input_len} + {limits.max_output_len} tokens, {counted(limits.max_batch, 'row')}"),
-        ("size", size(sum(stage.bytes for stage in engine.stages))),
+        ("size", size_text(sum(stage.bytes for stage in engine.stages))),
         *[("note", note) for note in engine.notes],
     ]
 
@@ -50,4 +51,7 @@ def command(model: Path, out: Path, overwrite: bool, as_json: bool, **values: ob
         if engine.memory is not None:
             show_memory(console, f"Memory on {engine.memory.gpu}", engine.memory)
 
-    emit(engine, as_json, show)
+    data = engine.model_dump(mode="json")
+    if not any(engine.windows):
+        data["windows"] = None  # no layer has one; engine.json says so layer by layer
+    emit(data, as_json, show, made=out)

@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 
 from qtk.cli.output import emit, json_option, table
+from qtk.sizes import size_text
 
 
 @click.command()
@@ -28,8 +29,8 @@ def command(as_json: bool) -> None:
         machine_rows = [
             ("qtk", diagnosis.qtk_version),
             ("processor", f"{m['processor']}, {m['cores']} usable cores"),
-            ("memory", f"{m['memory_bytes'] / 1e9:.1f} GB, {diagnosis.memory_available_bytes / 1e9:.1f} GB available"),  # type: ignore[operator]
-            ("disk", f"{diagnosis.disk_free_bytes / 1e9:.1f} GB free here"),
+            ("memory", f"{size_text(int(m['memory_bytes']))}, {size_text(diagnosis.memory_available_bytes)} available"),  # type: ignore[call-overload]
+            ("disk", f"{size_text(diagnosis.disk_free_bytes)} free here"),
             ("system", str(m["system"])),
             ("GPU", str(gpus)),
             ("matrix products, GFLOP/s", f"{speeds}; calibration runs in {diagnosis.calibration_dtype}"),

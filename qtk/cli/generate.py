@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from qtk.cli.options import build, options_from
-from qtk.cli.output import json_option
+from qtk.cli.output import ResultConsole, emit, json_option
 from qtk.engines.sessions.options import GenerateOptions
 
 
@@ -39,9 +39,11 @@ def command(engine: Path, prompts: tuple[str, ...], as_json: bool, **values: obj
 
     with open_session(engine, options.threads) as session:
         result = generate_text(session, texts, options, on_text=write if stream else None)
-    if as_json:
-        print(result.model_dump_json(indent=2))
-    elif stream:
-        print()
-    else:
-        print("\n\n".join(f"[{number}]\n{row.text}" for number, row in enumerate(result.rows, 1)))
+
+    def show(console: ResultConsole) -> None:
+        if stream:
+            print()
+        else:
+            print("\n\n".join(f"[{number}]\n{row.text}" for number, row in enumerate(result.rows, 1)))
+
+    emit(result, as_json, show)

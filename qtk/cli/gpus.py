@@ -20,7 +20,9 @@ def command(as_json: bool) -> None:
 
     profiles = gpu_profiles()
     columns = ("--gpu", "SM", "memory GiB", "GB/s", "fp16 TFLOPS", "backend")
-    rows = [(p.name, p.sm, p.memory_gib, p.bandwidth_gb_s, p.fp16_tflops, p.backends[0]) for p in profiles]
+    rows = [
+        (p.name, p.sm, p.memory_gib, p.bandwidth_gb_s, p.fp16_tflops, next(iter(p.backends), None)) for p in profiles
+    ]
     emit(
         {"gpus": [p.model_dump(mode="json") for p in profiles]},
         as_json,

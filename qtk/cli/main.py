@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import errno
 import importlib
 import os
 import select
+import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 import qtk
 from qtk.errors import QtkError
@@ -35,7 +41,11 @@ COMMANDS = {
     "inspect": ("inspect", "Say what a model, engine or run directory holds."),
     "verify": ("verify", "Check a directory and its whole chain of inputs against the manifests."),
     "gpus": ("gpus", "List the GPUs that engines can be built for."),
+    "list": ("list_names", "List suites, containers, backends, recipes, architectures or GPUs."),
     "doctor": ("doctor", "Say what this machine can run, what is missing, and how to get it."),
+    "completion": ("completion", "Print the script that completes qtk's words in a shell."),
+    "help": ("help_text", "Show the help of a command."),
+    "version": ("version", "Show qtk's version."),
 }
 
 
@@ -71,7 +81,14 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.lazy:
             return None
-        return importlib.import_module(f"qtk.cli.{self.lazy[name][0]}").command
+        return _with_global_options(importlib.import_module(f"qtk.cli.{self.lazy[name][0]}").command)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The subcommands with their help from the table, so that completing a name imports no command."""
+        names = [
+            CompletionItem(name, help=text) for name, (_, text) in self.lazy.items() if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -99,11 +116,44 @@ class LazyGroup(click.Group):
             raise
 
 
-@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(qtk.__version__, prog_name="qtk")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
-def cli(debug: bool, quiet: bool) -> None:
+def _quiet(context: click.Context, option: click.Parameter, given: bool) -> None:
+    if given:
+        from qtk.progress import silence_progress
+
+        silence_progress()
+
+
+def _show_version(context: click.Context, option: click.Parameter, given: bool) -> None:
+    if given and not context.resilient_parsing:
+        click.echo(f"qtk, version {qtk.__version__}")
+        context.exit()
+
+
+def _global_options(*, hidden: bool) -> list[click.Option]:
+    """The options that are taken before and after the name of a command. --debug is read by `main`, from the words."""
+    always: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True, "hidden": hidden}
+    return [
+        click.Option(["--version"], callback=_show_version, help="Show qtk's version.", **always),
+        click.Option(["--debug"], help="Show the traceback of an error.", **always),
+        click.Option(["-q", "--quiet"], callback=_quiet, help="No progress on stderr.", **always),
+    ]
+
+
+def _with_global_options(command: click.Command) -> click.Command:
+    """The command, which takes the global options too; its own --help leaves them to `qtk --help`."""
+    command = copy.copy(command)
+    command.params = [*command.params, *_global_options(hidden=True)]
+    return command
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy=COMMANDS,
+    params=_global_options(hidden=False),
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="The options stand before the command or after it.",
+)
+def cli() -> None:
     """Merge LoRA adapters, quantize to INT4, build engines for a GPU or the CPU, and measure what was lost and gained.
 
     \b
@@ -112,10 +162,6 @@ def cli(debug: bool, quiet: bool) -> None:
     qtk build-engine int4 -o engine --gpu cpu
     qtk bench latency engine
     """
-    if quiet:
-        from qtk.progress import silence_progress
-
-        silence_progress()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -124,7 +170,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 0 done, 1 a bug, 2 wrong input, 3 a check failed, 4 the machine lacks
-    something, 130 stopped."""
+    something, 130 stopped. With --json, an error is told on stdout as well, as a JSON object, unless the command has
+    printed its own already."""
     try:
         return _run(sys.argv[1:] if args is None else args)
     finally:
@@ -133,35 +180,71 @@ def main(args: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     debug = "--debug" in words
+    printed: list[object] = []
     signal.signal(signal.SIGTERM, _interrupt)  # so that a terminated command tidies up like an interrupted one
     try:
-        result = cli.main(args=words, prog_name="qtk", standalone_mode=False)
+        result = cli.main(args=words, prog_name="qtk", standalone_mode=False, obj=printed)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort) as error:
-        _say(_stopped(error), debug)
-        return 130
-    except QtkError as error:
-        _say(str(error), debug)
-        return error.exit_code
-    except MemoryError:
-        _say(_NO_MEMORY, debug)
-        return 4
-    except _BrokenPipe as error:
-        return _broken_pipe(error, debug)
-    except OSError as error:
-        return _failed_call(error, debug)
-    except RuntimeError as error:
-        if any(phrase in str(error) for phrase in _ALLOCATION_PHRASES):
-            _say(f"{_NO_MEMORY} ({str(error).strip().splitlines()[0]})", debug)
-            return 4
-        return _bug(error, debug)
-    except Exception as error:
-        return _bug(error, debug)
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, _BrokenPipe) and _nobody_reads_stdout():
+            return 0  # not an error; another broken pipe (a helper process has died) is a bug
+        if isinstance(error, click.NoSuchOption):
+            error = _answered(error)
+        code, message = _failure(error, words)
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, click.ClickException):
+            error.show()
+        else:
+            print(f"qtk: {message}", file=sys.stderr)
+        if "--json" in words and not printed:
+            from qtk.cli.output import emit_error
+
+            with contextlib.suppress(OSError):  # the reader may have gone
+                emit_error(message, code, _command_of(words))
+        return code
+
+
+def _answered(error: click.NoSuchOption) -> click.UsageError:
+    """The error, with what the option of another tool or command is called here instead of click's guess."""
+    from qtk.cli.peer_options import answer
+
+    command = error.ctx.command_path.partition(" ")[2] if error.ctx else ""
+    said = answer(command, error.option_name)
+    return error if said is None else click.UsageError(f"No such option '{error.option_name}'. {said}", error.ctx)
+
+
+def _command_of(words: Sequence[str]) -> str:
+    """The command that the words name ("bench compare"), as far as they name one."""
+    found: list[str] = []
+    group: click.Command | None = cli
+    for word in words:
+        if not isinstance(group, LazyGroup) or (word not in group.lazy and not word.startswith("-")):
+            break
+        if word in group.lazy:
+            found.append(word)
+            group = group.get_command(click.Context(group), word)
+    return " ".join(found)
+
+
+def _failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
+    """The exit code of an error, and the sentence for it."""
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return 130, _stopped(error)
+    if isinstance(error, click.ClickException):
+        return 2, error.format_message()
+    if isinstance(error, QtkError):
+        return error.exit_code, str(error)
+    if isinstance(error, MemoryError):
+        return 4, _NO_MEMORY
+    if isinstance(error, OSError) and (failed := _failed_call(error)):
+        return failed
+    if isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _ALLOCATION_PHRASES):
+        return 4, f"{_NO_MEMORY} ({str(error).strip().splitlines()[0]})"
+    again = shlex.join(["qtk", "--debug", *(word for word in words if word != "--debug")])
+    return 1, f"a bug: {type(error).__name__}: {error}. Please report it, with what this prints: {again}"
 
 
 def _stopped(error: BaseException) -> str:
@@ -171,26 +254,17 @@ def _stopped(error: BaseException) -> str:
     return f"Stopped. {left}".strip()
 
 
-def _failed_call(error: OSError, debug: bool) -> int:
-    """The exit code of a failed system call: no room on the disk or in memory, a path that cannot be used, or a bug."""
+def _failed_call(error: OSError) -> tuple[int, str] | None:
+    """Exit code and sentence of a failed system call: no room on the disk or in memory, a path that cannot be used. None
+    for any other, which is a bug."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _say(f"The disk is full{where}. Free some room and run again.", debug)
-        return 4
+        return 4, f"The disk is full{where}. Free some room and run again."
     if error.errno == errno.ENOMEM:
-        _say(_NO_MEMORY, debug)
-        return 4
+        return 4, _NO_MEMORY
     if error.filename and error.errno in _UNUSABLE_PATH:
-        _say(f"{error.filename}: {error.strerror}.", debug)
-        return 2
-    return _bug(error, debug)
-
-
-def _broken_pipe(error: _BrokenPipe, debug: bool) -> int:
-    """Not an error where stdout has lost its reader. Another broken pipe (a helper process has died) is a bug."""
-    if not _nobody_reads_stdout():
-        return _bug(error, debug)
-    return 0
+        return 2, f"{error.filename}: {error.strerror}."
+    return None
 
 
 def _let_go_of_stdout() -> None:
@@ -209,19 +283,6 @@ def _nobody_reads_stdout() -> bool:
         return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
     except (OSError, ValueError):
         return False
-
-
-def _say(message: str, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    print(f"qtk: {message}", file=sys.stderr)
-
-
-def _bug(error: Exception, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(f"qtk: a bug: {type(error).__name__}: {error}. Run again with --debug and report it.", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

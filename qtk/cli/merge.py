@@ -10,6 +10,7 @@ import click
 from qtk.adapters.options import MergeOptions
 from qtk.cli.options import build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
+from qtk.sizes import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +39,7 @@ def command(base: Path, adapters: tuple[Path, ...], out: Path, overwrite: bool, 
     from qtk.adapters.merge import merge
 
     result = merge(base, adapters, out, build(MergeOptions, options), overwrite=overwrite)
-    emit(result, as_json, lambda console: _show(result, console))
+    emit(result, as_json, lambda console: _show(result, console), made=out)
 
 
 def _show(result: MergeResult, console: Console) -> None:
@@ -48,10 +49,10 @@ def _show(result: MergeResult, console: Console) -> None:
     facts: list[tuple[str, object]] = [
         ("tensors changed", result.tensors_changed),
         ("tensors copied unchanged", result.tensors_copied),
-        ("GB written", f"{result.bytes_written / 1e9:.2f}"),
+        ("written", size_text(result.bytes_written)),
         ("seconds", f"{result.seconds:.1f}"),
-        ("peak memory, MB", f"{result.peak_memory_bytes / 1e6:.0f}"),
-        ("of which above the start, MB", f"{result.memory_above_start_bytes / 1e6:.0f}"),
+        ("peak memory", size_text(result.peak_memory_bytes)),
+        ("of which above the start", size_text(result.memory_above_start_bytes)),
         ("tokenizer files from", result.tokenizer_from),
     ]
     if result.nf4_rounded:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic import BaseModel, ValidationError
 
+from qtk.cli.known_names import field_completer
 from qtk.errors import InputError
 
 START_AGAIN = "Replace an existing output directory once the new one is complete; start again where a stopped run left unfinished work."
@@ -22,7 +23,8 @@ def options_from(model: type[BaseModel], *, skip: tuple[str, ...] = ()) -> Calla
 
     bool -> --flag/--no-flag, Literal -> a choice, tuple -> a repeatable option. A field's json_schema_extra may say more:
     "off" names the other half of a flag; "was" is the field's former name, which is still taken (`old_spelling`), and
-    "was_values" maps the values of that time to those of today.
+    "was_values" maps the values of that time to those of today; "names" and "also" say what a shell completes
+    (`field_completer`).
     """
 
     def decorate(command: Command) -> Command:
@@ -126,6 +128,7 @@ def _current_option(name: str, field: Any, more: Mapping[str, Any]) -> Callable[
         "help": field.description,
         "default": default,
         "show_default": default not in (None, (), "", "default"),  # a value called default says so itself
+        "shell_complete": field_completer(more),
     }
     if kind is bool:
         off = more.get("off", f"no-{flag[2:]}")

@@ -10,14 +10,16 @@ import click
 from qtk.calibration.options import CalibrationOptions
 from qtk.cli.options import START_AGAIN, build, old_spelling, options_from, output_options, require_valid
 from qtk.cli.output import emit, json_option, table
+from qtk.errors import by_layer
 from qtk.quantization.options import QuantizeOptions
+from qtk.sizes import size_text
 from qtk.targets.serving import transformers_sentence
-from qtk.wording import counted, size
+from qtk.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
+    from qtk.cli.tables import Sheet
     from qtk.quantization.report import QuantizeReport, ReadBack
 
 
@@ -54,7 +56,7 @@ def command(model: Path, out: Path, overwrite: bool, resume: bool, verbose: bool
         if report.serve:
             console.print(f"Serve it: {report.serve}")
 
-    emit(report, as_json, show)
+    emit(report, as_json, show, made=out)
 
 
 def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
@@ -78,13 +80,13 @@ def _facts(report: QuantizeReport) -> list[tuple[str, object]]:
         change = f"{report.mean_error_before:.2e} rounded to nearest -> {report.mean_error_after:.2e}"
         rows.append(("mean output error on the calibration text", change))
     rows += [
-        ("size", f"{size(report.float_bytes)} -> {size(report.quantized_bytes)}"),
+        ("size", f"{size_text(report.float_bytes)} -> {size_text(report.quantized_bytes)}"),
         ("time", f"{report.seconds:.1f} s"),
-        ("peak memory", size(report.peak_memory_bytes)),
+        ("peak memory", size_text(report.peak_memory_bytes)),
         ("read back", _read_back(report)),
     ]
     if report.fell_back_to_rtn:
-        rows.append(("ROUNDED TO NEAREST", ", ".join(report.fell_back_to_rtn)))
+        rows.append(("ROUNDED TO NEAREST", "\n".join(by_layer(report.fell_back_to_rtn))))
     return rows
 
 
@@ -114,7 +116,7 @@ def _loops(check: ReadBack) -> str:
     )
 
 
-def _layer_table(directory: Path) -> Table:
+def _layer_table(directory: Path) -> Sheet:
     import json
 
     from qtk.quantization.report import LOG_NAME

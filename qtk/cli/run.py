@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
+from qtk.cli.known_names import completer
+from qtk.cli.next_step import after_run
 from qtk.cli.options import output_options
-from qtk.cli.output import emit, json_option, table
+from qtk.cli.output import ResultConsole, emit, json_option, table
 from qtk.errors import InputError
 from qtk.recipes.stages import STAGES
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completer("recipes"))
 @output_options(
     "The run's directory [default: runs/NAME].",
     required=False,
@@ -58,8 +60,9 @@ def command(
     mode: Mode = "overwrite" if overwrite else "resume" if resume else "new"
     outcome = run_recipe(file, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
     rows = [(step.step, step.status, step.seconds, str(run_dir / step.directory)) for step in outcome.steps]
-    emit(
-        outcome,
-        as_json,
-        lambda console: console.print(table(f"Run of {outcome.recipe}", ("step", "", "seconds", "directory"), rows)),
-    )
+
+    def show(console: ResultConsole) -> None:
+        console.print(table(f"Run of {outcome.recipe}", ("step", "", "seconds", "directory"), rows))
+        console.print_command("Next", after_run(run_dir, recipe, complete=last_stage in (None, STAGES[-1])))
+
+    emit(outcome, as_json, show)

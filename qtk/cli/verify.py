@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from qtk.cli.output import emit, json_option, table
+from qtk.cli.output import ResultConsole, emit, json_option, table
 from qtk.errors import GateFailed, listing
+
+if TYPE_CHECKING:
+    from qtk.checkpoint.manifest import Finding
+
+_STATUSES = ("ok", "changed", "missing", "unrecorded", "input absent")
 
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @json_option
 def command(directory: Path, as_json: bool) -> None:
-    """Check DIRECTORY's files, and those of every input that can be found, against the manifests.
+    """Check DIRECTORY's files, and those of every input that can be found, against the manifests. DIRECTORY is an output of
+    qtk, a file in one, a run, or a folder of outputs and runs.
 
     Exit code 3 when a file was changed, is missing, or is not recorded. Inputs that are not on this machine are
     listed, but do not count as failures.
@@ -24,26 +32,51 @@ def command(directory: Path, as_json: bool) -> None:
     \b
     qtk verify engine
     qtk verify runs/smollm2-135m --json
+    qtk verify .
     """
-    from qtk.checkpoint.manifest import verify_chain
-    from qtk.recipes.finished_run import is_run, verify_run
+    from qtk.recipes.finished_run import verify_path
 
-    findings = verify_run(directory) if is_run(directory) else verify_chain(directory)
+    findings = verify_path(directory)
     bad = [finding for finding in findings if finding.bad]
-    by_directory: dict[str, Counter[str]] = {}
-    for finding in findings:
-        by_directory.setdefault(finding.directory, Counter())[finding.status] += 1
-    statuses = ("ok", "changed", "missing", "unrecorded", "input absent")
-    rows = [(os.path.relpath(name), *(counts[status] for status in statuses)) for name, counts in by_directory.items()]
-    failed = None
-    if bad:
-        failed = GateFailed(
-            f"{directory} does not match its manifests:\n"
-            + listing(f"{finding.status}: {Path(finding.directory) / finding.file}" for finding in bad)
-        )
-    emit(
-        {"directory": str(directory), "verified": not bad, "findings": [f.model_dump() for f in findings]},
-        as_json,
-        lambda console: console.print(table(f"Chain of {directory}: files", ("directory", *statuses), rows)),
-        failed,
+    verdict = _verdict(findings)
+
+    def show(console: ResultConsole) -> None:
+        by_directory: dict[str, Counter[str]] = {}
+        for finding in findings:
+            by_directory.setdefault(finding.directory, Counter())[finding.status] += 1
+        rows = [
+            (os.path.relpath(name), *(n[status] or None for status in _STATUSES)) for name, n in by_directory.items()
+        ]
+        console.print(table(f"Chain of {directory}: files", ("directory", *_STATUSES), rows))
+        console.print(f"{verdict}.")
+
+    result = {
+        "directory": str(directory),
+        "verified": not bad,
+        "verdict": verdict,
+        "findings": [finding.model_dump() for finding in findings],
+    }
+    failed = GateFailed(
+        f"{directory} does not match its manifests:\n"
+        + listing(f"{finding.status}: {Path(finding.directory) / finding.file}" for finding in bad)
     )
+    emit(result, as_json, show, failed if bad else None)
+
+
+def _verdict(findings: Sequence[Finding]) -> str:
+    """All findings in one line."""
+    counts = Counter(finding.status for finding in findings)
+    absent = counts["input absent"]
+    elsewhere = f", {_count(absent, 'input is', 'inputs are')} not on this machine" if absent else ""
+    if not any(finding.bad for finding in findings):
+        return f"Verified: {_count(counts['ok'], 'file', 'files')}{elsewhere}"
+    bad = [
+        _count(counts["changed"], "file changed", "files changed"),
+        _count(counts["missing"], "file missing", "files missing"),
+        _count(counts["unrecorded"], "file not recorded", "files not recorded"),
+    ]
+    return f"CHANGED: {', '.join(text for text in bad if not text.startswith('0 '))}; {counts['ok']} as recorded{elsewhere}"
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"

@@ -25,7 +25,8 @@ from qtk.errors import InputError, listing
 from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress
 from qtk.quantization.model_weights import ModelWeights
-from qtk.targets.gpu import GpuProfile, gpu_profile
+from qtk.sizes import gpu_size_text
+from qtk.targets.gpu import GpuProfile, gpu_profile, is_profile_file
 
 
 def build_engine(
@@ -47,6 +48,8 @@ def build_engine(
     limits = resolved_limits(options, weights.spec, gpu)
     recorder = ManifestRecorder("engine", options.model_dump(mode="json"))
     recorder.add_input("model", weights.checkpoint.path, weights.checkpoint.files)
+    if is_profile_file(options.gpu):
+        recorder.add_input("GPU profile", Path(options.gpu), [Path(options.gpu)])
     with (
         PeakMemory() as memory,
         Progress("build-engine", weights.spec.num_layers, "blocks") as progress,
@@ -84,7 +87,7 @@ def _require_buildable(name: str, job: BuildJob) -> None:
     backend, memory = engine_backend(name), gpu_refusals(name, job)
     reasons = [*backend.refusals(job), *backend.weight_refusals(job), *memory]
     if reasons:
-        table = [f"{part.name}: {part.bytes / 2**30:.2f} GiB ({part.how})" for part in job.memory.parts if memory]
+        table = [f"{part.name}: {gpu_size_text(part.bytes)} ({part.how})" for part in job.memory.parts if memory]
         model = job.weights.checkpoint.path
         raise InputError(f"{model} cannot become a {name} engine for {job.gpu.name}:\n{listing([*reasons, *table])}")
 
@@ -107,7 +110,8 @@ def _finish(prepared: Path, out: Path, options: BuildOptions, *, overwrite: bool
         for path in prepared.iterdir():
             if path.is_file() and path.name not in rewritten:
                 shutil.copyfile(path, directory / path.name)
-        job = FinishJob(prepared, description, directory, gpu_profile(description.gpu), chosen)
+        gpu = GpuProfile(**description.own_gpu) if description.own_gpu else gpu_profile(description.gpu)
+        job = FinishJob(prepared, description, directory, gpu, chosen)
         finished = engine_backend(description.backend).finish(job)
         finished.save(directory)
         recorder.notes["backend"] = description.backend

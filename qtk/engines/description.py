@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -87,8 +87,8 @@ class EngineDescription(_Frozen):
     """The content of engine.json.
 
     accuracy_level is ONNX Runtime's for INT4 products: 0 computes in the graph's dtype, 4 rounds activations to 8 bits.
-    lm_head_bits is 16 where the head stays in the graph's dtype. cache_length is set where a plan froze it. memory: the
-    memory table of an engine on one GPU.
+    lm_head_bits is 16 where the head stays in the graph's dtype. cache_length is set where a plan froze it. own_gpu: the
+    content of the GPU's profile where it is not one that ships. memory: the memory table of an engine on one GPU.
     """
 
     format: Literal["qtk-engine"] = "qtk-engine"
@@ -97,6 +97,7 @@ class EngineDescription(_Frozen):
     backend: str
     gpu: str
     compute_capability: str | None = None
+    own_gpu: dict[str, Any] | None = None
     dtype: Literal["float32", "float16", "bfloat16"]
     accuracy_level: int | None = None
     lm_head_bits: int

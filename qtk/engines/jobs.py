@@ -22,7 +22,7 @@ from qtk.models.spec import ModelSpec
 from qtk.models.tokenizer import TextTokenizer, configured_eos_ids
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.scheme_model import QuantizationScheme
-from qtk.targets.gpu import GpuProfile
+from qtk.targets.gpu import GpuProfile, is_profile_file
 from qtk.targets.refusals import LinearPlan
 
 _DTYPE_NAMES: dict[torch.dtype, Literal["float32", "float16", "bfloat16"]] = {
@@ -122,6 +122,7 @@ class BuildJob(EngineRequest):
             backend=backend,
             gpu=self.gpu.name,
             compute_capability=self.gpu.compute_capability,
+            own_gpu=self.gpu.figures if is_profile_file(self.options.gpu) else None,
             dtype=_DTYPE_NAMES[dtype],
             lm_head_bits=lm_head_bits,
             limits=self.limits,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from qtk.engines.description import EngineLimits, MemoryPart, MemoryTable
 from qtk.models.spec import LM_HEAD_MODULE, Linear, ModelSpec
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
+from qtk.sizes import gpu_size_text, size_text
 from qtk.targets.gpu import GpuProfile
 
 FLOAT_BYTES = 2  # of the engines of a GPU
@@ -128,7 +129,7 @@ def memory_table(
         needed_bytes=needed,
         fits=gpu.memory_bytes is None or needed <= gpu.memory_bytes,
         decode_bound_tokens_per_s=bound,
-        bound_of=f"{read / 1e9:.2f} GB of weights and {per_position * middle / 1e9:.2f} GB of cache read a token",
+        bound_of=f"{size_text(read)} of weights and {size_text(per_position * middle)} of cache read a token",
     )
 
 
@@ -138,4 +139,4 @@ def memory_refusals(memory: MemoryTable, gpus: int = 1) -> list[str]:
     if available is None or needed <= available * gpus:
         return []
     has = f"{memory.gpu} has" if gpus == 1 else f"{gpus} x {memory.gpu} have"
-    return [f"{needed / 2**30:.1f} GiB are needed, {has} {available * gpus / 2**30:.1f} GiB"]
+    return [f"{gpu_size_text(needed)} are needed, {has} {gpu_size_text(available * gpus)}"]

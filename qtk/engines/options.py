@@ -26,11 +26,16 @@ class BuildOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gpu: str = Field("cpu", description="What the engine runs on: a name from `qtk gpus`, or cpu.")
+    gpu: str = Field(
+        "cpu",
+        description="What the engine runs on: a name from `qtk gpus`, cpu, or the YAML file of a profile.",
+        json_schema_extra={"names": "gpus"},
+    )
     backend: str = Field(
         "auto",
         description=f"Runtime that runs the engine: {', '.join(engine_runtimes())}, or auto (the first that is listed for the "
         f"GPU: `qtk gpus`). Experimental, not run on a GPU here: {_EXPERIMENTAL}.",
+        json_schema_extra={"names": "backends", "also": ["auto"]},
     )
     max_input_len: int | None = Field(
         None, ge=1, description="Longest prompt. Default 1024, less where the model's context is short."
@@ -85,6 +90,7 @@ class PlanOptions(BuildOptions):
         "auto",
         description="Input columns that share a scale, with --bits 4 or 8: a number, or auto (the largest that the backend "
         "takes and that divides every layer).",
+        json_schema_extra={"names": "group-sizes"},
     )
     sym: bool = Field(
         True,
@@ -120,7 +126,10 @@ def chosen_backend(options: BuildOptions, gpu: GpuProfile) -> str:
 def not_for(backend: str, gpu: GpuProfile) -> str:
     """Why a backend does not build for a GPU that it does not run on: by its record, and with the GPU's own advice."""
     why = refusals(runtime(backend), gpu.sm, {})[:1]
-    sentences = [f"Backend {backend} does not build for {gpu.name}", *why, f"what does: {', '.join(gpu.backends)}"]
+    others = (
+        f"what does: {', '.join(gpu.backends)}" if gpu.backends else "qtk builds engines for it with no other either"
+    )
+    sentences = [f"Backend {backend} does not build for {gpu.name}", *why, others]
     return f"{'; '.join(sentences)}. {gpu.advice}".strip()
 
 

@@ -24,9 +24,12 @@ from qtk.targets.runtimes import runtime
 
 
 class EnginePlan(BaseModel):
-    """The memory table, and every reason why the engine cannot be built."""
+    """The memory table, and every reason why the engine cannot be built. gpus: how many share the model."""
 
     model: str
+    gpu: str
+    gpus: int
+    backend: str
     parameters: int
     weights: str
     memory: MemoryTable
@@ -49,6 +52,9 @@ def plan_engine(model_dir: Path | str, options: PlanOptions) -> EnginePlan:
     request = EngineRequest(spec=spec, scheme=scheme, gpu=gpu, limits=limits, options=options)
     return EnginePlan(
         model=model_dir.name,
+        gpu=gpu.name,
+        gpus=request.gpus,
+        backend=name,
         parameters=spec.parameters(),
         weights=_weights(scheme, request.dtype),
         memory=request.memory,
@@ -90,6 +96,9 @@ def _uniform(spec: ModelSpec, options: PlanOptions, backend: str) -> Quantizatio
         group_size = defaults_for(runtime(backend), shapes).group_size
     uneven = sorted({inputs for _, inputs in shapes.values() if inputs % group_size})
     if uneven:
-        raise InputError(f"--group-size {group_size} does not divide the input sizes {uneven} of this model.")
+        fitting = [size for size in runtime(backend).group_sizes if all(n % size == 0 for _, n in shapes.values())]
+        advice = f"--group-size {max(fitting)} divides them all" if fitting else f"no group that {backend} takes does"
+        sizes = ", ".join(map(str, uneven))
+        raise InputError(f"--group-size {group_size} does not divide every layer's inputs ({sizes}); {advice}.")
     stored = LinearScheme(int(options.bits), group_size, options.sym)
     return QuantizationScheme(stored, {**float_scheme(spec).modules, **dict.fromkeys(shapes, stored)})

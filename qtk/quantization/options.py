@@ -30,6 +30,7 @@ class QuantizeOptions(BaseModel):
     group_size: int | Literal["auto"] = Field(
         "auto",
         description="Input columns that share a scale: 32, 64, 128, or auto (the largest that divides every layer).",
+        json_schema_extra={"names": "group-sizes"},
     )
     sym: bool = Field(
         True,
@@ -46,15 +47,19 @@ class QuantizeOptions(BaseModel):
         "auto",
         description="File format of the weights: gptq, awq, modelopt, compressed-tensors or gguf. auto is what the target "
         "reads, else gptq.",
+        json_schema_extra={"names": "containers", "also": ["auto"]},
     )
     gpu: str | None = Field(
         None,
-        description="GPU that the model is for (see `qtk gpus`): decides what is left at auto; what the GPU cannot run is refused.",
+        description="GPU that the model is for (a name from `qtk gpus`, or the YAML file of a profile): decides what is left at "
+        "auto; what the GPU cannot run is refused.",
+        json_schema_extra={"names": "gpus"},
     )
     backend: str = Field(
         "auto",
         description="Runtime that the model is for: one of build-engine's backends, vllm, llama.cpp or onnxruntime-genai. "
         "auto is the first one of the GPU.",
+        json_schema_extra={"names": "runtimes", "also": ["auto"]},
     )
     override: tuple[str, ...] = Field(
         (),

@@ -48,6 +48,7 @@ from qtk.quantization.resume import begin, remove_work
 from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.quantization.target_settings import for_target, settled_scheme
 from qtk.quantization.unfinished import WORK, unfinished_quantization, worth_resuming
+from qtk.targets.gpu import is_profile_file
 from qtk.targets.serving import StoredAs, loading_runtimes, serving_line
 
 # What other tools write beside, or in, the config.json of a model that they quantized.
@@ -95,6 +96,8 @@ def quantize_model(
         warned=warned,
     )
     recorder.add_input("model", model, source.checkpoint.files)
+    if options.gpu is not None and is_profile_file(options.gpu):
+        recorder.add_input("GPU profile", Path(options.gpu), [Path(options.gpu)])
     text = calibration_text(source, settled.options, calibration)
     text_file = calibration_file(settled.options, calibration)
     if text_file is not None:

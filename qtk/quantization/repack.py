@@ -24,7 +24,7 @@ def repack(
     if not scheme.quantized:
         raise InputError(f"{checkpoint.path} is not quantized: `qtk quantize` writes the {container.name} container.")
     if reasons := repack_refusals(weights, container):
-        raise InputError(f"{checkpoint.path} cannot be stored as {container.name}:\n{listing(reasons, 500)}")
+        raise InputError(f"{checkpoint.path} cannot be stored as {container.name}:\n{listing(reasons)}")
     with QuantizedCheckpointWriter(container, scheme, directory, source=weights, method=weights.method) as writer:
         for name in weights.kept_tensors():
             if not scheme.of(name.removesuffix(".weight")).quantized:

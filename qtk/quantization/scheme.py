@@ -68,7 +68,7 @@ def _group_size(shapes: Mapping[str, tuple[int, int]], options: QuantizeOptions)
 def _uneven(
     shapes: Mapping[str, tuple[int, int]], quantized: Mapping[str, LinearScheme], group_sizes: tuple[int, ...]
 ) -> list[str]:
-    """Linears that their group does not divide, and at last what would work."""
+    """What would work, and then the linears that their group does not divide."""
     offenders = [
         f"{name}: {shapes[name][1]} inputs, group {s.group_size}"
         for name, s in quantized.items()
@@ -83,7 +83,10 @@ def _uneven(
         else f"none of the groups {', '.join(map(str, sorted(group_sizes)))} divides them all: leave these in float "
         "(--override 'NAME=skip')"
     )
-    return [*offenders, f"{len(offenders)} linears are not divisible by their group; {advice}"]
+    what = "1 linear is not divisible by its group"
+    if len(offenders) > 1:
+        what = f"{len(offenders)} linears are not divisible by their group"
+    return [f"{what}; {advice}", *offenders]
 
 
 def _overridden(text: str, modules: Mapping[str, LinearScheme]) -> dict[str, LinearScheme]:

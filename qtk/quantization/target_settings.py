@@ -13,8 +13,6 @@ from qtk.targets.gpu import GpuProfile, gpu_profile
 from qtk.targets.refusals import LinearPlan, defaults_for, refusals
 from qtk.targets.runtimes import Runtime, runtime
 
-_MOST = 1000  # reasons named in one message
-
 
 def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
     """The options with container, group size and the sign of scales decided by the target where one is named; else the container is
@@ -45,11 +43,9 @@ def settled_scheme(
     row, _ = _target(options)
     group_sizes = row.group_sizes if row else GROUP_SIZES
     reasons = container.checkpoint_refusals(checkpoint) + scheme_refusals(spec, scheme, container, group_sizes)
-    complaints = (
-        [f"{checkpoint.path} cannot be stored as {container.name}:\n{listing(reasons, _MOST)}"] if reasons else []
-    )
+    complaints = [f"{checkpoint.path} cannot be stored as {container.name}:\n{listing(reasons)}"] if reasons else []
     if reasons := target_refusals(options, spec, scheme):
-        complaints.append(f"{_place(options)} cannot run this model quantized so:\n{listing(reasons, _MOST)}")
+        complaints.append(f"{_place(options)} cannot run this model quantized so:\n{listing(reasons)}")
     if complaints:
         raise InputError("\n".join(complaints))
     return scheme

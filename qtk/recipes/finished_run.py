@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from qtk.checkpoint.manifest import Finding, output_files, verify_chain
+from qtk.checkpoint.manifest import MANIFEST_NAME, Finding, made_in, output_files, verify_chain
 from qtk.errors import InputError, listing
 from qtk.recipes.state import RUN_NAME, RunState
 
@@ -22,7 +22,7 @@ class StepSummary(BaseModel):
     step: str
     stage: str
     directory: str
-    status: Literal["stands", "changed or missing"]
+    status: Literal["ok", "changed or missing"]
     seconds: float
     bytes: int
 
@@ -51,7 +51,7 @@ def run_summary(run_dir: Path) -> RunSummary:
                 step=name,
                 stage=record.stage,
                 directory=record.directory,
-                status="stands" if state.stands(run_dir, name) else "changed or missing",
+                status="ok" if state.stands(run_dir, name) else "changed or missing",
                 seconds=record.seconds,
                 bytes=sum(path.stat().st_size for path in output_files(run_dir / record.directory)),
             )
@@ -67,11 +67,39 @@ def measured_directories(run_dir: Path) -> list[Path]:
 
 def verify_run(run_dir: Path) -> list[Finding]:
     """The findings of every step's chain. InputError where no run was begun, or a step's directory is gone."""
-    directories = [record.directory for record in _state(run_dir).steps.values()]
-    absent = [name for name in directories if not (run_dir / name).is_dir()]
-    if absent:
+    return verify_chain(*_require_directories(run_dir))
+
+
+def verify_path(path: Path) -> list[Finding]:
+    """The findings of whatever qtk made: a directory with a manifest, a file in one, a run, or a folder of these.
+
+    InputError when the path does not exist, or holds nothing of the kind.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    if is_run(path):
+        return verify_run(path)
+    if path.is_file() and (path.absolute().parent / MANIFEST_NAME).is_file():
+        path = path.absolute().parent
+    if (path / MANIFEST_NAME).is_file():
+        return verify_chain(path)
+    runs = [run.parent for run in sorted(path.glob(f"*/{RUN_NAME}"))]
+    directories = [directory for folder in (path, *runs) for directory in made_in(folder)]
+    if not directories:
+        raise InputError(
+            f"{path} has no {MANIFEST_NAME}, and no directory in it has: qtk did not write it, or not to its end."
+        )
+    for run in runs:
+        _require_directories(run)
+    return verify_chain(*directories)
+
+
+def _require_directories(run_dir: Path) -> list[Path]:
+    """The directories of the run's steps. InputError where no run was begun, or one of them is gone."""
+    directories = [run_dir / record.directory for record in _state(run_dir).steps.values()]
+    if absent := [directory.name for directory in directories if not directory.is_dir()]:
         raise InputError(f"{run_dir} lacks directories that its steps wrote:\n{listing(absent)}")
-    return verify_chain(*(run_dir / name for name in directories))
+    return directories
 
 
 def _state(run_dir: Path) -> RunState:

@@ -16,7 +16,7 @@ from qtk.engines.options import BuildOptions
 from qtk.errors import InputError, listing
 from qtk.quantization.options import QuantizeOptions
 from qtk.shipped import find_yaml, read_yaml, shipped_directory, shipped_names
-from qtk.targets.gpu import gpu_profile
+from qtk.targets.gpu import gpu_profile, is_profile_file
 
 _DEMO = "demo:"
 # The packaged model of the demo, and the adapter that is trained for it.
@@ -27,9 +27,10 @@ DEMO_ADAPTER = f"{_DEMO}python-adapter"
 class QuantizeStage(QuantizeOptions, CalibrationOptions):
     """The options of quantize: the algorithm's and the calibration text's. Paths are relative to the recipe."""
 
-    def quantize_options(self) -> QuantizeOptions:
-        """Those that say how weights are rounded."""
-        return QuantizeOptions(**self.model_dump(include=set(QuantizeOptions.model_fields)))
+    def quantize_options(self, recipe_dir: Path) -> QuantizeOptions:
+        """Those that say how weights are rounded; the path of a GPU profile is joined to the recipe's directory."""
+        options = QuantizeOptions(**self.model_dump(include=set(QuantizeOptions.model_fields)))
+        return options.model_copy(update={"gpu": options.gpu and profile_beside(recipe_dir, options.gpu)})
 
     def calibration_options(self, recipe_dir: Path) -> CalibrationOptions:
         """Those that say on which text; a file's path is joined to the recipe's directory."""
@@ -45,14 +46,17 @@ class BuildStage(BuildOptions):
     @field_validator("gpu")
     @classmethod
     def _known_gpu(cls, name: str) -> str:
+        if is_profile_file(name):
+            return name  # read when its step runs: the path is relative to the recipe
         try:
             return gpu_profile(name).name
         except InputError as error:
             raise ValueError(str(error)) from None
 
-    def build_options(self) -> BuildOptions:
-        """Those that `build_engine` takes."""
-        return BuildOptions(**self.model_dump(exclude={"float_engine"}))
+    def build_options(self, recipe_dir: Path) -> BuildOptions:
+        """Those that `build_engine` takes; the path of a GPU profile is joined to the recipe's directory."""
+        options = BuildOptions(**self.model_dump(exclude={"float_engine"}))
+        return options.model_copy(update={"gpu": profile_beside(recipe_dir, options.gpu)})
 
 
 class LatencyStage(LatencyOptions):
@@ -136,6 +140,11 @@ def beside(recipe_dir: Path, text: str) -> str:
     """A text source as the rooms take it: a file's path is joined to the recipe's directory, any other name is kept."""
     file = text_file(recipe_dir, text)
     return text if file is None else str(file)
+
+
+def profile_beside(recipe_dir: Path, gpu: str) -> str:
+    """A GPU as the rooms take it: the path of a profile is joined to the recipe's directory, a name is kept."""
+    return str(recipe_dir / gpu) if is_profile_file(gpu) else gpu
 
 
 def text_file(recipe_dir: Path, text: str) -> Path | None:

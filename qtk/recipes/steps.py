@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from qtk.recipes.schema import Recipe, beside, is_demo_source, text_file
+from qtk.targets.gpu import is_profile_file
 
 MODEL = "model"  # the name under which steps ask for the recipe's own model
 
@@ -31,7 +32,8 @@ class RecipeStep:
     `inputs` names what the step reads: sources of the recipe, and earlier steps (their directories).
     `work(places, out, resume)` finds them in `places` by these names and writes `out`, replacing what stands there.
     resume: an unfinished `out` of the very same work lies there and may be continued.
-    `texts` are text files that the step reads besides. `require()` raises what the machine lacks for it, before any work.
+    `texts` are text files that the step reads besides: calibration text, the profile of a GPU. `require()` raises what the
+    machine lacks for it, before any work.
     """
 
     name: str
@@ -58,7 +60,7 @@ def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
         float_model = "merge"
     if recipe.quantize is not None:
         steps.append(_quantize(recipe, recipe_dir, float_model))
-    steps += _builds(recipe, float_model)
+    steps += _builds(recipe, recipe_dir, float_model)
     engines = tuple(step.name for step in steps if step.stage == "build")
     if recipe.bench.sample is not None:
         steps.append(_sample(recipe, engines))
@@ -153,12 +155,12 @@ def _merge(recipe: Recipe) -> RecipeStep:
 def _quantize(recipe: Recipe, recipe_dir: Path, float_model: str) -> RecipeStep:
     stage = recipe.quantize
     assert stage is not None
-    calibration = stage.calibration_options(recipe_dir)
+    options, calibration = stage.quantize_options(recipe_dir), stage.calibration_options(recipe_dir)
 
     def work(places: Places, out: Path, resume: bool) -> None:
         from qtk.quantization.quantize import quantize_model
 
-        quantize_model(places[float_model], out, stage.quantize_options(), calibration, overwrite=True, resume=resume)
+        quantize_model(places[float_model], out, options, calibration, overwrite=True, resume=resume)
 
     return RecipeStep(
         name="quantize",
@@ -167,7 +169,7 @@ def _quantize(recipe: Recipe, recipe_dir: Path, float_model: str) -> RecipeStep:
         options=_dump(stage),
         inputs=(float_model,),
         work=work,
-        texts=_files(recipe_dir, (stage.calibration,)),
+        texts=(*_files(recipe_dir, (stage.calibration,)), *_profile(options.gpu)),
     )
 
 
@@ -176,10 +178,15 @@ def _files(recipe_dir: Path, sources: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(file for source in sources if (file := text_file(recipe_dir, source)) is not None)
 
 
-def _builds(recipe: Recipe, float_model: str) -> list[RecipeStep]:
+def _profile(gpu: str | None) -> tuple[Path, ...]:
+    """The file of a GPU profile that does not ship."""
+    return (Path(gpu),) if gpu is not None and is_profile_file(gpu) else ()
+
+
+def _builds(recipe: Recipe, recipe_dir: Path, float_model: str) -> list[RecipeStep]:
     if recipe.build is None:
         return []
-    options = recipe.build.build_options()
+    stage, options = recipe.build, recipe.build.build_options(recipe_dir)
 
     def build(name: str, directory: str, model: str) -> RecipeStep:
         def work(places: Places, out: Path, resume: bool) -> None:
@@ -191,9 +198,10 @@ def _builds(recipe: Recipe, float_model: str) -> list[RecipeStep]:
             name=name,
             stage="build",
             directory=directory,
-            options=_dump(options),
+            options=_dump(options.model_copy(update={"gpu": stage.gpu})),  # a path as the recipe has it
             inputs=(model,),
             work=work,
+            texts=_profile(options.gpu),
         )
 
     steps = [build("build-float", "engine-float", float_model)] if recipe.build.float_engine else []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from qtk.adapters.config import CONFIG_NAME, WEIGHTS_NAME, read_config
 from qtk.bench.accuracy.unfinished import unfinished_accuracy
 from qtk.checkpoint.begun import UnfinishedWork
-from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
+from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, made_in, read_manifest
 from qtk.checkpoint.reader import Checkpoint, total_bytes
 from qtk.checkpoint.safetensors_file import SafetensorsFile
 from qtk.engines.description import is_engine, read_description
@@ -21,18 +23,22 @@ from qtk.quantization.formats.gguf import GgufFileFormat
 from qtk.quantization.formats.gguf_checkpoint import GgufCheckpoint, is_gguf_directory
 from qtk.quantization.formats.registry import format_of
 from qtk.quantization.unfinished import unfinished_quantization
+from qtk.release.figures import figures, verdict
 
-Kind = Literal["model", "adapter", "engine", "result", "unfinished work"]
+Kind = Literal["model", "adapter", "engine", "result", "run", "folder", "unfinished work"]
 
 
 class Inspection(BaseModel):
-    """What was found: `kind`, `facts` by name, and `made_by`, the manifest's account of the command (empty without one)."""
+    """What was found: `kind`, `facts` by name, and `made_by`, the manifest's account of the command (empty without one).
+
+    Facts are data: numbers, texts, lists and dictionaries of them. Names that end in "bytes" are sizes.
+    """
 
     model_config = ConfigDict(frozen=True)
     directory: str
     kind: Kind
     facts: dict[str, Any]
-    made_by: dict[str, Any]
+    made_by: dict[str, Any] = {}
 
 
 def inspect_directory(directory: Path) -> Inspection:
@@ -50,7 +56,9 @@ def inspect_directory(directory: Path) -> Inspection:
     elif (directory / "config.json").is_file():
         kind, facts = "model", _model(directory)
     elif manifest is not None:
-        kind, facts = "result", {name: digest.bytes for name, digest in manifest.outputs.items()}
+        kind, facts = "result", _result(directory, manifest)
+    elif made := made_in(directory):
+        kind, facts = "folder", {"contains": [_summary(path) for path in made]}
     else:
         raise InputError(
             f"{directory} holds neither a model (config.json), an adapter ({CONFIG_NAME}), an engine (engine.json) "
@@ -73,57 +81,74 @@ def _unfinished(directory: Path, work: UnfinishedWork) -> Inspection:
     return Inspection(directory=str(directory), kind="unfinished work", facts=facts, made_by={})
 
 
+def _summary(directory: Path) -> dict[str, Any]:
+    manifest = read_manifest(directory)
+    size = sum(digest.bytes for digest in manifest.outputs.values())
+    return {"directory": directory.name, "kind": manifest.kind, "ended": manifest.ended, "bytes": size}
+
+
 def _made_by(manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {}
     return {
-        "command": " ".join(manifest.command),
+        "command": shlex.join(manifest.command),
         "qtk": manifest.qtk_version,
         "kind": manifest.kind,
         "ended": manifest.ended,
         "seconds": manifest.seconds,
         "peak_memory_bytes": manifest.peak_memory_bytes,
-        "inputs": [f"{record.role}: {record.path}" for record in manifest.inputs],
+        "inputs": [{"role": record.role, "path": record.path} for record in manifest.inputs],
     } | ({"warnings": manifest.warnings} if manifest.warnings else {})
+
+
+def _result(directory: Path, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "result": manifest.kind,
+        "verdict": verdict(directory, manifest.kind),
+        "files": {name: digest.bytes for name, digest in manifest.outputs.items()},
+        "figures": [asdict(table) for table in figures(directory, manifest.kind)],
+    }
 
 
 def _model(directory: Path) -> dict[str, Any]:
     checkpoint = GgufCheckpoint(directory) if is_gguf_directory(directory) else Checkpoint(directory)
     spec = model_spec(checkpoint)
     dtypes = Counter(checkpoint.info(name).dtype_name for name in checkpoint.names)
-    facts = {
+    quantized = checkpoint.config.get("quantization_config")
+    return {
         "architecture": spec.architecture,
         "parameters": spec.parameters(),
         "blocks": spec.num_layers,
-        "hidden size": spec.hidden_size,
-        "heads": f"{spec.num_heads}, {spec.num_kv_heads} for keys and values, of {spec.head_dim}",
+        "hidden_size": spec.hidden_size,
+        "heads": {"query": spec.num_heads, "key_value": spec.num_kv_heads, "size": spec.head_dim},
         "vocabulary": spec.vocab_size,
         "context": spec.max_positions,
-        "rope": f"{spec.rope.kind}, theta {spec.rope.theta:g}",
-        "tied embeddings": spec.tie_word_embeddings,
-        "tensors": ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common()),
+        "rope": {"kind": spec.rope.kind, "theta": spec.rope.theta},
+        "tied_embeddings": spec.tie_word_embeddings,
+        "tensors": dict(dtypes.most_common()),
         "bytes": total_bytes(checkpoint),
         "files": len(checkpoint.weight_files),
+        "quantization": _quantization(checkpoint, spec.module_shapes()) if quantized else None,
     }
-    quantization = checkpoint.config.get("quantization_config")
-    facts["quantization"] = "none" if not quantization else _quantization(checkpoint, spec.module_shapes())
-    return facts
 
 
-def _quantization(checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]]) -> str:
+def _quantization(checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """The container, and how many linears are stored in which way; `linears` is None for a container that qtk does not
+    read."""
     method = str(checkpoint.config["quantization_config"].get("quant_method"))
     found = GgufFileFormat() if isinstance(checkpoint, GgufCheckpoint) else format_of(method)
     if found is None:
-        return f"container {method}, which qtk does not read"
-    scheme = found.read_scheme(checkpoint, shapes)
-    counts = Counter(
-        f"{s.bits} bits, group {s.group_size}, {'symmetric' if s.symmetric else 'asymmetric'}"
-        if s.quantized
-        else "in float"
-        for s in scheme.modules.values()
-    )
-    parts = (f"{count} linear{'' if count == 1 else 's'} {text}" for text, count in counts.most_common())
-    return f"container {found.name}: " + "; ".join(parts)
+        return {"container": method, "linears": None, "in_float": None}
+    schemes = found.read_scheme(checkpoint, shapes).modules.values()
+    counts = Counter((s.bits, s.group_size, s.symmetric) for s in schemes if s.quantized)
+    return {
+        "container": found.name,
+        "linears": [
+            {"count": count, "bits": bits, "group_size": group_size, "symmetric": symmetric}
+            for (bits, group_size, symmetric), count in counts.most_common()
+        ],
+        "in_float": sum(not s.quantized for s in schemes),
+    }
 
 
 def _adapter(directory: Path) -> dict[str, Any]:
@@ -132,7 +157,7 @@ def _adapter(directory: Path) -> dict[str, Any]:
         "kind": config.kind,
         "rank": config.r,
         "alpha": config.lora_alpha,
-        "base model": config.base_model_name_or_path,
+        "base_model": config.base_model_name_or_path,
         "tensors": len(weights.tensors),
         "bytes": sum(info.nbytes for info in weights.tensors.values()),
     }
@@ -140,18 +165,21 @@ def _adapter(directory: Path) -> dict[str, Any]:
 
 def _engine(directory: Path) -> dict[str, Any]:
     about = read_description(directory)
-    q = about.quantization
-    facts = {
+    return {
         "architecture": about.architecture,
-        "runs on": f"{about.gpu} ({about.backend})",
+        "gpu": about.gpu,
+        "backend": about.backend,
         "built": about.built,
-        "linears": f"{q.bits} bits, group {q.group_size}, {q.method}" if q else about.dtype,
-        "output head": f"{about.lm_head_bits} bits",
-        "computes in": about.dtype,
-        "longest call": f"{about.limits.max_input_len} + {about.limits.max_output_len} tokens",
-        "most rows": about.limits.max_batch,
+        "quantization": about.quantization.model_dump() if about.quantization else None,
+        "lm_head_bits": about.lm_head_bits,
+        "computes_in": about.dtype,
+        "limits": {
+            "input_tokens": about.limits.max_input_len,
+            "output_tokens": about.limits.max_output_len,
+            "rows": about.limits.max_batch,
+        },
         "bytes": sum(stage.bytes for stage in about.stages),
-        "files": ", ".join(stage.file for stage in about.stages),
-        "versions": ", ".join(f"{name} {version}" for name, version in about.versions.items()),
+        "files": [stage.file for stage in about.stages],
+        "versions": about.versions,
+        "notes": list(about.notes),
     }
-    return facts | ({"notes": " ".join(about.notes)} if about.notes else {})

@@ -30,8 +30,10 @@ from qtk.peak_memory import PeakMemory
 from qtk.progress import warn
 from qtk.quantization.report import LOG_NAME
 from qtk.release.before_after import Measured, Order, Pair, lineage_of, ordered_pairs
+from qtk.release.chain import source_names
 from qtk.release.plots import can_plot, plot_errors, plot_latency
-from qtk.wording import counted, size
+from qtk.sizes import size_text
+from qtk.wording import counted
 
 REPORT_NAME = "report.md"
 _WORST_LAYERS = 10
@@ -86,7 +88,7 @@ def reportable_directories(directory: Path) -> list[Path]:
 
     InputError when there is none."""
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory.")
+        raise InputError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
     manifests = {path.parent: read_manifest(path.parent) for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))}
     reportable = [path for path, manifest in manifests.items() if manifest.kind != "report"]
     if not reportable:
@@ -168,7 +170,7 @@ def render(material: Material, order: Order, work: Path, title: str) -> str:
         autoescape=False,  # noqa: S701 - Markdown, read as text
     )
     environment.filters |= {
-        "size": size,
+        "size": size_text,
         "counted": counted,
         "figure": figure,
         "compared_tables": compared_tables,
@@ -192,8 +194,15 @@ def render(material: Material, order: Order, work: Path, title: str) -> str:
         notes_report=lambda made: made.manifest.notes.get("report", {}),
         engine_paths=[made.path for made, _ in material.engines],
         own_divergences=[(Path(r.model).name, r) for _, r in material.divergences if r.from_checkpoint is not None],
+        sources=_sources(material.made),
         names={made.name: Path(result.model).name for made, result in material.divergences},
     )
+
+
+def _sources(made: Sequence[Made]) -> dict[str, list[str]]:
+    """What each directory was made from, by the digests of manifests."""
+    known = {other.sha256: other.name for other in made}
+    return {output.name: source_names(output.path, output.manifest, known) for output in made}
 
 
 def _plots(

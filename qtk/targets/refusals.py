@@ -5,10 +5,10 @@ The answers come before any work. Each names every linear that the runtime canno
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from qtk.errors import by_layer
 from qtk.targets.runtimes import RUNTIMES, Runtime
 
 
@@ -150,25 +150,5 @@ def _or(numbers: Iterable[int]) -> str:
 
 def compressed(names: Iterable[str]) -> str:
     """Module names with equal ones of several layers written once: model.layers.{0-2,5}.mlp.up_proj (4 linears)."""
-    layers: dict[str, list[int]] = {}
-    for name in names:
-        layer = re.search(r"(?<=layers\.)\d+(?=\.)", name)
-        key = name if layer is None else f"{name[: layer.start()]}{{}}{name[layer.end() :]}"
-        layers.setdefault(key, []).append(-1 if layer is None else int(layer.group()))
-    words, count = [], 0
-    for key, numbers in layers.items():
-        count += len(numbers)
-        words.append(key.replace("{}", _ranges(numbers)))
-    return f"{', '.join(words)}{f' ({count} linears)' if count > 1 else ''}"
-
-
-def _ranges(numbers: list[int]) -> str:
-    if len(numbers) == 1:
-        return str(numbers[0])
-    spans: list[list[int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans) + "}"
+    all_names = list(names)
+    return f"{', '.join(by_layer(all_names))}{f' ({len(all_names)} linears)' if len(all_names) > 1 else ''}"

@@ -207,7 +207,8 @@ def test_inspect_says_what_a_directory_is(run_qtk, tiny, tmp_path) -> None:
     found = json.loads(run_qtk("inspect", tiny("qwen2"), "--json").stdout)
     assert found["kind"] == "model"
     assert found["facts"]["architecture"] == "Qwen2ForCausalLM"
-    assert found["facts"]["quantization"] == "none"
+    assert found["facts"]["quantization"] is None
+    assert found["facts"]["heads"] == {"query": 4, "key_value": 2, "size": 32}
     nothing = run_qtk("inspect", tmp_path)
     assert nothing.returncode == 2
     assert "neither a model (config.json), an adapter" in nothing.stderr

@@ -64,9 +64,13 @@ SHOWN = [line for command in ALL.values() for line in examples(command.help or "
 SHOWN += [line for page in PAGES if page.name != "cli.md" for block in _blocks(page) for line in examples(block)]
 
 
+# Commands about qtk itself, which the reference lists.
+ABOUT_QTK = ("qtk list", "qtk completion", "qtk help", "qtk version")
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_every_command_is_in_the_readme_and_has_examples(name: str) -> None:
-    if not isinstance(ALL[name], click.Group):
+    if not isinstance(ALL[name], click.Group) and name not in ABOUT_QTK:
         assert name in README
     assert examples(ALL[name].help or "")
 

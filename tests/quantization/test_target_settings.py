@@ -115,7 +115,8 @@ def test_reasons_of_container_groups_and_target_come_together(monkeypatch) -> No
     with pytest.raises(InputError) as caught:
         settled_scheme(NO_CHECKPOINT, spec, options, checkpoint_format("gptq"))
     text = str(caught.value)
-    assert text.count("576 inputs, group 128") == 6 * 30
+    assert text.count("576 inputs, group 128") == 6, "one line for the thirty layers"
+    assert text.index("--group-size 64 divides them all") < text.index("576 inputs"), "the mend comes first"
     for words in (
         "the checkpoint is odd",
         "--group-size 64 divides them all",

@@ -115,7 +115,7 @@ def test_the_model_case_is_the_one_of_the_published_table() -> None:
     assert recipe.bench.latency is not None
     assert (recipe.build.gpu, recipe.quantize.bits, recipe.build.float_engine) == ("a10", 4, False)
     assert recipe.bench.latency.shapes == "16/8,64/32,256/128,1024/512"
-    assert recipe.build.build_options().gpu == "a10"
+    assert recipe.build.build_options(Path()).gpu == "a10"
 
 
 def test_all_offending_fields_are_listed_by_their_path(tmp_path) -> None:
@@ -338,7 +338,7 @@ def test_a_calibration_file_lies_beside_the_recipe(kitchen, tmp_path, monkeypatc
 def test_a_lost_output_is_made_again(copied) -> None:
     shutil.rmtree(copied / "run" / "engine")
     (copied / "run" / "divergence" / "result.json").unlink()
-    assert {s.step for s in run_summary(copied / "run").steps if s.status != "stands"} == {"build", "divergence"}
+    assert {s.step for s in run_summary(copied / "run").steps if s.status != "ok"} == {"build", "divergence"}
     outcome = run_recipe(copied / "recipe.yaml", copied / "run", mode="resume")
     # What read the engine is done again too, since the new one is another one.
     assert done(outcome) == ["build", "sample", "latency", "divergence", "divergence-engine", "report"]
@@ -469,11 +469,14 @@ def test_the_commands(run_qtk, first_run, tmp_path) -> None:
     assert report.returncode == 0, report.stderr
     assert Path(json.loads(report.stdout)["report"]).read_text().startswith("# Ours\n")
     inspected = json.loads(run_qtk("inspect", first_run, "--json").stdout)
-    assert [step["step"] for step in inspected["steps"]] == ALL
+    assert inspected["kind"] == "run"
+    assert [step["step"] for step in inspected["facts"]["steps"]] == ALL
+    assert {step["status"] for step in inspected["facts"]["steps"]} == {"ok"}
 
 
 def test_what_the_steps_left_is_recognized(first_run) -> None:
     for name, kind in (("quantized", "model"), ("engine", "engine"), ("latency", "result")):
         assert inspect_directory(first_run / name).kind == kind
-    assert "21 linears 4 bits, group 32, symmetric" in inspect_directory(first_run / "quantized").facts["quantization"]
+    stored = inspect_directory(first_run / "quantized").facts["quantization"]["linears"]
+    assert [entry["count"] for entry in stored] == [21]
     assert inspect_directory(first_run.parent / "adapter").facts["rank"] == 4

@@ -45,7 +45,7 @@ def test_command_records_a_sound_engine(engine, model, tmp_path, run_qtk) -> Non
     done = run_qtk("accept", engine, "-o", out, *words, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads((out / "result.json").read_text())
-    assert {**record, "warnings": []} == json.loads(done.stdout)
+    assert record.items() <= json.loads(done.stdout).items()
     assert record["verdict"] == "passed"
     assert record["first_call_ms"] == record["latency"]["engines"][0]["first_call_ms"] > 0
     assert record["compiled_before"] is None, "ONNX Runtime compiles nothing at first use"

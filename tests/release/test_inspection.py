@@ -1,32 +1,165 @@
-"""`qtk inspect`: what it says of a quantized model is what the files hold."""
+"""`qtk inspect` and `qtk verify`: what they say of a directory is what its files hold."""
 
 from __future__ import annotations
 
-import pytest
+import json
+import shlex
+import shutil
+from pathlib import Path
 
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from qtk.bench.options import DivergenceOptions, LatencyOptions
+from qtk.bench.results import measure_into
+from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest, read_manifest
+from qtk.engines.build import build_engine
+from qtk.engines.options import BuildOptions
 from qtk.quantization.scheme_model import LinearScheme
+from qtk.release.chain import source_names
 from qtk.release.inspection import inspect_directory
+
+GROUP_32 = {"bits": 4, "group_size": 32, "symmetric": True}
 
 
 @pytest.mark.parametrize(
-    ("variant", "overrides", "counted"),
+    ("variant", "overrides", "counted", "in_float"),
     [
-        ("llama", {}, "21 linears 4 bits, group 32, symmetric; 1 linear in float"),
+        ("llama", {}, [{"count": 21, **GROUP_32}], 1),
         (
             "llama",
             {"lm_head": LinearScheme(8, 32, True)},
-            "21 linears 4 bits, group 32, symmetric; 1 linear 8 bits, group 32, symmetric",
+            [{"count": 21, **GROUP_32}, {"count": 1, **GROUP_32, "bits": 8}],
+            0,
         ),
-        ("llama-tied", {}, "21 linears 4 bits, group 32, symmetric"),
+        ("llama-tied", {}, [{"count": 21, **GROUP_32}], 0),
     ],
     ids=["float head", "quantized head", "tied head"],
 )
 def test_every_linear_is_counted_with_the_head(
-    tiny, tmp_path, variant: str, overrides: dict, counted: str, write_quantized
+    tiny, tmp_path, variant: str, overrides: dict, counted: list, in_float: int, write_quantized
 ) -> None:
     out = write_quantized(tiny(variant), tmp_path / "out", "gptq", LinearScheme(4, 32, True), overrides)
-    assert inspect_directory(out).facts["quantization"] == f"container gptq: {counted}"
+    found = inspect_directory(out).facts["quantization"]
+    assert found == {"container": "gptq", "linears": counted, "in_float": in_float}
 
 
-def test_a_float_model_is_not_quantized(tiny) -> None:
-    assert inspect_directory(tiny()).facts["quantization"] == "none"
+def test_a_float_model_is_not_quantized(tiny, run_qtk) -> None:
+    assert inspect_directory(tiny()).facts["quantization"] is None
+    shown = run_qtk("inspect", tiny()).stdout
+    assert "query 4, key value 2, size 32" in shown
+    assert "peak_memory_bytes" not in shown
+
+
+class _Figures(BaseModel):
+    """A result as it lies in result.json."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+_ESTIMATE = {"mean": 0.0729, "standard_error": 0.0012}
+_TEXT = {"text": "all", "tokens": 8192, "kl": _ESTIMATE, "top1_agreement": _ESTIMATE, "perplexity": 9.1}
+_SHAPE = {"input_len": 16, "output_len": 8, "tokens_per_s": 53.25, "standard_error": 0.5, "decode_tokens_per_s": 60.0}
+LATENCY = _Figures(engine="my engine", shapes=[{**_SHAPE, "ttft_ms": {"p50": 33.2}, "runs": 66}])
+DIVERGENCE = _Figures(texts=[], pooled={**_TEXT, "perplexity_reference": 8.9})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny) -> Path:
+    """A folder of three outputs: an engine, its latency, its divergence. The figures are made up, the chain is not."""
+    root = tmp_path_factory.mktemp("folder")
+    build_engine(tiny(), root / "my engine", BuildOptions(max_input_len=32, max_output_len=8))
+    engine = {"engine": root / "my engine"}
+    measure_into(root / "latency", "latency", LatencyOptions(), engine, lambda: LATENCY)
+    inputs = {"model": root / "my engine", "reference": tiny()}
+    measure_into(root / "divergence", "divergence", DivergenceOptions(), inputs, lambda: DIVERGENCE)
+    return root
+
+
+def test_a_result_s_figures_are_shown(folder, run_qtk) -> None:
+    found = inspect_directory(folder / "latency")
+    assert (found.kind, found.facts["result"]) == ("result", "latency")
+    (table,) = found.facts["figures"]
+    assert dict(zip(table["columns"], table["rows"][0], strict=True))["tokens/s"] == 53.25
+    assert "53.25" in run_qtk("inspect", folder / "latency").stdout
+    assert "perplexity" in run_qtk("inspect", folder / "divergence").stdout
+
+
+def test_a_folder_of_outputs_is_inspected_and_verified_as_one(folder, run_qtk) -> None:
+    inspected = json.loads(run_qtk("inspect", folder, "--json").stdout)
+    assert inspected["kind"] == "folder"
+    assert [entry["directory"] for entry in inspected["facts"]["contains"]] == ["divergence", "latency", "my engine"]
+    verified = run_qtk("verify", folder)
+    assert verified.returncode == 0, verified.stderr
+    assert verified.stdout.splitlines()[-1].startswith("Verified: ")
+    found = json.loads(run_qtk("verify", folder, "--json").stdout)
+    assert found["verdict"].startswith("Verified: ")
+    assert {Path(finding["directory"]).name for finding in found["findings"]} >= {"latency", "my engine", "divergence"}
+
+
+def test_a_file_in_an_output_stands_for_it(folder, run_qtk) -> None:
+    assert "Verified" in run_qtk("verify", folder / "latency" / "result.json").stdout
+
+
+def test_the_verdict_counts_what_changed_and_what_is_elsewhere(folder, tmp_path, run_qtk) -> None:
+    copy = tmp_path / "latency"
+    shutil.copytree(folder / "latency", copy)
+    alone = run_qtk("verify", copy)
+    assert alone.returncode == 0
+    assert alone.stdout.splitlines()[-1] == "Verified: 1 file, 1 input is not on this machine."
+    (copy / "result.json").write_text("{}")
+    (copy / "more.txt").write_text("")
+    changed = run_qtk("verify", copy, "--json")
+    assert changed.returncode == 3
+    assert json.loads(changed.stdout)["verdict"] == (
+        "CHANGED: 1 file changed, 1 file not recorded; 0 as recorded, 1 input is not on this machine"
+    )
+
+
+def test_what_is_not_there_or_not_ours_is_said(tmp_path, run_qtk) -> None:
+    for command in ("verify", "inspect", "report"):
+        done = run_qtk(command, tmp_path / "nope")
+        assert done.returncode == 2
+        assert "does not exist" in done.stderr
+    assert "has no qtk-manifest.json, and no directory in it has" in run_qtk("verify", tmp_path).stderr
+
+
+def test_sources_are_named_by_digest(folder, tmp_path) -> None:
+    root = tmp_path / "moved"
+    shutil.copytree(folder, root)
+    manifest = read_manifest(root / "latency")
+    known = {file_digest(root / "my engine" / MANIFEST_NAME).sha256: "my engine"}
+    assert source_names(root / "latency", manifest, known) == ["my engine"]
+    assert source_names(root / "latency", manifest, {}) == ["../my engine"]
+    path = root / "my engine" / MANIFEST_NAME
+    path.write_text(path.read_text() + " ")
+    assert "another directory lies there now" in source_names(root / "latency", manifest, {})[0]
+    path.unlink()
+    assert source_names(root / "latency", manifest, {}) == ["../my engine (not on this machine)"]
+
+
+def test_each_output_ends_with_the_command_that_comes_next(folder, run_qtk) -> None:
+    def words(name: str) -> list[str]:
+        (line,) = [line for line in run_qtk("inspect", folder / name).stdout.splitlines() if line.startswith("Next: ")]
+        return shlex.split(line.removeprefix("Next: "))
+
+    engine, latency, divergence = words("my engine"), words("latency"), words("divergence")
+    assert engine == ["qtk", "bench", "latency", str(folder / "my engine"), "-o", str(folder / "my engine-latency")]
+    assert latency[:3] == ["qtk", "bench", "divergence"]
+    assert divergence[:3] == ["qtk", "report", str(folder)]
+    assert "Next" not in run_qtk("inspect", folder / "latency", "--json").stdout
+
+
+def test_what_comes_after_a_quantization_depends_on_its_target(tiny, tmp_path, run_qtk) -> None:
+    for number, (options, expected) in enumerate(
+        [
+            ((), "qtk build-engine {out} -o {folder}/engine --gpu cpu"),
+            (("--gpu", "a10"), "qtk build-engine {out} -o {folder}/engine --gpu a10"),
+            (("--backend", "tensorrt-llm", "--group-size", "64"), "--backend tensorrt-llm"),
+            (("--backend", "vllm"), "qtk bench divergence"),
+        ]
+    ):
+        out = tmp_path / f"int4-{number}"
+        done = run_qtk("quantize", tiny(), "-o", out, "--method", "rtn", *options)
+        assert done.returncode == 0, done.stderr
+        assert expected.format(out=out, folder=tmp_path) in done.stdout.splitlines()[-1]

@@ -174,7 +174,7 @@ def test_the_first_call_and_what_the_arithmetic_adds_are_told(tmp_path) -> None:
 def test_nothing_to_report_is_a_sentence(tmp_path) -> None:
     with pytest.raises(InputError, match="nothing to report"):
         reportable_directories(tmp_path)
-    with pytest.raises(InputError, match="is not a directory"):
+    with pytest.raises(InputError, match="does not exist"):
         reportable_directories(tmp_path / "nowhere")
 
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from qtk.checkpoint.manifest import file_digest, read_manifest
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions, PlanOptions
 from qtk.engines.plan import plan_engine
 from qtk.errors import InputError
-from qtk.targets.gpu import gpu_names, gpu_profile, gpu_profiles
+from qtk.recipes.schema import BuildStage, QuantizeStage, Recipe
+from qtk.recipes.steps import recipe_steps
+from qtk.targets.gpu import GpuProfile, gpu_names, gpu_profile, gpu_profiles
 
-NAMES = "a10 a100-40g a100-80g a30 a40 cpu h100 l4 l40s rtx3090 rtx4090 rtx5090 rtx6000-ada"
+NAMES = (
+    "a10 a100-40g a100-80g a2 a30 a40 b200 cpu h100 h200 l4 l40s rtx-a6000 rtx-pro6000 rtx3090 rtx4060 rtx4070 rtx4090 "
+    "rtx5060 rtx5070 rtx5080 rtx5090 rtx6000-ada t4"
+)
+NO_PUBLISHED_RATE = ("rtx-pro6000",)
 
 
 def test_every_shipped_profile_is_complete_and_says_where_from() -> None:
@@ -24,10 +32,10 @@ def test_every_shipped_profile_is_complete_and_says_where_from() -> None:
             continue
         assert all(source.startswith("https://") for source in profile.sources)
         assert any("nvidia.com/en-us/" in source for source in profile.sources), "the product's page"
-        assert profile.sm in (80, 86, 89, 90, 120)
+        assert profile.sm in (75, 80, 86, 89, 90, 100, 120)
         assert profile.memory_bytes
         assert profile.bandwidth_gb_s
-        assert profile.fp16_tflops
+        assert bool(profile.fp16_tflops) == (profile.name not in NO_PUBLISHED_RATE)
     assert gpu_names() == NAMES.split()
 
 
@@ -94,3 +102,83 @@ def test_gpus_command(run_qtk) -> None:
     shown = run_qtk("gpus")
     assert shown.returncode == 0
     assert "rtx4090" in shown.stdout
+
+
+def test_a_gpu_that_runs_no_engine_of_qtk_s_says_what_it_can(run_qtk, tiny, tmp_path) -> None:
+    assert gpu_profile("t4").backends == ()
+    assert "t4" in run_qtk("gpus").stdout
+    planned = run_qtk("plan", tiny(), "--gpu", "t4")
+    assert planned.returncode == 3
+    assert "TensorRT-RTX runs INT4 from SM80" in planned.stderr
+    assert "for this GPU: vllm" in planned.stderr
+    assert "--gpu t4 --backend vllm" in planned.stderr
+    for name, backends in (
+        ("b200", ("tensorrt-full", "tensorrt-edgellm")),
+        ("h200", ("tensorrt-full", "tensorrt-llm")),
+        ("rtx5070", ("tensorrt", "tensorrt-full", "tensorrt-edgellm")),
+    ):
+        assert gpu_profile(name).backends == backends
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A profile of the user's own, with a capability that YAML reads as a number."""
+    path = tmp_path / "my-gpu.yaml"
+    path.write_text("title: My GPU\ncompute_capability: 8.6\nmemory_gib: 8\nbandwidth_gb_s: 300\n")
+    return path
+
+
+def test_an_own_profile_is_given_by_its_path(own, tiny, tmp_path) -> None:
+    profile = gpu_profile(str(own))
+    assert (profile.name, profile.sm, profile.memory_bytes) == ("my-gpu", 86, 8 * 2**30)
+    plan = plan_engine(tiny(), PlanOptions(gpu=str(own)))
+    assert (plan.gpu, plan.memory.gpu, plan.refusals) == ("my-gpu", "My GPU", [])
+
+
+def test_an_own_profile_is_recorded_by_its_content(own, tmp_path, tiny) -> None:
+    out = tmp_path / "prepared"
+    options = BuildOptions(gpu=str(own), prepare_only=True, max_input_len=32, max_output_len=8)
+    engine = build_engine(tiny(), out, options)
+    assert engine.own_gpu is not None
+    assert GpuProfile(**engine.own_gpu) == gpu_profile(str(own))
+    inputs = {record.role: record.files for record in read_manifest(out).inputs}
+    assert inputs["GPU profile"] == {own.name: file_digest(own).sha256}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaints"),
+    [
+        (
+            'title: T\ncompute_capability: "86"\nmemory_gib: -8\nbandwith_gb_s: 3\n',
+            [
+                'write it as NVIDIA does, for example "8.6"',
+                "memory_gib: Input should be greater than 0",
+                "bandwith_gb_s: no such",
+            ],
+        ),
+        ("title: T\n", ["compute_capability: Field required", "memory_gib: Field", "bandwidth_gb_s: Field"]),
+        ("- a\n", ["is not a valid GPU profile"]),
+        ("title: [\n", ["is not valid YAML"]),
+    ],
+)
+def test_every_wrong_field_of_an_own_profile_is_named(tmp_path, text: str, complaints: list[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        gpu_profile(str(path))
+    assert all(complaint in str(caught.value) for complaint in complaints), caught.value
+
+
+def test_an_own_profile_does_not_take_a_name_that_ships(tmp_path, own) -> None:
+    with pytest.raises(InputError, match="Rename the file"):
+        gpu_profile(str(own.rename(tmp_path / "a10.yaml")))
+    with pytest.raises(InputError, match="no such file"):
+        gpu_profile("nowhere.yaml")
+
+
+def test_a_recipe_finds_a_profile_beside_itself(own) -> None:
+    recipe = Recipe(name="x", model="m", quantize=QuantizeStage(gpu=own.name), build=BuildStage(gpu=own.name))
+    steps = {step.name: step for step in recipe_steps(recipe, own.parent)}
+    for name in ("quantize", "build"):
+        assert own in steps[name].texts, "a changed profile makes the step out of date"
+        assert steps[name].options["gpu"] == own.name

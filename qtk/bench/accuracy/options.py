@@ -26,7 +26,10 @@ class AccuracyOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     suite: tuple[str, ...] = Field(
-        ("humaneval",), min_length=1, description="NAME, NAME:python,java, lm-eval:TASK or a YAML file; repeatable."
+        ("humaneval",),
+        min_length=1,
+        description="NAME (see `qtk list suites`), NAME:python,java, lm-eval:TASK or a YAML file; repeatable.",
+        json_schema_extra={"names": "suites"},
     )
     data: Path | None = Field(None, description="Folder (or file) of the tasks; default: the variable QTK_DATA.")
     hub: bool = Field(False, description="Download sets that are not in --data from the Hugging Face hub.")

@@ -30,6 +30,7 @@ from qtk.engines.weight_refusals import weight_refusals
 from qtk.errors import MachineError
 from qtk.machine import available_memory
 from qtk.models.spec import LM_HEAD_MODULE
+from qtk.sizes import size_text
 from qtk.targets.gpu import GpuProfile
 from qtk.targets.runtimes import Dependency, Runtime
 
@@ -141,8 +142,8 @@ class TensorRtBackend:
         if cuts is None:
             worst = max(sizes.stage((layer, layer + 1)) for layer in range(len(sizes.blocks)))
             raise MachineError(
-                f"Compiling needs about {peak_bytes(worst) / 1e9:.1f} GB of memory even block by "
-                f"block, and {available / 1e9:.1f} GB are available. Build on a larger machine."
+                f"Compiling needs about {size_text(peak_bytes(worst))} of memory even block by "
+                f"block, and {size_text(available)} are available. Build on a larger machine."
             )
         largest = max(sizes.stage(cut) for cut in cuts)
         # The plans of all stages, and the graph of the one that is being compiled.

@@ -9,6 +9,7 @@ from qtk.engines.memory import FLOAT_BYTES, ModelBytes
 from qtk.errors import MachineError, listing
 from qtk.models.spec import ModelSpec
 from qtk.progress import note
+from qtk.sizes import size_text
 from qtk.wording import counted
 
 # Measured (docs/benchmarks.md): peak of the compiling process over the bytes of the stage's graph.
@@ -65,13 +66,13 @@ def peak_bytes(graph_bytes: int) -> float:
 def require_memory(stages: Sized, largest: int, available: int) -> None:
     """Writes to stderr how much memory the build needs. MachineError where less is available."""
     needed = peak_bytes(largest)
-    need = f"Compiling in {counted(len(stages), 'stage')} needs about {needed / 1e9:.1f} GB of memory"
+    need = f"Compiling in {counted(len(stages), 'stage')} needs about {size_text(needed)} of memory"
     if needed > available:
         raise MachineError(
-            f"{need}, and {available / 1e9:.1f} GB are available. Build from the model itself, which cuts it for this "
+            f"{need}, and {size_text(available)} are available. Build from the model itself, which cuts it for this "
             "machine, or on a larger one."
         )
-    note(f"{need}; {available / 1e9:.1f} GB are available.")
+    note(f"{need}; {size_text(available)} are available.")
 
 
 def check_plan_sizes(plans: Iterable[tuple[Stage, int]]) -> None:
@@ -84,7 +85,7 @@ def check_plan_sizes(plans: Iterable[tuple[Stage, int]]) -> None:
     for stage, expected in plans:
         kernels = KERNEL_BYTES if expected < SMALL_BYTES else 0
         if not expected * (1 - PLAN_TOLERANCE) <= stage.bytes <= expected * (1 + PLAN_TOLERANCE) + kernels:
-            wrong_sizes.append(f"{stage.file}: {stage.bytes / 1e6:.1f} MB for {expected / 1e6:.1f} MB of weights")
+            wrong_sizes.append(f"{stage.file}: {size_text(stage.bytes)} for {size_text(expected)} of weights")
     if wrong_sizes:
         raise MachineError(
             f"TensorRT did not keep the weights at their width:\n{listing(wrong_sizes)}\nAnother version of it may."

@@ -41,6 +41,16 @@ class Comparison(BaseModel):
         return self.baseline.summary if self.baseline and any(row.published for row in self.rows) else None
 
     @property
+    def passed(self) -> bool:
+        """Whether no row lost more than is tolerated."""
+        return not self.beyond
+
+    @property
+    def verdict(self) -> str:
+        """The verdict on all rows together."""
+        return "within tolerance" if self.passed else "beyond tolerance"
+
+    @property
     def beyond(self) -> list[ComparedRow]:
         """The rows of which more was lost than is tolerated."""
         return [row for row in self.rows if row.verdict == "beyond tolerance"]
