@@ -31,7 +31,7 @@ from qtk.engines.sessions.decoding import Decoding
 from qtk.engines.sessions.session import EngineSession, Generation, open_session, read_built
 from qtk.errors import InputError, listing
 from qtk.machine import available_memory, machine, threads_for
-from qtk.progress import Progress, note
+from qtk.progress import Progress, warn
 
 # A runtime's threads spin for a moment after a call; they must not take the next engine's cores.
 _REST_SECONDS = 0.02
@@ -70,7 +70,7 @@ def measure_engines(engines: Sequence[Path], options: LatencyOptions) -> Latency
         else:
             report = _one_after_the_other(engines, options, told)
     for warning in report.warnings:
-        note(f"Warning: {warning}.")
+        warn(warning)
     return report
 
 

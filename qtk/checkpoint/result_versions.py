@@ -11,7 +11,7 @@ RESULT_VERSIONS = {
     "quantize": 1,
     "build": 1,
     "sample": 1,
-    "latency": 1,
+    "latency": 2,
     "divergence": 1,
     "accuracy": 1,
     "report": 1,

@@ -37,7 +37,9 @@ class ResultConsole(Console):
     stays one line there, so that the output can be searched. Text is wrapped between words only."""
 
     def __init__(self) -> None:
-        width = None if sys.stdout.isatty() else _number(os.environ.get("COLUMNS")) or _UNLIMITED
+        width = (
+            None if sys.stdout is not None and sys.stdout.isatty() else _number(os.environ.get("COLUMNS")) or _UNLIMITED
+        )
         super().__init__(soft_wrap=True, highlight=False, markup=False, width=width)
 
     def print(self, *objects: Any, **settings: Any) -> None:
@@ -97,7 +99,8 @@ def _print_result(result: BaseModel | Mapping[str, Any]) -> None:
     context = click.get_current_context()
     if isinstance(context.obj, list):
         context.obj.append(data)  # so that an error after this is not a second object
-    _print_json(envelope(context.command_path.partition(" ")[2]) | data | {"warnings": warnings_since(0)})
+    warnings = list(dict.fromkeys([*data.get("warnings", ()), *warnings_since(0)]))
+    _print_json(envelope(context.command_path.partition(" ")[2]) | data | {"warnings": warnings})
 
 
 def _show(show: Callable[[ResultConsole], None], made: Path | None) -> None:

@@ -133,5 +133,5 @@ def test_the_commands_keep_to_the_width_of_the_terminal(run_qtk: Any, words: tup
 
 
 def test_a_pipe_has_no_width(run_qtk: Any) -> None:
-    done = run_qtk("list", "suites")
+    done = run_qtk("list", "suites", env={"COLUMNS": ""})
     assert any("multipl-e" in line and "bash" in line for line in done.stdout.splitlines())

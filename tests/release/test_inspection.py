@@ -60,7 +60,13 @@ class _Figures(BaseModel):
 _ESTIMATE = {"mean": 0.0729, "standard_error": 0.0012}
 _TEXT = {"text": "all", "tokens": 8192, "kl": _ESTIMATE, "top1_agreement": _ESTIMATE, "perplexity": 9.1}
 _SHAPE = {"input_len": 16, "output_len": 8, "tokens_per_s": 53.25, "standard_error": 0.5, "decode_tokens_per_s": 60.0}
-LATENCY = _Figures(engine="my engine", shapes=[{**_SHAPE, "ttft_ms": {"p50": 33.2}, "runs": 66}])
+_TIMES = {"mean": 33.2, "p50": 33.2, "p90": 34.0, "p99": 35.0}
+_ENGINE = {"backend": "onnxruntime", "gpu": "cpu", "dtype": "float32", "accuracy_level": 4, "lm_head_bits": 8}
+_CALLS = {"batch_size": 1, "ttft_ms": _TIMES, "inter_token_ms": _TIMES, "call_seconds": [0.15] * 66, "runs": 66}
+LATENCY = _Figures(
+    processor="a processor",
+    engines=[{**_ENGINE, "engine": "my engine", "first_call_ms": 40.0, "shapes": [{**_SHAPE, **_CALLS}]}],
+)
 DIVERGENCE = _Figures(texts=[], pooled={**_TEXT, "perplexity_reference": 8.9})
 
 
