@@ -12,7 +12,6 @@ import pytest
 from support.peft_adapters import make_adapter
 
 import qtk
-from qtk.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
