@@ -1,5 +1,6 @@
 # make demo       the whole chain on SmolLM2-135M: train an adapter, merge, quantize, build, measure, report
 # make test       the fast tests       make test-slow   those that need minutes or the real model
+# make docs       the generated pages and tables     make site   the documentation as a site, in site/
 # make lint       formatting, types, the order of the rooms, spelling
 # make peers      other quantizers to compare with, each in an environment of its own
 # make owners     the tools whose own code judges our checkpoints in the slow tests
@@ -20,7 +21,7 @@ LOG := $(VENV)/setup.log
 RUN := runs/smollm2-135m
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: setup edgellm demo test test-slow lint format docs eval-toolchains eval-toolchains-multipl-e peers owners clean
+.PHONY: setup edgellm demo test test-slow lint format docs site eval-toolchains eval-toolchains-multipl-e peers owners clean
 
 setup: $(READY)
 
@@ -124,6 +125,15 @@ OWNER_modelopt := nvidia-modelopt transformers accelerate requests
 
 docs: $(READY)
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_tables.py
+
+# The site, in site/. Strict: a link or an anchor that leads nowhere ends it. Its packages have an environment of their own.
+site: .venv-docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install "mkdocs-material>=9.5" || { rm -rf $@; false; }
 
 clean:
 	rm -rf $(RUN) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

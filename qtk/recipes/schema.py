@@ -105,10 +105,12 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
-    model: str = Field(min_length=1)
-    adapters: tuple[str, ...] = ()
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="What the run is called: letters, digits, dots, dashes."
+    )
+    description: str = Field("", description="A sentence about it.")
+    model: str = Field(min_length=1, description="The float model: a directory or a model on the hub.")
+    adapters: tuple[str, ...] = Field((), description="Adapters to merge into it: directories, or ids on the hub.")
     merge: MergeOptions = MergeOptions()
     quantize: QuantizeStage | None = None
     build: BuildStage | None = None

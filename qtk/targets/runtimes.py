@@ -62,6 +62,7 @@ class Runtime:
     quantized linear, and a tensor-parallel rank's share of them. signed_scales: whether scales may be below zero. SMs are
     inclusive; min_sm is None for a runtime on a processor. engine is None where the runtime reads checkpoints itself.
     serve: the command that serves a checkpoint: {model} is its directory, {file} the path of a container that is one file.
+    evidence: where the record is from, and what of it was run for qtk.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Runtime:
     group_sizes: tuple[int, ...]
     asymmetric: bool
     signed_scales: bool
+    evidence: str
     multiple_of: int = 1
     min_sm: int | None = None
     max_sm: int | None = None
@@ -131,7 +133,6 @@ _EDGELLM_BUILD = Dependency(
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
-        # Source: the portable graph, run in the tests.
         Runtime(
             "onnxruntime",
             "ONNX Runtime on a processor",
@@ -140,13 +141,12 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(32, 64, 128),
             asymmetric=True,
             signed_scales=True,
+            evidence="run in the tests, on processors",
             engine=EngineParts(
                 "qtk.engines.onnxruntime.backend:OnnxRuntimeBackend",
                 executor="qtk.engines.onnxruntime.executor:OnnxRuntimeExecutor",
             ),
         ),
-        # Source: compiled here for SM80, 86, 89 and 120 (TensorRT-RTX's support matrix does not name SM80). SM75 compiles
-        # no INT4. Never run on a GPU.
         Runtime(
             "tensorrt",
             "TensorRT-RTX",
@@ -155,6 +155,7 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(32, 64, 128),
             asymmetric=False,
             signed_scales=True,
+            evidence="compiled for SM80, 86, 89 and 120 (its support matrix does not name SM80); SM75 compiles no INT4; not run on a GPU",
             min_sm=80,
             max_sm=121,
             unknown_sms=(90, 100, 103),
@@ -165,7 +166,6 @@ RUNTIMES: dict[str, Runtime] = {
                 to_run=(_RTX, _CUDA),
             ),
         ),
-        # Source: its documentation. Block-wise INT4 is symmetric, in blocks of 64 and 128, with positive scales.
         Runtime(
             "tensorrt-full",
             "TensorRT",
@@ -174,6 +174,7 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(64, 128),
             asymmetric=False,
             signed_scales=False,
+            evidence="its documentation (INT4 in blocks of 64 and 128, symmetric, with positive scales); not run",
             min_sm=80,
             engine=EngineParts(
                 "qtk.engines.tensorrt.backend:TensorRtBackend",
@@ -184,8 +185,6 @@ RUNTIMES: dict[str, Runtime] = {
                 experimental=True,
             ),
         ),
-        # Source: its exporter, run in the tests. It clamps asymmetric codes silently. The wheel's kernels are for SM80, 86,
-        # 100 and 120 exactly.
         Runtime(
             "tensorrt-edgellm",
             "TensorRT Edge-LLM 0.11",
@@ -194,6 +193,8 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(64, 128),
             asymmetric=False,
             signed_scales=True,
+            evidence="its exporter is run in the tests (it clamps asymmetric codes silently); its wheel's kernels are for "
+            "SM80, 86, 100 and 120 exactly; not run on a GPU",
             multiple_of=64,
             min_sm=80,
             max_sm=120,
@@ -207,7 +208,6 @@ RUNTIMES: dict[str, Runtime] = {
                 experimental=True,
             ),
         ),
-        # Source: its own source. Group-wise kernels exist from SM80 with groups of 64 and 128, none for INT4 on Blackwell.
         Runtime(
             "tensorrt-llm",
             "TensorRT-LLM",
@@ -216,6 +216,7 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(64, 128),
             asymmetric=False,
             signed_scales=True,
+            evidence="its source (group-wise kernels from SM80, groups of 64 and 128, none for INT4 on Blackwell); not run",
             multiple_of=64,
             min_sm=80,
             max_sm=90,
@@ -229,7 +230,6 @@ RUNTIMES: dict[str, Runtime] = {
                 experimental=True,
             ),
         ),
-        # Source: its builder, run in the tests. It refuses compressed-tensors and modelopt INT4.
         Runtime(
             "onnxruntime-genai",
             "ONNX Runtime GenAI's builder",
@@ -238,8 +238,8 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(32, 64, 128),
             asymmetric=True,
             signed_scales=True,
+            evidence="its builder is run in the slow tests; it refuses compressed-tensors and modelopt INT4",
         ),
-        # Source: their documentation.
         Runtime(
             "vllm",
             "vLLM and SGLang",
@@ -248,10 +248,10 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(32, 64, 128),
             asymmetric=True,
             signed_scales=True,
+            evidence="their documentation; not run. GPTQModel and compressed-tensors read the containers in the slow tests",
             min_sm=75,
             serve="vllm serve {model}",
         ),
-        # Source: run in the tests on a processor.
         Runtime(
             "llama.cpp",
             "llama.cpp",
@@ -260,6 +260,7 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(32, 64, 128),
             asymmetric=False,
             signed_scales=True,
+            evidence="run in the slow tests, on a processor",
             serve="llama-server -m {file}",
         ),
     )

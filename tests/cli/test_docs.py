@@ -11,11 +11,10 @@ from pathlib import Path
 
 import click
 import pytest
+from support.pages import PAGES, ROOT, blocks, examples, parses
 
 from qtk.cli.main import COMMANDS, cli
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -37,31 +36,9 @@ def test_the_command_reference_is_current() -> None:
     assert text == generator().document(), "docs/cli.md is out of date: make docs"
 
 
-def examples(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if re.match(r"\s*qtk [a-z]", line)]
-
-
-def parses(line: str) -> None:
-    """The words of an example are taken by the command line: commands, options and choices exist."""
-    words = shlex.split(line.split("     (")[0], comments=True)[1:]
-    for mark in ("<", "|"):
-        words = words[: words.index(mark)] if mark in words else words
-    group: click.Command = cli
-    context = click.Context(cli, info_name="qtk")
-    while isinstance(group, click.Group):
-        name, found, words = group.resolve_command(context, words)
-        assert found is not None
-        context, group = click.Context(found, info_name=name, parent=context), found
-    group.make_context(context.info_name, list(words), parent=context.parent)
-
-
-def _blocks(page: Path) -> list[str]:
-    return re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
-
-
 ALL = {" ".join(path): command for path, command in all_commands()}
 SHOWN = [line for command in ALL.values() for line in examples(command.help or "")]
-SHOWN += [line for page in PAGES if page.name != "cli.md" for block in _blocks(page) for line in examples(block)]
+SHOWN += [line for page in PAGES if page.name != "cli.md" for block in blocks(page) for line in examples(block)]
 
 
 # Commands about qtk itself, which the reference lists.
@@ -91,15 +68,14 @@ def test_the_readme_s_chain_runs(run_qtk, tiny, tmp_path) -> None:
     peft = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny("llama")), LoraConfig(target_modules=["q_proj"]))
     torch.nn.init.normal_(next(p for n, p in peft.named_parameters() if "lora_B" in n), std=0.05)
     peft.save_pretrained(tmp_path / "ADAPTER")
-    block = next(block for block in _blocks(ROOT / "README.md") if "qtk merge" in block)
+    block = next(block for block in blocks(ROOT / "README.md") if "qtk merge" in block)
     lines = examples(block)
-    chain = ("merge", "quantize", "build-engine", "generate", "latency", "divergence")
+    chain = ("merge", "quantize", "build-engine", "latency", "divergence", "report")
     assert all(any(step in shlex.split(line)[1:3] for line in lines) for step in chain)
     # The tiny model's context is 512; everything else is said as in the README.
     smaller = {
-        "quantize": ["--samples", "2", "--seq-len", "64"],
+        "quantize": ["--samples", "8", "--seq-len", "64"],
         "build-engine": ["--max-input-len", "256", "--max-output-len", "64"],
-        "generate": ["--max-new-tokens", "4"],
         "latency": ["--shapes", "4/2", "--runs", "1", "--seconds", "0"],
         "divergence": ["--rows", "2", "--seq-len", "64"],
     }
@@ -108,6 +84,8 @@ def test_the_readme_s_chain_runs(run_qtk, tiny, tmp_path) -> None:
         more = next((options for name, options in smaller.items() if name in words[:2]), [])
         result = run_qtk(*words, *more, cwd=tmp_path)
         assert result.returncode == 0, f"{line}: {result.stderr}"
+    report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert all(f"## {part}" in report for part in ("Merge", "Quantization", "Latency", "Divergence"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -22,6 +22,7 @@ TOY = Runtime(
     group_sizes=(32,),
     asymmetric=False,
     signed_scales=True,
+    evidence="the tests",
     min_sm=80,
     max_sm=86,
     engine=EngineParts(

