@@ -13,7 +13,7 @@ from qtk.engines.jobs import BuildJob, EngineRequest, FinishJob
 from qtk.engines.sessions.executor import Forward
 from qtk.targets.runtimes import Dependency, EngineParts, Runtime
 
-TOOL = Dependency("toy-counter", "program", "counts for the toy engines", "carve one")
+TOOL = Dependency("toy-counter", "program", "counts for the toy engines", by_hand="carve one")
 TOY = Runtime(
     "toy",
     "the toy runtime",

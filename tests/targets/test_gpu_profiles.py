@@ -26,7 +26,8 @@ NO_PUBLISHED_RATE = ("rtx-pro6000",)
 def test_every_shipped_profile_is_complete_and_says_where_from() -> None:
     for profile in gpu_profiles():
         assert profile.sources
-        assert profile.default_backend == profile.backends[0]
+        if profile.name != "t4":  # no runtime that qtk builds for runs INT4 on it
+            assert profile.default_backend == profile.backends[0]
         if profile.is_cpu:
             assert profile.default_backend == "onnxruntime"
             continue
@@ -72,7 +73,7 @@ def test_a_backend_that_is_not_for_a_gpu_says_why(tiny, tmp_path, gpu: str, back
         assert why in plan_engine(tiny(), PlanOptions(gpu=gpu, backend=backend)).refusals[-1]
 
 
-@pytest.mark.parametrize("gpu", gpu_names())
+@pytest.mark.parametrize("gpu", [name for name in gpu_names() if gpu_profile(name).backends])
 def test_quantize_plan_and_build_agree_on_the_backend_of_a_gpu(gpu: str, tiny, tmp_path, run_qtk) -> None:
     words = ("quantize", tiny(), "-o", tmp_path / "int4", "--method", "rtn", "--gpu", gpu)
     assert run_qtk(*words).returncode == 0
@@ -181,4 +182,4 @@ def test_a_recipe_finds_a_profile_beside_itself(own) -> None:
     steps = {step.name: step for step in recipe_steps(recipe, own.parent)}
     for name in ("quantize", "build"):
         assert own in steps[name].texts, "a changed profile makes the step out of date"
-        assert steps[name].options["gpu"] == own.name
+        assert steps[name].options.values["gpu"] == own.name
