@@ -20,7 +20,7 @@ from qtk.checkpoint.staging import partial_path, remove_partial
 from qtk.errors import InputError, QtkError
 from qtk.progress import note
 from qtk.quantization.unfinished import unfinished_quantization
-from qtk.recipes.schema import Recipe, RecipeFile, is_demo_source, read_recipe
+from qtk.recipes.schema import RECIPE_COPY, Recipe, RecipeFile, is_demo_source, read_recipe
 from qtk.recipes.sources import resolve_source
 from qtk.recipes.stages import STAGES
 from qtk.recipes.state import RunState, StepRecord
@@ -28,7 +28,6 @@ from qtk.recipes.steps import MODEL, RecipeStep, adapter_name, recipe_steps
 
 Mode = Literal["new", "resume", "overwrite"]
 Status = Literal["done", "up to date", "taken as it is"]
-RECIPE_COPY = "recipe.yaml"
 OPTION, _INPUT = "option ", "input "  # before the names of terms
 
 

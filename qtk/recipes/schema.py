@@ -15,9 +15,11 @@ from qtk.calibration.sources import FILE_ENDINGS
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError, listing
 from qtk.quantization.options import QuantizeOptions
+from qtk.release.gates import Gate
 from qtk.shipped import find_yaml, read_yaml, shipped_directory, shipped_names
 from qtk.targets.gpu import gpu_profile, is_profile_file
 
+RECIPE_COPY = "recipe.yaml"  # the name of the recipe in its run's directory
 _DEMO = "demo:"
 # The packaged model of the demo, and the adapter that is trained for it.
 DEMO_MODEL = f"{_DEMO}smollm2-135m-instruct"
@@ -115,6 +117,7 @@ class Recipe(BaseModel):
     quantize: QuantizeStage | None = None
     build: BuildStage | None = None
     bench: BenchStages = BenchStages()
+    gates: tuple[Gate, ...] = ()
 
     @field_validator("model")
     @classmethod

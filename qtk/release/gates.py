@@ -1,0 +1,360 @@
+"""What must hold before a run is released: gates, and how they are judged by what the run's steps wrote.
+
+A gate names a metric, what of it is meant (a suite, a language, a text, a shape), and one limit. It passes on evidence only:
+what was not measured, or measured on too little, does not pass.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from qtk.bench.accuracy.results.comparison import Comparison, compare
+from qtk.bench.accuracy.results.programs import ProgramsScore
+from qtk.bench.accuracy.results.result import AccuracyResult
+from qtk.bench.accuracy.results.score import ComparedRow, CompareOptions
+from qtk.errors import InputError
+
+if TYPE_CHECKING:
+    from qtk.bench.divergence_run import DivergenceResult, TextDivergence
+    from qtk.bench.latency_result import EngineLatency, ShapeLatency, SpeedRatio
+    from qtk.engines.description import EngineDescription
+
+Verdict = Literal["passed", "failed", "not measured", "too little evidence"]
+_CERTAIN = 1.96  # standard errors: two-sided 95 %
+
+
+class Gate(BaseModel):
+    """One thing that must hold. What is left out of suite, language, text and shape means every one that was measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str = Field(description="What is measured; `qtk list gates` names the metrics.")
+    at_most: float | None = Field(None, description="The largest value that passes.")
+    at_least: float | None = Field(None, description="The smallest value that passes.")
+    suite: str | None = Field(None, description="Of accuracy metrics: the suite.")
+    language: str | None = Field(None, description="Of accuracy metrics: the language, the set or the task.")
+    text: str | None = Field(None, description="Of kl and perplexity metrics: the text; default: all texts together.")
+    shape: str | None = Field(None, description='Of latency metrics: the shape, such as "64/32".')
+    level: str | None = Field(None, description="Of sandbox: the weakest level that passes.")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Gate:
+        metric = METRICS.get(self.metric)
+        if metric is None:
+            close = difflib.get_close_matches(self.metric, METRICS, n=2, cutoff=0.4)
+            hint = f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(METRICS)}"
+            raise ValueError(f"the metric {self.metric!r} is not known{hint}")
+        given = {name for name in (*_SELECTORS, "at_most", "at_least") if getattr(self, name) is not None}
+        if foreign := sorted(given - {*metric.selectors, *metric.limits}):
+            takes = ", ".join((*metric.limits, *metric.selectors))
+            raise ValueError(f"{self.metric} does not take {', '.join(foreign)}; it takes {takes}")
+        if len(given & set(metric.limits)) != 1:
+            raise ValueError(f"{self.metric} needs a limit: {' or '.join(metric.limits)}")
+        return self
+
+    @property
+    def limit(self) -> str:
+        """The limit in words."""
+        if self.level is not None:
+            return f"at least {self.level}"
+        return f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is within the limit."""
+        if self.at_most is not None:
+            return value <= self.at_most
+        return self.at_least is not None and value >= self.at_least
+
+
+_SELECTORS = ("suite", "language", "text", "shape", "level")
+
+
+class GateResult(BaseModel):
+    """A gate, what was measured for it, and the verdict. standard_error: of `measured`, None where it has none or where it is
+    not known. uncertain: the limit lies within 1.96 standard errors of what was measured. why: of a verdict that is not a
+    plain comparison of two numbers."""
+
+    model_config = ConfigDict(frozen=True)
+    metric: str
+    of: str
+    measured: float | str | None
+    unit: str
+    limit: str
+    standard_error: float | None = None
+    verdict: Verdict
+    uncertain: bool = False
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        """The metric and what of it."""
+        return f"{self.metric} ({self.of})" if self.of else self.metric
+
+
+class GateReport(BaseModel):
+    """The verdict on a run. passed: whether every gate passed; a run without gates does not pass."""
+
+    model_config = ConfigDict(frozen=True)
+    run: str
+    passed: bool
+    results: tuple[GateResult, ...]
+
+    @property
+    def failures(self) -> list[GateResult]:
+        """Those that did not pass."""
+        return [result for result in self.results if result.verdict != "passed"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run's steps measured. sizes: of each model and engine directory in bytes, by name, in the order of the chain."""
+
+    accuracies: Sequence[tuple[str, AccuracyResult]]
+    accuracy_pairs: Sequence[tuple[AccuracyResult, AccuracyResult]]
+    divergences: Sequence[DivergenceResult]
+    latencies: Sequence[EngineLatency]
+    ratios: Sequence[SpeedRatio]
+    engines: Sequence[tuple[str, EngineDescription]]
+    sizes: Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One value that a gate is held against; `of` says of what. verdict, why: where the value alone does not decide."""
+
+    of: str
+    value: float | str
+    standard_error: float | None = None
+    verdict: Verdict | None = None
+    why: str = ""
+
+
+Measure = Callable[[Evidence, Gate], Iterable[Measurement]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of gates: its unit, what it is of, the limits and selectors that it takes, and how it is read."""
+
+    unit: str
+    about: str
+    measure: Measure
+    limits: tuple[str, ...]
+    selectors: tuple[str, ...] = ()
+
+
+def judge(run: str, gates: Sequence[Gate], evidence: Evidence) -> GateReport:
+    """Holds every gate against the evidence."""
+    results = tuple(result for gate in gates for result in _judge(gate, evidence))
+    return GateReport(run=run, passed=bool(results) and all(r.verdict == "passed" for r in results), results=results)
+
+
+def _judge(gate: Gate, evidence: Evidence) -> list[GateResult]:
+    metric = METRICS[gate.metric]
+    measurements = list(metric.measure(evidence, gate))
+    if not measurements:
+        wanted = ", ".join(str(value) for name in _SELECTORS[:4] if (value := getattr(gate, name)) is not None)
+        return [
+            GateResult(
+                metric=gate.metric,
+                of=wanted,
+                measured=None,
+                unit=metric.unit,
+                limit=gate.limit,
+                verdict="not measured",
+                why="this run did not measure it, and what is not measured does not pass",
+            )
+        ]
+    return [_result(gate, metric, measurement) for measurement in measurements]
+
+
+def _result(gate: Gate, metric: Metric, found: Measurement) -> GateResult:
+    verdict, uncertain = found.verdict, False
+    if verdict is None:
+        assert isinstance(found.value, int | float)
+        verdict = "passed" if gate.holds(found.value) else "failed"
+        bound = gate.at_most if gate.at_most is not None else gate.at_least
+        if found.standard_error and bound is not None:
+            uncertain = abs(found.value - bound) <= _CERTAIN * found.standard_error
+    return GateResult(
+        metric=gate.metric,
+        of=found.of,
+        measured=found.value,
+        unit=metric.unit,
+        limit=gate.limit,
+        standard_error=found.standard_error,
+        verdict=verdict,
+        uncertain=uncertain,
+        why=found.why,
+    )
+
+
+# What the metrics read.
+
+
+def _accuracy_drop(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    """The loss of pass@1 in points, judged by the comparison's own paired test with the gate's limit as its tolerance."""
+    assert gate.at_most is not None
+    options = CompareOptions(tolerance=gate.at_most, baseline="none")
+    for row in _compared(evidence, gate, options):
+        if row.unit == "points":
+            yield _loss(row)
+
+
+def _likelihood_drop(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    assert gate.at_most is not None
+    options = CompareOptions(likelihood_tolerance=gate.at_most, baseline="none")
+    for row in _compared(evidence, gate, options):
+        if row.unit == "nats per token":
+            yield _loss(row)
+
+
+def _compared(evidence: Evidence, gate: Gate, options: CompareOptions) -> Iterable[ComparedRow]:
+    for before, after in evidence.accuracy_pairs:
+        comparison: Comparison = compare(before, after, options)
+        for row in comparison.rows:
+            if gate.suite in (None, row.suite) and gate.language in (None, row.name) and row.verdict is not None:
+                yield row
+
+
+def _loss(row: ComparedRow) -> Measurement:
+    verdicts: dict[str, Verdict] = {"within tolerance": "passed", "beyond tolerance": "failed"}
+    verdict = verdicts.get(str(row.verdict), "too little evidence")
+    changed = f"p {row.p_value:.2g}" if row.p_value is not None else ""
+    few = f"{row.counted} tasks are too few to tell" if verdict == "too little evidence" else ""
+    loss = -row.difference if row.difference else 0.0
+    return Measurement(row.label, loss, row.difference_error, verdict, "; ".join(filter(None, (changed, few))))
+
+
+def _pass_rate(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    """pass@1 of the last model that was scored, in percent."""
+    for name, result in evidence.accuracies[-1:]:
+        for score in result.scores:
+            if not isinstance(score, ProgramsScore) or gate.suite not in (None, score.suite):
+                continue
+            for rate in score.pass_at:
+                if rate.k == 1 and gate.language in (None, score.name):
+                    error = None if rate.standard_error is None else 100 * rate.standard_error
+                    yield Measurement(f"{name}: {score.suite} {score.name}", 100 * rate.value, error)
+
+
+def _texts(evidence: Evidence, gate: Gate) -> Iterable[tuple[str, TextDivergence]]:
+    for result in evidence.divergences:
+        for text in (result.pooled,) if gate.text is None else result.texts:
+            if gate.text in (None, text.text):
+                yield f"{result.model.rsplit('/', 1)[-1]}, {text.text}", text
+
+
+def _kl(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    return (Measurement(of, text.kl.mean, text.kl.standard_error) for of, text in _texts(evidence, gate))
+
+
+def _perplexity(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    return (Measurement(of, text.perplexity) for of, text in _texts(evidence, gate))
+
+
+def _perplexity_increase(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    """The paired increase of the loss, as the share by which it raises the perplexity."""
+    for of, text in _texts(evidence, gate):
+        share = text.perplexity / text.perplexity_reference - 1
+        yield Measurement(of, 100 * share, 100 * (1 + share) * text.loss_increase.standard_error)
+
+
+def _top1(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    for of, text in _texts(evidence, gate):
+        yield Measurement(of, 100 * text.top1_agreement.mean, 100 * text.top1_agreement.standard_error)
+
+
+def _shapes(evidence: Evidence, gate: Gate) -> Iterable[tuple[str, EngineLatency, ShapeLatency]]:
+    """Of the last engine that was timed: the one that is released."""
+    for engine in evidence.latencies[-1:]:
+        for shape in engine.shapes:
+            if gate.shape in (None, shape.name):
+                yield f"{engine.engine} at {shape.name}", engine, shape
+
+
+def _rate(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    return (Measurement(of, s.tokens_per_s, s.standard_error) for of, _, s in _shapes(evidence, gate))
+
+
+def _rate_of_float(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    for ratio in evidence.ratios:
+        if gate.shape not in (None, ratio.shape):
+            continue
+        of = f"{ratio.engine} against {ratio.baseline} at {ratio.shape}"
+        doubt: Verdict | None = "too little evidence" if ratio.in_doubt else None
+        yield Measurement(of, ratio.ratio, ratio.standard_error, doubt, ratio.in_doubt)
+
+
+def _rate_of_bound(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    """Decoded tokens/s as a share of what the GPU's memory bandwidth allows (engine.json's memory table)."""
+    bounds = {name: engine.memory for name, engine in evidence.engines}
+    for of, engine, shape in _shapes(evidence, gate):
+        table = bounds.get(engine.engine)
+        if table is None or table.decode_bound_tokens_per_s is None or shape.decode_tokens_per_s is None:
+            continue
+        yield Measurement(of, shape.decode_tokens_per_s / (shape.batch_size * table.decode_bound_tokens_per_s))
+
+
+def _ttft(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    return (Measurement(of, s.ttft_ms.p90) for of, _, s in _shapes(evidence, gate))
+
+
+def _inter_token(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    return (Measurement(of, s.inter_token_ms.p90) for of, _, s in _shapes(evidence, gate) if s.inter_token_ms)
+
+
+def _memory(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    """Of the last engine, by its memory table: counted and bounded when it was built."""
+    for name, engine in evidence.engines[-1:]:
+        if engine.memory is not None:
+            yield Measurement(f"{name} on {engine.memory.gpu}", engine.memory.needed_bytes / 1e9)
+
+
+def _size(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    return (Measurement(name, count / 1e9) for name, count in evidence.sizes[-1:])
+
+
+_SANDBOX_LEVELS = ("rlimits", "landlock", "user-namespaces", "bubblewrap", "namespaces")
+
+
+def _sandbox(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    """The level at which programs ran, weakest first in the table above."""
+    if gate.level not in _SANDBOX_LEVELS:
+        raise InputError(f"There is no sandbox level {gate.level!r}. Levels: {', '.join(reversed(_SANDBOX_LEVELS))}.")
+    for name, result in evidence.accuracies:
+        level = result.sandbox.get("level")
+        if level in _SANDBOX_LEVELS:
+            enough = _SANDBOX_LEVELS.index(level) >= _SANDBOX_LEVELS.index(gate.level)
+            yield Measurement(name, level, verdict="passed" if enough else "failed")
+
+
+_MOST, _LEAST, _EITHER = ("at_most",), ("at_least",), ("at_most", "at_least")
+_SUITES = ("suite", "language")
+
+METRICS: dict[str, Metric] = {
+    "accuracy-drop": Metric("points", "loss of pass@1 against the float model", _accuracy_drop, _MOST, _SUITES),
+    "likelihood-drop": Metric(
+        "nats per token", "loss of the references' log-likelihood", _likelihood_drop, _MOST, _SUITES
+    ),
+    "pass-rate": Metric("%", "pass@1 of the released model", _pass_rate, _LEAST, _SUITES),
+    "kl": Metric("nats per token", "KL divergence from the float model", _kl, _MOST, ("text",)),
+    "top1-agreement": Metric("%", "tokens with the same most likely token", _top1, _LEAST, ("text",)),
+    "perplexity": Metric("", "perplexity of the released model", _perplexity, _MOST, ("text",)),
+    "perplexity-increase": Metric("%", "increase of perplexity", _perplexity_increase, _MOST, ("text",)),
+    "tokens-per-s": Metric("tokens/s", "rate of the whole call", _rate, _LEAST, ("shape",)),
+    "speedup": Metric("times", "rate beside the float engine's, by turns", _rate_of_float, _LEAST, ("shape",)),
+    "share-of-bound": Metric(
+        "of the bound", "decoding beside the bandwidth's bound", _rate_of_bound, _LEAST, ("shape",)
+    ),
+    "ttft-p90": Metric("ms", "time to first token, 90th percentile", _ttft, _MOST, ("shape",)),
+    "inter-token-p90": Metric("ms", "time between tokens, 90th percentile", _inter_token, _MOST, ("shape",)),
+    "memory": Metric("GB", "memory of the engine on its GPU", _memory, _MOST),
+    "size": Metric("GB", "size of the released directory", _size, _MOST),
+    "sandbox": Metric("", "level at which programs were run", _sandbox, ("level",)),
+}
