@@ -55,7 +55,7 @@ def adapter_name(index: int) -> str:
 
 def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     """Every step of the recipe in `recipe_dir`, each after those it reads. The last one is the report over all the others."""
-    steps = _first_steps(recipe)
+    steps = _first_steps(recipe, recipe_dir)
     float_model = MODEL
     if recipe.adapters:
         steps.append(_merge(recipe))
@@ -91,7 +91,7 @@ def _joined(parts: Mapping[str, StepOptions]) -> StepOptions:
     )
 
 
-def _first_steps(recipe: Recipe) -> list[RecipeStep]:
+def _first_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     """The steps that make the sources which the recipe does not find but has made, under the names of sources; and the first
     look, as early as there is a model."""
     steps = [_demo_model(recipe.model)] if is_demo_source(recipe.model) else []
