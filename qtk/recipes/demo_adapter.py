@@ -39,10 +39,10 @@ class TrainingOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    steps: int = 10
+    steps: int = 8
     rows_per_step: int = 1
     tokens_per_row: int = 128
-    check_rows: int = 4
+    check_rows: int = 3
     rank: int = 16
     learning_rate: float = 2e-3
     seed: int = 0

@@ -113,6 +113,10 @@ class Recipe(BaseModel):
     description: str = Field("", description="A sentence about it.")
     model: str = Field(min_length=1, description="The float model: a directory or a model on the hub.")
     adapters: tuple[str, ...] = Field((), description="Adapters to merge into it: directories, or ids on the hub.")
+    first_look: bool = Field(
+        False,
+        description="Before any long step, round the model itself to INT4, build its engine and let it say a line of text.",
+    )
     merge: MergeOptions = MergeOptions()
     quantize: QuantizeStage | None = None
     build: BuildStage | None = None
@@ -191,6 +195,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
         contradictions.append(f"merge.weight: {len(recipe.merge.weight)} weights for {len(recipe.adapters)} adapters")
     if recipe.bench.latency is not None and recipe.build is None:
         contradictions.append("bench.latency: there is no `build`, so there is no engine to measure")
+    if recipe.first_look and (recipe.build is None or recipe.quantize is None or recipe.bench.sample is None):
+        contradictions.append("first_look: it needs `quantize`, `build` and `bench.sample`, whose settings it takes")
     if recipe.bench.sample is not None and recipe.build is None:
         contradictions.append("bench.sample: there is no `build`, so there is no engine to ask")
     if recipe.bench.divergence is not None and recipe.quantize is None:

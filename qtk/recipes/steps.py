@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from qtk.calibration.options import CalibrationOptions
 from qtk.recipes.schema import Recipe, beside, is_demo_source, text_file
 from qtk.targets.gpu import is_profile_file
 
@@ -53,7 +55,7 @@ def adapter_name(index: int) -> str:
 
 def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     """Every step of the recipe in `recipe_dir`, each after those it reads. The last one is the report over all the others."""
-    steps = _demo_sources(recipe)
+    steps = _first_steps(recipe, recipe_dir)
     float_model = MODEL
     if recipe.adapters:
         steps.append(_merge(recipe))
@@ -81,9 +83,20 @@ def _dump(options: BaseModel) -> StepOptions:
     return StepOptions(values, frozenset(values.keys() - given.keys()))
 
 
-def _demo_sources(recipe: Recipe) -> list[RecipeStep]:
-    """The steps that make the sources which the recipe does not find but has made, under the names of sources."""
+def _joined(parts: Mapping[str, StepOptions]) -> StepOptions:
+    """The options of a step that takes those of several, each under the name of its part."""
+    return StepOptions(
+        {f"{part}.{name}": value for part, options in parts.items() for name, value in options.values.items()},
+        frozenset(f"{part}.{name}" for part, options in parts.items() for name in options.at_default),
+    )
+
+
+def _first_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
+    """The steps that make the sources which the recipe does not find but has made, under the names of sources; and the first
+    look, as early as there is a model."""
     steps = [_demo_model(recipe.model)] if is_demo_source(recipe.model) else []
+    if recipe.first_look:
+        steps.append(_first_look(recipe, recipe_dir))
     for index, adapter in enumerate(recipe.adapters):
         if is_demo_source(adapter):
             steps.append(_demo_adapter(adapter_name(index), adapter))
@@ -109,6 +122,41 @@ def _demo_model(source: str) -> RecipeStep:
         inputs=(),
         work=work,
         require=require,
+    )
+
+
+def _first_look(recipe: Recipe, recipe_dir: Path) -> RecipeStep:
+    """Plain rounding takes seconds, so that the run shows early that its model becomes an engine that speaks."""
+    stage, build, sample = recipe.quantize, recipe.build, recipe.bench.sample
+    assert stage is not None
+    assert build is not None
+    assert sample is not None
+    rounding = stage.quantize_options(recipe_dir).model_copy(update={"method": "rtn"})
+
+    engine_options = build.build_options(recipe_dir)
+
+    def work(places: Places, out: Path, resume: bool) -> None:
+        from qtk.bench.results import measure_into
+        from qtk.bench.sample import sample_engines
+        from qtk.engines.build import build_engine
+        from qtk.quantization.quantize import quantize_model
+
+        def look() -> BaseModel:
+            with tempfile.TemporaryDirectory(prefix=".first-look-", dir=out.parent) as folder:
+                int4, engine = Path(folder, "int4"), Path(folder, "first-look")
+                quantize_model(places[MODEL], int4, rounding, CalibrationOptions())
+                build_engine(int4, engine, engine_options)
+                return sample_engines([engine], sample)
+
+        measure_into(out, "sample", sample, {"model": places[MODEL]}, look, overwrite=True)
+
+    return RecipeStep(
+        name="first-look",
+        stage="sources",
+        directory="first-look",
+        options=_joined({"quantize": _dump(rounding), "build": _dump(build), "sample": _dump(sample)}),
+        inputs=(MODEL,),
+        work=work,
     )
 
 

@@ -159,6 +159,7 @@ def test_all_offending_fields_are_listed_by_their_path(tmp_path) -> None:
             {"bench": {"accuracy": {"suite": ["humaneval"], "compat": "codefuse"}}},
             "bench.accuracy.compat: name the processor",
         ),
+        ({"bench": {}, "first_look": True}, "first_look: it needs `quantize`, `build` and `bench.sample`"),
         ({"merge": {"weight": [1.0, 2.0]}}, "merge.weight: 2 weights for 1 adapters"),
     ],
 )
@@ -435,6 +436,16 @@ def test_a_recipe_without_adapters_or_engines(kitchen, tmp_path) -> None:
     outcome = run_recipe(write(tmp_path / "bare.yaml", content), tmp_path / "run")
     assert done(outcome) == ["quantize", "report"]
     assert "## Latency" not in (tmp_path / "run" / "report" / "report.md").read_text()
+
+
+def test_an_engine_speaks_before_the_long_steps(kitchen, tmp_path, capsys) -> None:
+    changed = {**TINY, "model": str(kitchen / "model"), "adapters": [], "first_look": True}
+    path = write(tmp_path / "recipe.yaml", changed)
+    outcome = run_recipe(path, tmp_path / "run", last_stage="sources")
+    assert done(outcome) == ["first-look"]
+    assert "first-look says: 'def fibonacci(n):" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["first-look"]
+    assert not [finding for finding in verify_run(tmp_path / "run") if finding.bad]
 
 
 def test_accuracy_is_a_stage(shared_data, tmp_path, make_tiny, write_byte_tokenizer) -> None:
