@@ -13,7 +13,10 @@ from qtk.cli.output import emit, json_option, table
 from qtk.errors import GateFailed, listing
 
 if TYPE_CHECKING:
+    from qtk.cli.tables import Sheet
     from qtk.release.gates import GateReport
+
+GATE_DIRECTORY = "gate"
 
 
 @click.command()
@@ -24,16 +27,17 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A YAML file with `gates:`, in place of those of the run's recipe.",
 )
-@output_options("Directory to write [default: gate in the run's directory].", required=False)
+@output_options(f"Directory to write [default: {GATE_DIRECTORY} in the run's directory].", required=False)
 @json_option
 def command(run: Path, gates_file: Path | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Hold RUN, or any directory that holds qtk's output directories, against the gates of its recipe.
 
     Prints what was measured, the limit, the standard error and the verdict of each gate, and writes result.json, junit.xml
     and summary.md. Exit code 3 when a gate fails, or when what it asks for was not measured. The chain is verified first.
+    `qtk list gates` names the metrics.
 
     \b
-    qtk gate runs/codefuse-deepseek-33b-a10
+    qtk gate runs/codefuse-deepseek-33b-a10 --overwrite
     qtk gate runs/mine --gates release-gates.yaml -o verdict --json
     """
     from qtk.recipes.finished_run import is_run, measured_directories
@@ -42,29 +46,44 @@ def command(run: Path, gates_file: Path | None, out: Path | None, overwrite: boo
 
     gates = gates_of(run, gates_file)
     directories = measured_directories(run) if is_run(run) else reportable_directories(run)
-    place = out or run / "gate"
-    if place.exists() and not overwrite and out is None:
-        overwrite = True  # the verdict of an earlier state of the same run
+    place = out or run / GATE_DIRECTORY
     report = write_gate(run.resolve().name, gates, directories, place, overwrite=overwrite)
-    _tell_github(place)
-    show_gates(report, as_json)
+    tell_github(place)
+    emit(report, as_json, lambda console: console.print(gate_table(report)), gate_failure(report), made=place)
 
 
-def show_gates(report: GateReport, as_json: bool) -> None:
-    """Prints the verdicts; GateFailed unless every gate passed."""
-    from qtk.release.gate_files import in_words, rows
+def judged(run_dir: Path, recipe: str) -> GateReport | None:
+    """The verdict on a run that has just ended; None where its recipe has no gates."""
+    from qtk.recipes.finished_run import measured_directories
+    from qtk.recipes.gating import write_gate
+    from qtk.recipes.schema import RECIPE_COPY, read_recipe
 
-    failed = GateFailed(f"{report.run} is not ready:\n{listing(in_words(result) for result in report.failures)}")
-    columns = ("gate", "measured", "± SE", "limit", "verdict")
-    emit(
-        report,
-        as_json,
-        lambda console: console.print(table(f"Gates of {report.run}", columns, rows(report))),
-        None if report.passed else failed,
-    )
+    gates = read_recipe(run_dir / RECIPE_COPY).gates
+    if not gates:
+        return None
+    place = run_dir / GATE_DIRECTORY
+    report = write_gate(recipe, gates, measured_directories(run_dir), place, overwrite=True)
+    tell_github(place)
+    return report
 
 
-def _tell_github(place: Path) -> None:
+def gate_table(report: GateReport) -> Sheet:
+    """One row a gate."""
+    from qtk.release.gate_files import rows
+
+    return table(f"Gates of {report.run}", ("gate", "measured", "± SE", "limit", "verdict"), rows(report))
+
+
+def gate_failure(report: GateReport) -> GateFailed | None:
+    """What is wrong with the run; None when every gate passed."""
+    from qtk.release.gate_files import in_words
+
+    if report.passed:
+        return None
+    return GateFailed(f"{report.run} is not ready:\n{listing(in_words(result) for result in report.failures)}")
+
+
+def tell_github(place: Path) -> None:
     """Adds the summary to the job's page where GitHub Actions asks for one."""
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if page:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from qtk.release.gates import Metric
 
 _FILES = CompletionItem("", type="file")
 
@@ -105,6 +108,16 @@ def gpus() -> list[KnownName]:
     return [KnownName(profile.name, profile.title) for profile in gpu_profiles()]
 
 
+def gates() -> list[KnownName]:
+    """The metrics of gates, with the limits and selectors of each."""
+    from qtk.release.gates import METRICS
+
+    def meaning(metric: Metric) -> str:
+        return f"{metric.about}, {metric.unit}" if metric.unit else metric.about
+
+    return [KnownName(name, meaning(it), (*it.limits, *it.selectors)) for name, it in METRICS.items()]
+
+
 def _calibration() -> list[KnownName]:
     from qtk.calibration.sources import STANDARD_LIBRARY
 
@@ -128,6 +141,7 @@ LISTED: dict[str, Callable[[], list[KnownName]]] = {
     "recipes": recipes,
     "architectures": architectures,
     "gpus": gpus,
+    "gates": gates,
 }
 _COMPLETED: dict[str, Callable[[], list[KnownName]]] = {
     **LISTED,

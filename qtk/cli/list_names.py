@@ -14,8 +14,8 @@ from qtk.cli.output import emit, json_option, table
 @click.argument("kind", type=click.Choice(list(LISTED)))
 @json_option
 def command(kind: str, as_json: bool) -> None:
-    """List what qtk knows of one KIND: the values of --suite, --container, --backend, --gpu, the recipes of `qtk run`, or
-    the architectures of models.
+    """List what qtk knows of one KIND: the values of --suite, --container, --backend, --gpu, the recipes of `qtk run`,
+    the architectures of models, or the metrics of a recipe's gates.
 
     \b
     qtk list suites

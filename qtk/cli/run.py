@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from qtk.cli.gate import gate_failure, gate_table, judged
 from qtk.cli.known_names import completer
 from qtk.cli.next_step import after_run
 from qtk.cli.options import output_options
@@ -41,6 +42,8 @@ def command(
     A step is done again only when its options or one of its inputs changed, or when a new qtk does that stage otherwise;
     stderr says why. Stages may run on different machines: copy the run's directory to the next machine and continue there with --from.
 
+    A recipe with `gates` ends with their verdict: exit code 3 unless all of them pass.
+
     Relative paths in a recipe begin where its file lies; in one that travels with qtk, in the current directory.
 
     \b
@@ -59,10 +62,15 @@ def command(
     run_dir = out or Path("runs") / read_recipe(file.path).name
     mode: Mode = "overwrite" if overwrite else "resume" if resume else "new"
     outcome = run_recipe(file, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
+    complete = last_stage in (None, STAGES[-1])
+    gate = judged(run_dir, outcome.recipe) if complete else None
     rows = [(step.step, step.status, step.seconds, str(run_dir / step.directory)) for step in outcome.steps]
 
     def show(console: ResultConsole) -> None:
         console.print(table(f"Run of {outcome.recipe}", ("step", "", "seconds", "directory"), rows))
-        console.print_command("Next", after_run(run_dir, recipe, complete=last_stage in (None, STAGES[-1])))
+        if gate is not None:
+            console.print(gate_table(gate))
+        console.print_command("Next", after_run(run_dir, recipe, complete=complete))
 
-    emit(outcome, as_json, show)
+    data = outcome.model_dump(mode="json") | {"gate": None if gate is None else gate.model_dump(mode="json")}
+    emit(data, as_json, show, None if gate is None else gate_failure(gate))

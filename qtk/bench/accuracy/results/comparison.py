@@ -42,13 +42,15 @@ class Comparison(BaseModel):
 
     @property
     def passed(self) -> bool:
-        """Whether no row lost more than is tolerated."""
-        return not self.beyond
+        """Whether every verdict says that no more was lost than is tolerated, and there is one."""
+        return not self.gate_failure
 
     @property
     def verdict(self) -> str:
         """The verdict on all rows together."""
-        return "within tolerance" if self.passed else "beyond tolerance"
+        if self.beyond:
+            return "beyond tolerance"
+        return "within tolerance" if self.passed else "too few tasks to tell"
 
     @property
     def beyond(self) -> list[ComparedRow]:
