@@ -97,7 +97,7 @@ def test_the_result_becomes_a_directory_of_the_chain(engine, tmp_path, run_qtk) 
     words = ("bench", "latency", engine, "--shapes", "8/2", "--warmups", "0", "--runs", "1", "--seconds", "0")
     done = run_qtk(*words, "-o", tmp_path / "latency", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads((tmp_path / "latency" / "result.json").read_text())
+    assert json.loads((tmp_path / "latency" / "result.json").read_text()).items() <= json.loads(done.stdout).items()
     assert read_manifest(tmp_path / "latency").kind == "latency"
     assert not [finding for finding in verify_chain(tmp_path / "latency") if finding.bad]
     again = run_qtk(*words, "-o", tmp_path / "latency")
