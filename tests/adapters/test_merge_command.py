@@ -193,7 +193,7 @@ def test_a_full_disk(tiny, adapter: Path, tmp_path: Path) -> None:
     script = f"{mount} && {{ {words}; code=$?; ls -A {tmp_path}; exit $code; }}"
     done = subprocess.run([*enter, "sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 4
-    assert "GB are needed and the disk has" in done.stderr
+    assert "1.05 MB are needed and the disk has" in done.stderr
     assert done.stdout == ""
 
 

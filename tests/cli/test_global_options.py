@@ -146,3 +146,13 @@ def options_of(words: tuple[str, ...]) -> list[str]:
         assert found is not None
         command = found
     return [name for option in command.params for name in option.opts]
+
+
+def test_an_engine_without_windows_does_not_list_its_layers(run_qtk, tiny, tmp_path) -> None:
+    words = ("--max-input-len", "32", "--max-output-len", "8", "--json")
+    built = json.loads(run_qtk("build-engine", tiny(), "-o", tmp_path / "engine", *words).stdout)
+    assert (built["command"], built["windows"]) == ("build-engine", None)
+    windowed = run_qtk("build-engine", tiny("mistral-window"), "-o", tmp_path / "windowed", *words)
+    assert 16 in json.loads(windowed.stdout)["windows"]
+    generated = run_qtk("generate", tmp_path / "engine", "--prompt", "a", "--max-new-tokens", "2", "--json")
+    assert generated.returncode != 0 or json.loads(generated.stdout)["command"] == "generate"

@@ -35,7 +35,7 @@ def test_command_writes_a_complete_engine(int4, tmp_path, run_qtk) -> None:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     description = read_description(out)
-    assert said == {**description.model_dump(mode="json"), "warnings": []}
+    assert description.model_dump(mode="json", exclude={"windows"}).items() <= said.items()
     assert (description.limits.max_positions, description.quantization.bits, description.accuracy_level) == (128, 4, 4)
     stage = description.stages[0]
     assert [p.name for p in stage.inputs][:2] == ["input_ids", "position_ids"]

@@ -16,6 +16,7 @@ from qtk.engines.plan import plan_engine
 from qtk.errors import InputError
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.scheme_model import LinearScheme
+from qtk.targets.gpu import gpu_names
 
 DEEPSEEK_CODER_33B = {
     "architectures": ["LlamaForCausalLM"],
@@ -169,3 +170,43 @@ def test_impossible_plans(deepseek) -> None:
     (deepseek / "config.json").write_text(json.dumps({**TINY, "architectures": ["Mamba"]}))
     with pytest.raises(InputError, match="Mamba"):
         plan_engine(deepseek, PlanOptions(gpu="a10"))
+
+
+def test_several_gpus_are_one_table(deepseek, run_qtk) -> None:
+    done = run_qtk("plan", deepseek, "--bits", "4", "--gpu", "a10", "--gpu", "rtx5060", "--json")
+    assert done.returncode == 0, "one of them can have it"
+    found = json.loads(done.stdout)
+    assert {plan["gpu"]: plan["memory"]["fits"] for plan in found["plans"]} == {"a10": True, "rtx5060": False}
+    shown = run_qtk("plan", deepseek, "--bits", "4", "--gpu", "a10", "--gpu", "rtx5060", env={"COLUMNS": "80"}).stdout
+    assert "18.4 GiB" in shown
+    assert "not rtx5060: 18.4 GiB are needed" in shown
+    assert run_qtk("plan", deepseek, "--gpu", "l4", "--gpu", "a10").returncode == 3, "in float16 none can"
+
+
+def test_all_is_every_gpu_that_qtk_knows(deepseek, run_qtk) -> None:
+    found = json.loads(run_qtk("plan", deepseek, "--bits", "4", "--gpu", "all", "--json").stdout)["plans"]
+    assert [plan["gpu"] for plan in found] == [name for name in gpu_names() if name != "cpu"]
+    split = json.loads(
+        run_qtk("plan", deepseek, "--gpu", "l4", "--backend", "tensorrt-llm", "--tp", "4", "--json").stdout
+    )
+    assert (split["gpus"], split["refusals"]) == (4, [])
+
+
+def test_a_plan_ends_with_the_command_that_comes_next(deepseek, tiny, run_qtk) -> None:
+    def last(*words: object) -> str:
+        return run_qtk("plan", *words).stdout.splitlines()[-1]
+
+    assert last(deepseek, "--bits", "4", "--gpu", "a10") == f"Next: qtk quantize {deepseek} -o int4 --gpu a10"
+    assert (
+        last(tiny(), "--backend", "onnxruntime")
+        == f"Next: qtk quantize {tiny()} -o int4 --gpu cpu --backend onnxruntime"
+    )
+    assert "Next" not in last(deepseek, "--gpu", "l4")
+
+
+def test_a_group_that_does_not_divide_is_answered_with_one_that_does(deepseek, run_qtk) -> None:
+    sizes = {"hidden_size": 7232, "num_attention_heads": 113, "num_key_value_heads": 113}  # 7232 = 113 x 64
+    (deepseek / "config.json").write_text(json.dumps({**DEEPSEEK_CODER_33B, **sizes}))
+    done = run_qtk("plan", deepseek, "--gpu", "a10", "--bits", "4", "--group-size", "128")
+    assert done.returncode == 2
+    assert "--group-size 64 divides them all" in done.stderr

@@ -197,7 +197,7 @@ def test_group_that_does_not_divide_lists_all_layers(tiny, tmp_path, run_qtk, ma
     write_byte_tokenizer(model)
     answer = run_qtk("quantize", model, "-o", tmp_path / "out", "--group-size", 128)
     assert answer.returncode == 2
-    assert answer.stderr.count("192 inputs, group 128") == 6 * 3
+    assert answer.stderr.count("model.layers.{0-2}.") == answer.stderr.count("192 inputs, group 128") == 6
     assert "--group-size 64 divides them all" in answer.stderr
     assert not (tmp_path / "out").exists()
 
@@ -267,7 +267,9 @@ def test_a_hessian_that_stays_singular_is_told_everywhere(tiny, tmp_path) -> Non
     assert all(f"{name}: the Hessian stays singular" in answer.stderr for name in named)
     [warning] = [text for text in read_manifest(tmp_path / "out").warnings if "rounded to nearest" in text]
     assert all(name in warning for name in named)
-    assert ", ".join(named) in next(line for line in answer.stdout.splitlines() if "ROUNDED TO NEAREST" in line)
+    assert "model.layers.{0-2}.mlp.down_proj" in next(
+        line for line in answer.stdout.splitlines() if "ROUNDED TO NEAREST" in line
+    )
     rows = {cells[0]: cells for line in answer.stdout.splitlines() if (cells := line.replace("│", " ").split())}
     assert all(rows[name][1] == "rtn" for name in named)
     assert rows["model.layers.0.mlp.up_proj"][1] == "gptq"

@@ -76,8 +76,8 @@ def test_a_file_of_answers_is_scored_and_recorded(tmp_path, run_qtk):
     }  # fmt: skip
     assert [round(rate["value"], 4) for rate in score["pass_at"]] == [0.3333, 0.6667]
     assert printed["sandbox"]["level"] in ("namespaces", "bubblewrap", "user-namespaces", "landlock")
-    assert printed.pop("warnings") == read_manifest(tmp_path / "out").warnings
-    assert read_result(tmp_path / "out").model_dump(mode="json") == printed
+    assert printed["warnings"] == read_manifest(tmp_path / "out").warnings
+    assert read_result(tmp_path / "out").model_dump(mode="json").items() <= printed.items()
     lines = read_rows(tmp_path / "out" / "tasks.jsonl")
     assert len(lines) == 6
     assert {line["verdict"] for line in lines} == {"passed", "failed", "compile_error", "timeout"}

@@ -351,7 +351,7 @@ def test_what_was_prepared_is_built_by_the_command_that_was_printed(int4, stand_
     done = run_qtk("build-engine", out, "-o", f"{out}-built", "--json")
     assert done.returncode == 0, done.stderr
     described = read_description(tmp_path / "out-built")
-    assert json.loads(done.stdout) == described.model_dump(mode="json")
+    assert described.model_dump(mode="json", exclude={"windows"}).items() <= json.loads(done.stdout).items()
     assert (described.built, described.versions["tensorrt-llm"]) == (True, "1.1.0")
     assert [stage.file for stage in described.stages] == ["engine/rank0.engine", "engine/rank1.engine"]
     log = (tmp_path / "out-built" / "trtllm-build.log").read_text()

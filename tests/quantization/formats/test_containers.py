@@ -239,7 +239,7 @@ def test_repacking_refuses_what_does_not_fit(tiny, tmp_path, write_quantized) ->
     source = write_quantized(tiny("llama"), tmp_path / "in", "gptq", LinearScheme(4, 64, False))
     with pytest.raises(InputError, match="asymmetric") as caught:
         repack(ModelWeights.open(source), FORMATS["modelopt"], tmp_path)
-    assert "layers.2.mlp.down_proj" in str(caught.value)
+    assert "layers.{0-2}.mlp.down_proj" in str(caught.value)
     with pytest.raises(InputError, match="not quantized"):
         repack(ModelWeights.open(tiny("llama")), FORMATS["modelopt"], tmp_path)
 

@@ -264,7 +264,7 @@ def test_what_gguf_cannot_hold_is_listed(tiny_bpe, tmp_path, write_quantized) ->
     directory = write_quantized(tiny_bpe("llama"), tmp_path / "gptq", "gptq", LinearScheme(4, 64, False))
     with pytest.raises(InputError, match="asymmetric") as caught:
         converted(directory, tmp_path / "model.gguf")
-    assert "layers.0.self_attn.q_proj" in str(caught.value)
+    assert "layers.{0-2}.self_attn.q_proj" in str(caught.value)
     assert not (tmp_path / "model.gguf").exists()
     assert "groups of 48" in gguf_refusals("m", (8, 96), LinearScheme(4, 48, True))[0]
 
