@@ -214,7 +214,7 @@ def recipe_fields() -> str:
     return "\n\n".join(_sections(Recipe, ""))
 
 
-def _sections(model: type[BaseModel], path: str) -> list[str]:
+def _sections(model: type[BaseModel], path: str, annotation: Any = None) -> list[str]:
     inner = {name: found for name, field in model.model_fields.items() if (found := _model_of(field.annotation))}
     rows = [
         (f"`{name}`", _kind(field.annotation), _default(field), field.description or "")
@@ -224,14 +224,17 @@ def _sections(model: type[BaseModel], path: str) -> list[str]:
     parts = []
     if rows:
         heading = f"## `{path}`\n\n" if path else "## The recipe itself\n\n"
+        if get_origin(annotation) is tuple:
+            heading += "A list; each entry has these fields.\n\n"
         parts.append(heading + markdown(("field", "value", "default", ""), rows))
     for name, found in inner.items():
-        parts += _sections(found, f"{path}.{name}" if path else name)
+        parts += _sections(found, f"{path}.{name}" if path else name, model.model_fields[name].annotation)
     return parts
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    several = get_origin(annotation) in (Union, types.UnionType, tuple)  # of a tuple, what its members are
+    candidates = get_args(annotation) if several else (annotation,)
     return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 

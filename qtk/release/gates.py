@@ -17,7 +17,6 @@ from qtk.bench.accuracy.results.comparison import Comparison, compare
 from qtk.bench.accuracy.results.programs import ProgramsScore
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import ComparedRow, CompareOptions
-from qtk.errors import InputError
 
 if TYPE_CHECKING:
     from qtk.bench.divergence_run import DivergenceResult, TextDivergence
@@ -55,6 +54,9 @@ class Gate(BaseModel):
             raise ValueError(f"{self.metric} does not take {', '.join(foreign)}; it takes {takes}")
         if len(given & set(metric.limits)) != 1:
             raise ValueError(f"{self.metric} needs a limit: {' or '.join(metric.limits)}")
+        if self.level is not None and self.level not in _SANDBOX_LEVELS:
+            levels = ", ".join(reversed(_SANDBOX_LEVELS))
+            raise ValueError(f"there is no sandbox level {self.level!r}; there are {levels}")
         return self
 
     @property
@@ -71,6 +73,7 @@ class Gate(BaseModel):
         return self.at_least is not None and value >= self.at_least
 
 
+_SANDBOX_LEVELS = ("rlimits", "landlock", "user-namespaces", "bubblewrap", "namespaces")  # the weakest first
 _SELECTORS = ("suite", "language", "text", "shape", "level")
 
 
@@ -320,13 +323,9 @@ def _size(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     return (Measurement(name, count / 1e9) for name, count in evidence.sizes[-1:])
 
 
-_SANDBOX_LEVELS = ("rlimits", "landlock", "user-namespaces", "bubblewrap", "namespaces")
-
-
 def _sandbox(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
-    """The level at which programs ran, weakest first in the table above."""
-    if gate.level not in _SANDBOX_LEVELS:
-        raise InputError(f"There is no sandbox level {gate.level!r}. Levels: {', '.join(reversed(_SANDBOX_LEVELS))}.")
+    """The level at which programs were run."""
+    assert gate.level is not None
     for name, result in evidence.accuracies:
         level = result.sandbox.get("level")
         if level in _SANDBOX_LEVELS:
