@@ -207,7 +207,7 @@ def test_a_reader_that_is_not_installed_is_the_machines_lack(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.parquet").touch()
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MachineError, match=r"qtk\[datasets\]"):
+    with pytest.raises(MachineError, match=f"pip install '{package}>="):
         list(samples(source, 0))
 
 

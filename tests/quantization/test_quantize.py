@@ -266,7 +266,7 @@ def test_a_hessian_that_stays_singular_is_told_everywhere(tiny, tmp_path) -> Non
     named = [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
     assert all(f"{name}: the Hessian stays singular" in answer.stderr for name in named)
     [warning] = [text for text in read_manifest(tmp_path / "out").warnings if "rounded to nearest" in text]
-    assert all(name in warning for name in named)
+    assert "model.layers.{0-2}.mlp.down_proj" in warning
     assert "model.layers.{0-2}.mlp.down_proj" in next(
         line for line in answer.stdout.splitlines() if "ROUNDED TO NEAREST" in line
     )

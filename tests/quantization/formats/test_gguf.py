@@ -162,7 +162,8 @@ def test_an_engine_and_the_commands_read_the_file_alone(tiny_bpe, tmp_path, run_
     assert sizes[0] == sizes[1]
     divergence = run_qtk("bench", "divergence", out, "--reference", gptq, "--rows", 2, "--seq-len", 32, "--json")
     assert json.loads(divergence.stdout)["pooled"]["kl"]["mean"] < 1e-4, "float16 and bfloat16 tables aside, the same"
-    assert "container gguf: 21 linears 4 bits, group 64" in run_qtk("inspect", out).stdout
+    inspected = json.loads(run_qtk("inspect", out, "--json").stdout)["facts"]["quantization"]
+    assert (inspected["container"], inspected["linears"][0]["count"]) == ("gguf", 21)
     assert run_qtk("verify", out).returncode == 0
     assert run_qtk("plan", out, "--gpu", "a10", "--json").stdout.count("INT4 group 64") == 1
     assert run_qtk("quantize", out, "-o", tmp_path / "again").returncode == 2
