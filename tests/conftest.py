@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import torch
@@ -16,6 +17,8 @@ pytest_plugins = [
     "support.tiny_models",
 ]
 
+# pytest-xdist tells its workers the width of the terminal. Commands print for a pipe, unless a test says otherwise.
+os.environ.pop("COLUMNS", None)
 # A background job of a shell ignores Ctrl-C, and so would the commands that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # workers run side by side; threads of several spinning on the same cores slow all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,7 @@ from qtk.targets.serving import transformers_sentence
 from qtk.wording import counted
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from qtk.cli.output import ResultConsole
     from qtk.cli.tables import Sheet
     from qtk.quantization.report import QuantizeReport, ReadBack
 
@@ -49,12 +49,12 @@ def command(model: Path, out: Path, overwrite: bool, resume: bool, verbose: bool
     options, calibration = build(QuantizeOptions, values), build(CalibrationOptions, values)
     report = quantize_model(model, out, options, calibration, overwrite=overwrite, resume=resume)
 
-    def show(console: Console) -> None:
+    def show(console: ResultConsole) -> None:
         if verbose:
             console.print(_layer_table(out))
         console.print(table(str(out), ("", ""), _facts(report)))
         if report.serve:
-            console.print(f"Serve it: {report.serve}")
+            console.print_command("Serve it", shlex.split(report.serve))
 
     emit(report, as_json, show, made=out)
 

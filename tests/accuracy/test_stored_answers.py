@@ -22,5 +22,7 @@ def test_stored_answers_keep_their_verdicts(tmp_path):
     ]
     assert sorted(lines, key=lambda row: (row["task_id"], row["sample"])) == read_rows(STORED / "tasks.jsonl")
     [score] = result.scores
-    assert score.rows() == [("own", "python", 2, "pass@1", 71.88, "65.4 to 77.5", "23 passed, 6 failed, 3 compile_error")]
+    assert score.rows() == [
+        ("own", "python", 2, "pass@1", 71.88, "65.4 to 77.5", "23 passed, 6 failed, 3 compile_error")
+    ]
     assert result.sandbox["limits"] == score.limits != ""

@@ -58,7 +58,6 @@ def test_verify_and_plan_and_compare_fail_unread(tiny, tmp_path) -> None:
     for words, sentence in (
         (("verify", bad), "does not match its manifests"),
         (("verify", bad, "--json"), "does not match its manifests"),
-        (("plan", huge, "--gpu", "a10"), "cannot become this engine"),
         (("plan", huge, "--gpu", "a10", "--json"), "cannot become this engine"),
         (("bench", "compare", before, after, "--gate"), "more than is tolerated"),
         (("bench", "compare", before, after, "--gate", "--json"), "more than is tolerated"),

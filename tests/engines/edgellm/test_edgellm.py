@@ -296,7 +296,8 @@ def export_and_check(owners_python):
     return export_and_check_of
 
 
-# The fast tests have the exporter once, in the test of the backend below: each call loads its libraries anew.
+# Slow, like the test of the backend below, because each call of the exporter loads its libraries anew. `make edgellm-test` runs
+# that one alone, and so does continuous integration.
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "container", "group"), [("llama", "gptq", 128), ("qwen2", "gptq", 64)])
 def test_nvidia_s_exporter_reads_what_we_mean(
@@ -314,6 +315,7 @@ def test_nvidia_s_exporter_reads_smollm2(smollm2, tmp_path, export_and_check, wr
     assert 100e6 < graph.with_name("model.onnx.data").stat().st_size < 135e6
 
 
+@pytest.mark.slow
 def test_the_backend_gives_nvidia_s_exporter_a_modelopt_checkpoint(tmp_path, int4, owners_python) -> None:
     """From end to end with the real exporter: what `build-engine --prepare-only` leaves was read back and compared."""
     tools = Path(owners_python("edgellm")).parent
