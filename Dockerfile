@@ -1,16 +1,17 @@
 # qtk for processors: slim, with a user that is not root.
 #
-#   docker build -t qtk .
+#   docker build -t qtk --build-arg TORCH_INDEX=URL .
 #   docker run --rm -v "$PWD:/work" qtk quantize /work/merged -o /work/int4
 FROM python:3.12-slim
 
-# The CPU build of torch is a tenth of the size of the one on the package index.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# URL of the index that has the CPU build of torch ("Get Started" on pytorch.org names it), a tenth of the size of the build
+# for GPUs. Without it pip takes whatever build its own index has.
+ARG TORCH_INDEX=
 
 RUN useradd --create-home --uid 1000 qtk && install --directory --owner=qtk /work
 WORKDIR /opt/qtk
 
-RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY qtk qtk
 COPY gpus gpus
