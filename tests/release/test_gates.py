@@ -229,6 +229,17 @@ def test_a_run_ends_with_its_gates(tiny, tmp_path, run_qtk, monkeypatch) -> None
     assert run_qtk("run", recipe, "-o", run, "--resume").returncode == 0  # what was changed is made again
 
 
+def test_a_folder_is_judged_again(tiny, tmp_path, run_qtk) -> None:
+    """The verdict of before, which lies in the folder, is not among what is judged."""
+    assert run_qtk("quantize", tiny(), "-o", tmp_path / "int4", "--method", "rtn").returncode == 0
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("gates:\n  - {metric: size, at_most: 1}\n")
+    words = ("gate", tmp_path, "--gates", gates)
+    assert run_qtk(*words).returncode == 0
+    assert run_qtk(*words).returncode == 2
+    assert run_qtk(*words, "--overwrite").returncode == 0
+
+
 def test_gates_have_to_come_from_somewhere(tiny, tmp_path, run_qtk) -> None:
     assert "--gates FILE" in run_qtk("gate", tiny()).stderr
     empty = tmp_path / "gates.yaml"
