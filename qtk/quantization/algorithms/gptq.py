@@ -147,7 +147,10 @@ def _round_columns(Wt: torch.Tensor, L: torch.Tensor, grid: _Grid, elementwise: 
     n, rows = Wt.shape
     rows_of, nearest, calls = elementwise.rows_of, elementwise.nearest, elementwise.calls
     multiply, subtract, maximum, minimum = calls.multiply, calls.subtract, calls.maximum, calls.minimum
-    low, top = -(2.0 ** (grid.bits - 1)), 2.0**grid.bits - 1  # of codes with the zero point taken off, where it is in the middle
+    low, top = (
+        -(2.0 ** (grid.bits - 1)),
+        2.0**grid.bits - 1,
+    )  # of codes with the zero point taken off, where it is in the middle
     scales = grid.scales.t().contiguous()
     Zt = torch.full_like(scales, -low) if grid.zeros is None else grid.zeros.t().to(Wt.dtype).contiguous()
     scale_of, inverse_of, lowest, highest = map(rows_of, (scales, scales.reciprocal(), -Zt, top - Zt))
