@@ -81,6 +81,7 @@ class SafetensorsFile:
 
     def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         status = os.fstat(self._fd)
+        self._opened_as = _state(status)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{self.path}: no such file (expected a .safetensors file).")
         size = status.st_size
@@ -162,6 +163,18 @@ class SafetensorsFile:
                 raise InputError(f"{self.path} is truncated: {count - done} bytes are missing at byte {offset + done}.")
             done += got
 
+    def byte_offset(self, name: str, row: int = 0) -> int:
+        """Where row `row` of tensor `name` begins in the file."""
+        info = self.tensors[name]
+        return info.offset + (row * (info.nbytes // info.shape[0]) if row else 0)
+
+    def changed(self) -> bool:
+        """Whether the file has been written to, replaced or removed since it was opened."""
+        try:
+            return _state(os.stat(self.path)) != self._opened_as
+        except OSError:
+            return True
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -170,3 +183,7 @@ class SafetensorsFile:
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -348,3 +348,15 @@ def test_sharded_and_single_files_hold_the_same(tmp_path, make_tiny) -> None:
     assert len(many.weight_files) > 3
     assert sorted(one.names) == sorted(many.names)
     assert all(torch.equal(one.tensor(name), many.tensor(name)) for name in one.names)
+
+
+def test_a_file_that_grows_while_it_is_read_is_named(tiny, tmp_path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llama"), model)
+    checkpoint = Checkpoint(model)
+    checkpoint.tensor("model.norm.weight")
+    checkpoint.require_unchanged()
+    with open(model / "model.safetensors", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match=r"written to while they were read:\n +.*/model/model\.safetensors"):
+        checkpoint.require_unchanged()
