@@ -55,7 +55,11 @@ def add_adapter(base: Any, options: FinetuneOptions, base_name: str) -> Any:
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = base_name, True
     if options.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # newer releases have another name for it, older ones this one only
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 

@@ -186,9 +186,9 @@ def _merge(recipe: Recipe) -> RecipeStep:
     adapters = tuple(adapter_name(index) for index in range(len(recipe.adapters)))
 
     def work(places: Places, out: Path, resume: bool) -> None:
-        from qtk.adapters.merge import merge
+        from qtk.finetuning.merge_deployed import merge_adapters
 
-        merge(places[MODEL], [places[name] for name in adapters], out, recipe.merge, overwrite=True)
+        merge_adapters(places[MODEL], [places[name] for name in adapters], out, recipe.merge, overwrite=True)
 
     return RecipeStep(
         name="merge",
