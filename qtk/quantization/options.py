@@ -67,6 +67,11 @@ class QuantizeOptions(BaseModel):
         "in float), group:32, joined by commas. Repeatable; the last match wins.",
     )
     lm_head_bits: Literal["16", "8"] = Field("16", description="Bits of an untied lm_head: 16 (float) or 8.")
+    texts: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether four short texts are generated from the files that were written; auto: where the whole model, "
+        "dequantized, fits into memory. Every block is compared with what was quantized in any case.",
+    )
     memory: float | None = Field(
         None,
         gt=0,

@@ -42,7 +42,7 @@ from qtk.quantization.formats.registry import checkpoint_format
 from qtk.quantization.method_choice import MethodChoice, methods_tried, quantize_by
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
-from qtk.quantization.read_back import read_back
+from qtk.quantization.read_back import read_back, writes_texts
 from qtk.quantization.report import LOG_NAME, QuantizeReport
 from qtk.quantization.resume import begin, remove_work
 from qtk.quantization.scheme_model import QuantizationScheme
@@ -111,7 +111,8 @@ def quantize_model(
         task = _task(work, source, settled, text, facts, calibration.seed)
         choice = quantize_by(settled.options.method, task, work, memory)
         source.checkpoint.require_unchanged()
-        report = _read_back_and_report(work, out, task, text, choice, memory).model_copy(
+        texts = settled.options.texts
+        report = _read_back_and_report(work, out, task, text, choice, memory, texts=texts).model_copy(
             update={
                 "serve": _serving_line(settled, out),
                 "runtimes": [runtime.title for runtime in loading_runtimes(_stored_as(settled, out.name))],
@@ -199,7 +200,7 @@ def _deciding_facts(
 ) -> dict[str, Any]:
     """What decides the weights to the last bit, by the name that a refusal calls it: what a resumed run must have in
     common with the run that was stopped. --memory is not among it: activations on disk give the same bits."""
-    deciding = settled.options.model_dump(exclude={"memory", "threads", "device"})
+    deciding = settled.options.model_dump(exclude={"memory", "threads", "device", "texts"})
     return {
         **{f"--{name.replace('_', '-')}": value for name, value in deciding.items()},
         "--seed": calibration.seed,
@@ -234,12 +235,19 @@ def _kept_if_worth_it(work: Path) -> Iterator[None]:
 
 
 def _read_back_and_report(
-    work: Path, out: Path, task: QuantizationTask, text: CalibrationText, choice: MethodChoice, memory: PeakMemory
+    work: Path,
+    out: Path,
+    task: QuantizationTask,
+    text: CalibrationText,
+    choice: MethodChoice,
+    memory: PeakMemory,
+    *,
+    texts: str,
 ) -> QuantizeReport:
     """Reads what was written back, writes the log, and reports on the whole. `out` is the later name of `work`."""
     start = time.monotonic()
-    limit_bytes = min(total_memory() // 8, available_memory() // 2)
-    check = read_back(work, task.scheme, task.source, task.rows, limit_bytes=limit_bytes)
+    room = min(total_memory() // 8, available_memory() // 2)
+    check = read_back(work, task, texts=writes_texts(task, texts, room))
     run, log, default = choice.run, choice.run.log, task.scheme.default
     fell_back = [record.layer for record in log if record.method != run.method]
     if fell_back:
