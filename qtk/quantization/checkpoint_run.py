@@ -24,6 +24,7 @@ from qtk.quantization.blocks.streams import BlockStreams, RowContext, StoredWeig
 from qtk.quantization.blocks.tuned import TunedBlocks
 from qtk.quantization.checkpoint_writer import QuantizedCheckpointWriter
 from qtk.quantization.formats.base import Format
+from qtk.quantization.memory_need import chunk_tokens
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.probe import PROBE_NAME, Probe, probe_tokens
 from qtk.quantization.report import LayerRecord
@@ -81,7 +82,8 @@ class QuantizationRun:
     def __init__(self, task: QuantizationTask, method: str, work: Path, memory: PeakMemory) -> None:
         self.task, self.method, self.work, self.memory = task, method, work, memory
         self.state = ResumeState(work / WORK)
-        self.budget = ActivationBudget(task.activation_bytes, work / WORK)
+        tokens = chunk_tokens(task.source.spec)
+        self.budget = ActivationBudget(task.activation_bytes, work / WORK, chunk_tokens=tokens)
         self.quantizer = block_quantizer(task, method, self.budget)
         self.probe = task.probe(work)
         self.judge = held_back_judge(task, self.budget)

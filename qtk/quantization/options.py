@@ -75,8 +75,9 @@ class QuantizeOptions(BaseModel):
     memory: float | None = Field(
         None,
         gt=0,
-        description="GB that calibration activations may take before they go to disk (default: a quarter of the memory, or of "
-        "the control group's limit where there is one).",
+        description="GB of memory that the run may take; what does not fit is refused before any work, with the figure that "
+        "would do. Activations take what the rest leaves, and go to disk beyond it. Default: what is needed, and a sixteenth of "
+        "the machine's memory (or of the control group's limit) for activations.",
     )
     threads: int | None = Field(
         None, ge=1, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
