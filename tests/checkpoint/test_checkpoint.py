@@ -360,3 +360,24 @@ def test_a_file_that_grows_while_it_is_read_is_named(tiny, tmp_path) -> None:
         file.write(b"more")
     with pytest.raises(InputError, match=r"written to while they were read:\n +.*/model/model\.safetensors"):
         checkpoint.require_unchanged()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2.0], "data_offsets": [8, 16]},
+        {"dtype": "F32", "shape": [True, 2], "data_offsets": [8, 16]},
+        {"dtype": ["F32"], "shape": [2], "data_offsets": [8, 16]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [8]},
+        {"dtype": "F32", "shape": "2", "data_offsets": [8, 16]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+        [],
+    ],
+)
+def test_a_header_with_a_malformed_or_overlapping_entry_is_refused_by_the_tensors_name(tmp_path, entry) -> None:
+    first = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"first": first, "second": entry}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(InputError, match="second"):
+        SafetensorsFile(path)
