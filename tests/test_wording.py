@@ -21,7 +21,8 @@ def read_back(loops: int, *, repeats: bool = False) -> QuantizeReport:
         fell_back_to_rtn=[], calibration_rows=0, calibration_rows_offered=0, calibration_tokens=0,
         compute_dtype="float32", mean_error_before=None, mean_error_after=None, float_bytes=1, quantized_bytes=1,
         seconds=1.0, peak_memory_bytes=25_276_500_000, activation_bytes=0, spilled_bytes=0, held_back_kl={},
-        read_back=ReadBack(linears=1, bits_per_weight=4.25, blocks=30, tokens=128, largest_difference=2e-7, texts=4, loops=loops, text="x", repeats=repeats),
+        read_back=ReadBack(linears=1, bits_per_weight=4.25, blocks=30, tokens=128, largest_difference=2e-7,
+                           texts=4, loops=loops, text="x", repeats=repeats),
     )  # fmt: skip
 
 
