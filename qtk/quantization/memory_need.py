@@ -27,7 +27,7 @@ _ROOM = 64 << 20  # what the allocator holds beside
 
 
 @dataclass(frozen=True)
-class MemoryPart:
+class HeldMemory:
     """What is held while something is done. bytes: of all that is alive then, activations that wait in rows aside."""
 
     doing: str
@@ -40,11 +40,11 @@ class MemoryNeed:
     carried from block to block; they lie in files where there is no room."""
 
     resident: int
-    parts: tuple[MemoryPart, ...]
+    parts: tuple[HeldMemory, ...]
     rows: int
 
     @property
-    def largest(self) -> MemoryPart:
+    def largest(self) -> HeldMemory:
         return max(self.parts, key=lambda part: part.bytes)
 
     @property
@@ -106,27 +106,27 @@ def memory_need(spec: ModelSpec, scheme: QuantizationScheme, work: Work, residen
     if work.method == "auto":
         streams = max(streams, 1) + 2
     parts = [
-        MemoryPart("writing embedding and head", _outside(spec, scheme, work)),
-        MemoryPart("reading a block back", block + 4 * _FLOAT * _largest(spec) + _strips(_largest(spec))),
+        HeldMemory("writing embedding and head", _outside(spec, scheme, work)),
+        HeldMemory("reading a block back", block + 4 * _FLOAT * _largest(spec) + _strips(_largest(spec))),
     ]
     held = block * work.stored_itemsize
     if work.method == "rtn":
-        parts.append(MemoryPart("rounding a block", held + 2 * block + 2 * _strips(_largest(spec))))
+        parts.append(HeldMemory("rounding a block", held + 2 * block + 2 * _strips(_largest(spec))))
         return MemoryNeed(resident, tuple(parts), 0)
     if work.method in ("gptq", "auto"):
         parts += _gptq_parts(spec, work, held)
     if work.method in ("awq", "auto"):
-        parts.append(MemoryPart("scaling a block", held + _awq(spec, block)))
+        parts.append(HeldMemory("scaling a block", held + _awq(spec, block)))
     if work.method == "auto":
-        parts.append(MemoryPart("following rows held back", held + block * (1 + work.itemsize) + _chunk(spec, work)))
+        parts.append(HeldMemory("following rows held back", held + block * (1 + work.itemsize) + _chunk(spec, work)))
     if work.effort == "best" and work.method != "awq":
         tuned = held + block * (_TUNING_BYTES + work.itemsize) + 4 * _chunk(spec, work)
-        parts.append(MemoryPart("tuning a block", tuned))
+        parts.append(HeldMemory("tuning a block", tuned))
     rows = streams * work.tokens * spec.hidden_size * work.itemsize
     return MemoryNeed(resident, tuple(parts), rows)
 
 
-def _gptq_parts(spec: ModelSpec, work: Work, held: int) -> list[MemoryPart]:
+def _gptq_parts(spec: ModelSpec, work: Work, held: int) -> list[HeldMemory]:
     """The forward pass and the sets of linears in their order; `held` is the float block as stored."""
     converted = 0 if work.itemsize == work.stored_itemsize else work.itemsize
     sets: dict[str, list[Linear]] = {}
@@ -146,11 +146,11 @@ def _gptq_parts(spec: ModelSpec, work: Work, held: int) -> list[MemoryPart]:
         )
         stacked = weight * work.stored_itemsize if len(members) > 1 else 0
         rounding = stacked + _FLOAT * weight + 2 * weight + _strips(weight) + 4 * 128 * (n + 4 * rows)
-        parts.append(MemoryPart(f"summing the Hessian of {name}", held + codes + matrices + sums))
-        parts.append(MemoryPart(f"rounding {name}", held + codes + matrices + rounding))
+        parts.append(HeldMemory(f"summing the Hessian of {name}", held + codes + matrices + sums))
+        parts.append(HeldMemory(f"rounding {name}", held + codes + matrices + rounding))
         codes += weight
         products = weight * (converted or 1) + tokens * (3 * rows + 2 * n) * work.itemsize
-        parts.append(MemoryPart(f"computing with {name}", held + codes + products))
+        parts.append(HeldMemory(f"computing with {name}", held + codes + products))
     return parts
 
 
