@@ -17,10 +17,10 @@ from qtk.bench.accuracy.results.leaderboard import Leaderboard
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import Cell
 from qtk.bench.accuracy.results.tables import ResultTable, compared_tables, named_score_tables
-from qtk.bench.divergence_run import DivergenceResult
+from qtk.bench.divergence_result import DivergenceResult
 from qtk.bench.latency_result import EngineLatency, LatencyReport, SpeedRatio, speed_ratios
 from qtk.bench.results import RESULT_NAME
-from qtk.bench.sample import SampleResult
+from qtk.bench.sample_result import SampleResult
 from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, ManifestRecorder, file_digest, output_files, read_manifest
 from qtk.checkpoint.staging import staged_directory
 from qtk.engines.description import EngineDescription, is_engine, read_description
