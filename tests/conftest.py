@@ -8,6 +8,7 @@ import signal
 import torch
 
 pytest_plugins = [
+    "support.bundles",
     "support.commands",
     "support.hub",
     "support.machines",
