@@ -105,7 +105,7 @@ class ManifestRecorder:
         self._inputs.append((role, Path(path), list(files)))
 
     def know(self, digests: Mapping[Path, FileDigest]) -> None:
-        """Takes digests of files that were read already, so that none of them is read again."""
+        """Takes digests that were made while the files were read or written, so that they are not read again."""
         self._digests |= digests
 
     def digest(self, directory: Path, leave_out: Sequence[Path] = ()) -> list[Path]:
