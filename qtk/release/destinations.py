@@ -72,8 +72,8 @@ class Destination(Protocol):
 
     address: str
 
-    def state(self) -> RemoteState:
-        """What is there now."""
+    def state(self, bundle: Path) -> RemoteState:
+        """What is there now. InputError where `bundle` cannot go there."""
         ...
 
     def send(self, bundle: Path, files: Sequence[OwnFile], before: RemoteState) -> str:

@@ -84,7 +84,7 @@ def publish(bundle: Path, place: Destination, options: PublishOptions) -> Publis
         raise InputError(f"{bundle} is not a bundle. `qtk bundle RUN -o DIR` makes one.")
     record = record_of(read_manifest(bundle), bundle)
     files = _own_files(bundle)
-    before = place.state()
+    before = place.state(bundle)
     planned = [PlannedFile(file=f.name, bytes=f.bytes, status=f.status(before.files.get(f.name))) for f in files]
     names = {file.name for file in files}
     others = tuple(name for name in sorted(before.files) if name not in names and not of_a_hub(Path(name)))

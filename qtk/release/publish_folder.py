@@ -23,7 +23,10 @@ class PublishedFolder:
         self.address = f"file://{place}"
         self._files, self._root = fsspec.core.url_to_fs(self.address)
 
-    def state(self) -> RemoteState:
+    def state(self, bundle: Path) -> RemoteState:
+        place = Path(self._root).resolve()
+        if bundle.resolve() in (place, *place.parents):
+            raise InputError(f"{self.address} lies in the bundle itself. Give a directory elsewhere.")
         if not self._files.exists(self._root):
             return RemoteState(exists=False)
         if not self._files.isdir(self._root):

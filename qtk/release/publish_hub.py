@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from qtk.checkpoint.hub import first_line, out_of_reach
 from qtk.errors import GateFailed, InputError, MachineError, QtkError
@@ -25,7 +26,7 @@ class HubRepository:
         self.address = f"hf://{name}"
         self._name, self._wishes, self._patience = name, wishes, patience
 
-    def state(self) -> RemoteState:
+    def state(self, bundle: Path) -> RemoteState:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
         from huggingface_hub.hf_api import RepoFile
@@ -76,7 +77,7 @@ class HubRepository:
     def _sentences(self) -> Iterator[None]:
         """Turns the client's errors into sentences; gives the client's connections a limit, which by themselves have none."""
         from huggingface_hub import get_session
-        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
         from huggingface_hub.utils import logging as hub_logging
 
         hub_logging.set_verbosity_error()
@@ -87,9 +88,9 @@ class HubRepository:
             raise
         except (GatedRepoError, RepositoryNotFoundError):
             raise self._refused() from None
-        except HfHubHTTPError as error:
-            raise self._answered(error.response.status_code if error.response is not None else 0, error) from None
         except Exception as error:
+            if (answer := _answer_behind(error)) is not None:
+                raise self._answered(answer.response.status_code, answer) from None
             if not (out_of_reach(error) or isinstance(error, OSError | ValueError)):
                 raise
             said = first_line(error)
@@ -117,3 +118,14 @@ class HubRepository:
             f"The hub does not let this user write to {self._name}. Log in with `hf auth login` and a token that may write, or "
             f"name a repository of your own. {NOTHING_LOST}"
         )
+
+
+def _answer_behind(error: BaseException | None) -> Any:
+    """The hub's answer that an error, or what it arose from, is about; None where the hub did not answer."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while error is not None:
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -28,7 +28,7 @@ class ModelScopeRepository:
         self.address = f"modelscope://{name}"
         self._name, self._wishes = name, wishes
 
-    def state(self) -> RemoteState:
+    def state(self, bundle: Path) -> RemoteState:
         api = _api()
         from modelscope_hub.errors import NotExistError
 
