@@ -41,12 +41,9 @@ def command(bundle: Path, target: str, as_json: bool, **given: Any) -> None:
     qtk publish smollm2-135m-int4 hf://me/smollm2-135m-int4 --private --yes
     qtk publish smollm2-135m-int4 file:///mnt/models/smollm2-135m-int4 --yes
     """
-    from qtk.release.destinations import Wishes
-    from qtk.release.publish import PublishOptions, destination, publish
+    from qtk.release.publish import PublishOptions, publish_at
 
-    options = PublishOptions(**given)
-    wishes = Wishes(options.private, options.revision, f"Published by qtk: {bundle.resolve().name}")
-    report = publish(bundle, destination(target, wishes), options)
+    report = publish_at(bundle, target, PublishOptions(**given))
     emit(report, as_json, lambda console: _show(console, report), _failure(report))
 
 

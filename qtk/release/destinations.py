@@ -59,11 +59,13 @@ class OwnFile:
 
 @dataclass(frozen=True)
 class Wishes:
-    """How to publish. revision: the branch; None for the place's own. message: of the commit."""
+    """How to publish. revision: the branch; None for the place's own. message: of the commit. licence: that a new repository is
+    labelled with, as the base's card names it; empty where nothing does."""
 
     private: bool = False
     revision: str | None = None
     message: str = ""
+    licence: str = ""
 
 
 class Destination(Protocol):

@@ -74,15 +74,22 @@ def destination(target: str, wishes: Wishes) -> Destination:
     return _SCHEMES[scheme][1](place, wishes)
 
 
+def publish_at(bundle: Path, target: str, options: PublishOptions) -> PublishReport:
+    """As `publish`, at the place that `target` names."""
+    record = _record(bundle)
+    message = f"Published by qtk: {record.name}"
+    return publish(
+        bundle, destination(target, Wishes(options.private, options.revision, message, record.licence)), options
+    )
+
+
 def publish(bundle: Path, place: Destination, options: PublishOptions) -> PublishReport:
     """Says what there is to do at `place`, and does it where `options.yes` and nothing speaks against it (`refused`).
 
     GateFailed for a bundle that does not verify or that holds a secret; InputError for what is not a bundle; errors of the
     place as of `Destination`.
     """
-    if not is_bundle(bundle):
-        raise InputError(f"{bundle} is not a bundle. `qtk bundle RUN -o DIR` makes one.")
-    record = record_of(read_manifest(bundle), bundle)
+    record = _record(bundle)
     files = _own_files(bundle)
     before = place.state(bundle)
     planned = [PlannedFile(file=f.name, bytes=f.bytes, status=f.status(before.files.get(f.name))) for f in files]
@@ -102,6 +109,12 @@ def publish(bundle: Path, place: Destination, options: PublishOptions) -> Publis
     wanted = {file.file for file in report.to_send}
     url = place.send(bundle, [file for file in files if file.name in wanted], before) if wanted else place.address
     return report.model_copy(update={"published": True, "url": url})
+
+
+def _record(bundle: Path) -> BundleRecord:
+    if not is_bundle(bundle):
+        raise InputError(f"{bundle} is not a bundle. `qtk bundle RUN -o DIR` makes one.")
+    return record_of(read_manifest(bundle), bundle)
 
 
 def _own_files(bundle: Path) -> list[OwnFile]:

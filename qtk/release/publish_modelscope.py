@@ -3,7 +3,11 @@ sent again."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,9 +46,15 @@ class ModelScopeRepository:
 
     def send(self, bundle: Path, files: Sequence[OwnFile], before: RemoteState) -> str:
         api = _api()
-        with self._sentences():
+        # The client reports on stdout, where the one result of a command stands.
+        with self._sentences(), contextlib.redirect_stdout(sys.stderr):
             if not before.exists:
-                api.create_repo(self._name, "model", visibility="private" if self._wishes.private else "public")
+                api.create_repo(
+                    self._name,
+                    repo_type="model",
+                    visibility="private" if self._wishes.private else "public",
+                    license=self._wishes.licence or "other",  # without one the client claims Apache-2.0
+                )
             api.upload_folder(
                 repo_id=self._name,
                 folder_path=str(bundle),
@@ -58,8 +68,15 @@ class ModelScopeRepository:
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
-        from modelscope_hub.errors import AuthenticationError, HubError, PermissionDeniedError, RateLimitError
+        from modelscope_hub.errors import (
+            AuthenticationError,
+            HubError,
+            NetworkError,
+            PermissionDeniedError,
+            RateLimitError,
+        )
 
+        logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
         try:
             yield
         except QtkError:
@@ -71,6 +88,8 @@ class ModelScopeRepository:
             ) from None
         except RateLimitError:
             raise MachineError(f"{self.address}: ModelScope asks to wait. Try again later. {NOTHING_LOST}") from None
+        except NetworkError:
+            raise MachineError(f"{self.address}: ModelScope cannot be reached. {NOTHING_LOST}") from None
         except (HubError, OSError, ValueError) as error:
             raise MachineError(
                 f"{self.address}: ModelScope did not manage: {first_line(error)} {NOTHING_LOST}"
@@ -82,4 +101,4 @@ def _api() -> Any:
         from modelscope.hub.api import HubApi
     except ImportError:
         raise missing_package("Publishing on ModelScope", "modelscope", "modelscope") from None
-    return HubApi()
+    return HubApi(endpoint=os.environ.get("MODELSCOPE_ENDPOINT"))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import qtk
-from qtk.errors import MachineError
 from qtk.install_hints import DISTRIBUTION, missing_package
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from packageurl import PackageURL
 
 SBOM_NAME = "sbom.cdx.json"
-EXTRA = "release"
-_PACKAGE = "cyclonedx-python-lib"
 _CLASSIFIER = "License :: OSI Approved :: "
 # What the classifiers of the trove list call licences that have an SPDX name.
 _SPDX_OF_CLASSIFIER = {
@@ -66,9 +63,9 @@ class Materials:
 def require_sbom() -> None:
     """MachineError where the package that writes bills is not installed."""
     try:
-        importlib.metadata.version(_PACKAGE)
+        importlib.metadata.version("cyclonedx-python-lib")
     except importlib.metadata.PackageNotFoundError:
-        raise _missing() from None
+        raise missing_package("A bundle's bill of materials", "cyclonedx-python-lib", "release") from None
 
 
 def sbom_json(materials: Materials) -> str:
@@ -168,10 +165,6 @@ def _named(licence: str) -> list[LicenseExpression | DisjunctiveLicense]:
     if identity := fixup_id(licence):
         return [DisjunctiveLicense(id=identity)]
     return [LicenseExpression(licence) if is_expression(licence) else DisjunctiveLicense(name=licence)]
-
-
-def _missing() -> MachineError:
-    return missing_package("A bundle's bill of materials", _PACKAGE, EXTRA)
 
 
 def packages_of(manifests: Iterable[Mapping[str, str]]) -> frozenset[tuple[str, str]]:
