@@ -19,6 +19,7 @@ from typing import Any
 
 from qtk.checkpoint.atomic import write_atomic
 from qtk.checkpoint.begun import BegunWork
+from qtk.checkpoint.staging import flush_file
 from qtk.progress import note
 from qtk.quantization.blocks.activations import RowStore
 from qtk.quantization.report import LayerRecord
@@ -141,9 +142,10 @@ class ResumeState:
         records: Sequence[LayerRecord],
         output_files: list[int],
         peak_memory_bytes: int,
+        probe: Path | None = None,
     ) -> None:
-        """Records that one more block is finished. records: of its linears; output_files: descriptors of the output, flushed
-        along from time to time; peak_memory_bytes: of this session."""
+        """Records that one more block is finished. records: of its linears; output_files, probe: descriptors of the output and
+        the record of the probe, flushed along from time to time; peak_memory_bytes: of this session."""
         self.directory.mkdir(exist_ok=True)
         before, now = self.blocks, time.monotonic()
         self.blocks, self.records = before + 1, (*self.records, *records)
@@ -155,6 +157,8 @@ class ResumeState:
         if flush:
             for fd in output_files:
                 os.fsync(fd)
+            if probe is not None:
+                flush_file(probe)
             self._flushed_at = time.monotonic()
         state = {
             "blocks": self.blocks,

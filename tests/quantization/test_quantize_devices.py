@@ -96,9 +96,10 @@ def test_the_budget_is_never_passed(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("effort", ["fast", "default", "best"])
-def test_no_effort_passes_the_budget(tiny, tmp_path, compute_dtype: str, effort: str) -> None:
+def test_no_effort_passes_the_budget(tiny, tmp_path, compute_dtype: str, activations_in_memory, effort: str) -> None:
     limit = 150_000 * getattr(torch, compute_dtype).itemsize  # room for some of the rows in either dtype
-    options = QuantizeOptions(effort=effort, memory=limit / 1e9)
+    activations_in_memory(limit)
+    options = QuantizeOptions(effort=effort)
     report = quantize_model(tiny(), tmp_path / "out", options, CalibrationOptions(samples=16, seq_len=48))
     assert 0 < report.activation_bytes <= limit
     assert report.spilled_bytes > 0

@@ -26,12 +26,19 @@ class StoredWeights(Mapping[str, torch.Tensor]):
     """A block's weights by name below its prefix, kept as they are stored and given in `dtype` at each access: of a block
     in float32, no more is in memory than what a product reads."""
 
-    def __init__(self, stored: Mapping[str, torch.Tensor | QuantizedLinear], dtype: torch.dtype) -> None:
-        self.stored, self.dtype = stored, dtype
+    def __init__(
+        self,
+        stored: Mapping[str, torch.Tensor | QuantizedLinear],
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
+        """device: to give them on (None: where they are)."""
+        self.stored, self.dtype, self.device = stored, dtype, device
 
     def __getitem__(self, name: str) -> torch.Tensor:
         weight = self.stored[name]
-        return weight.dequantize(self.dtype) if isinstance(weight, QuantizedLinear) else weight.to(self.dtype)
+        weight = weight.dequantize(self.dtype) if isinstance(weight, QuantizedLinear) else weight
+        return weight.to(device=self.device, dtype=self.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
