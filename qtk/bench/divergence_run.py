@@ -24,10 +24,10 @@ from qtk.calibration.rows import TokenRows
 from qtk.engines.description import is_engine
 from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError
-from qtk.machine import limit_threads, machine
+from qtk.machine import limit_threads, machine, unhindered_threads
 from qtk.models.forward import attention_mask, block_forward, rms_norm
 from qtk.models.tokenizer import TextTokenizer
-from qtk.progress import Progress
+from qtk.progress import Progress, note
 from qtk.quantization.model_weights import ModelWeights
 
 LOGITS_BYTES = 64_000_000  # of one [tokens, vocab] float32 tensor; about six of them live at once
@@ -226,7 +226,10 @@ def _measure(
 ) -> DivergenceResult:
     """sizes: the vocabulary of `other`, and the longest row that it takes. settings: of an engine; empty for a checkpoint."""
     started = time.monotonic()
-    limit_threads(options.threads)
+    choice = unhindered_threads(options.threads)
+    limit_threads(choice.threads)
+    if choice.sentence:
+        note(choice.sentence)
     base = ModelWeights.open(reference)
     _require_comparable(base, other=(str(model), *sizes), seq_len=options.seq_len)
     tokenizer = TextTokenizer(reference)

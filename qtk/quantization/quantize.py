@@ -24,15 +24,17 @@ from qtk.checkpoint.result_versions import RESULT_VERSIONS
 from qtk.checkpoint.staging import Resumption, partial_path, staged_directory, sync_tree
 from qtk.errors import InputError, MachineError, listing
 from qtk.machine import (
+    ThreadChoice,
     available_memory,
     keep_freed_memory,
     limit_threads,
     processor_name,
     total_memory,
+    unhindered_threads,
 )
 from qtk.models.registry import model_spec
 from qtk.peak_memory import PeakMemory, resident_bytes
-from qtk.progress import Progress, warn, warnings_so_far
+from qtk.progress import Progress, note, warn, warnings_so_far
 from qtk.quantization.calibration_text import CalibrationText, calibration_file, calibration_text
 from qtk.quantization.card import QuantizedCard, write_quantized_card
 from qtk.quantization.checkpoint_run import QuantizationTask
@@ -90,7 +92,7 @@ def quantize_model(
     warned = warnings_so_far()
     model = model_directory(model)
     source = open_float_model(model)
-    settled = _settle(source, options)
+    settled = _settle(source, options, _threads_of_unfinished(out) if resume and not options.threads else 0)
     recorder = ManifestRecorder(
         "quantized-model",
         {**settled.options.model_dump(), **calibration.model_dump()},
@@ -136,6 +138,12 @@ def quantize_model(
     return report
 
 
+def _threads_of_unfinished(out: Path) -> int:
+    """How many threads the stopped run computed with; 0 where there is none, or it does not say."""
+    work = unfinished_quantization(partial_path(out))
+    return work.begun.threads if work else 0
+
+
 def open_float_model(model: Path) -> ModelWeights:
     """The float model in a directory. InputError for a model that is quantized already, whichever file says so, and for
     what is not a model that qtk knows."""
@@ -152,14 +160,17 @@ def open_float_model(model: Path) -> ModelWeights:
     return ModelWeights.of_floats(checkpoint, spec)
 
 
-def _settle(source: ModelWeights, options: QuantizeOptions) -> Settled:
-    """Decides what the options leave open, and sets this process up to compute. InputError with all reasons why the model
-    cannot be quantized like that."""
+def _settle(source: ModelWeights, options: QuantizeOptions, begun_with: int) -> Settled:
+    """Decides what the options leave open, and sets this process up to compute. begun_with: the threads of the run that is
+    resumed, which decide its last bits (0: none is). InputError with all reasons why the model cannot be quantized like that."""
     options = for_target(options, source.spec)
     container = checkpoint_format(options.container)
     scheme = settled_scheme(source.checkpoint, source.spec, options, container)
     device = compute_device(options.device)
-    threads = limit_threads(options.threads)
+    choice = ThreadChoice(begun_with) if begun_with else unhindered_threads(options.threads)
+    threads = limit_threads(choice.threads)
+    if choice.sentence:
+        note(choice.sentence)
     if options.threads and options.threads > threads:
         warn(
             f"--threads {options.threads}: this process may use {threads} cores, so it computes with {threads} threads."
@@ -181,6 +192,7 @@ def _task(
         work,
         facts,
         blocks=source.spec.num_layers * methods_tried(settled.options.method),
+        threads=settled.threads,
         compute_dtype=lambda: _dtype_name(compute_dtype(settled.device) if text.rows is not None else torch.float32),
     )
     dtype: torch.dtype = getattr(torch, name)

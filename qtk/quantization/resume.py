@@ -30,12 +30,12 @@ _FLUSH_SECONDS = 20.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def begin(work: Path, facts: Mapping[str, Any], *, blocks: int, compute_dtype: Callable[[], str]) -> str:
+def begin(work: Path, facts: Mapping[str, Any], *, blocks: int, threads: int, compute_dtype: Callable[[], str]) -> str:
     """Takes up what a stopped run on the same terms left in `work`, or empties the directory. Returns the compute dtype.
 
     facts: whatever decides the result to the last bit, by name. blocks: that are to be quantized, by all methods together.
-    compute_dtype: called at a fresh start only. The dtype is found by timing, and a resumed run must compute as the run
-    before it did.
+    threads: that compute. compute_dtype: called at a fresh start only. The dtype is found by timing, and a resumed run must
+    compute as the run before it did.
     """
     if unfinished := unfinished_quantization(work):
         for spilled in work.rglob(f"{WORK}/activations-*.bin"):
@@ -44,7 +44,9 @@ def begin(work: Path, facts: Mapping[str, Any], *, blocks: int, compute_dtype: C
     clear(work)
     (work / WORK).mkdir()
     dtype = compute_dtype()
-    BegunWork.now(facts, total=blocks, unit="block", compute_dtype=dtype).write(work / WORK / BEGUN_NAME)
+    BegunWork.now(facts, total=blocks, unit="block", compute_dtype=dtype, threads=threads).write(
+        work / WORK / BEGUN_NAME
+    )
     return dtype
 
 
