@@ -8,6 +8,7 @@ import signal
 import torch
 
 pytest_plugins = [
+    "support.bundles",
     "support.commands",
     "support.hub",
     "support.machines",
@@ -15,6 +16,7 @@ pytest_plugins = [
     "support.quantized_checkpoint",
     "support.skips",
     "support.tiny_models",
+    "support.writable_hub",
 ]
 
 # pytest-xdist tells its workers the width of the terminal. Commands print for a pipe, unless a test says otherwise.
