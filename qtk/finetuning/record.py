@@ -8,7 +8,20 @@ from pydantic import BaseModel, ConfigDict
 
 from qtk.adapters.trained_base import RECORD_NAME, TrainedBase
 from qtk.finetuning.options import FinetuneOptions
-from qtk.finetuning.training_data import TaskRows
+
+
+class TaskRows(BaseModel):
+    """How many rows a task has: in its files, dropped because they are longer than the limit, and in each part."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rows: int
+    dropped: int
+    train: int
+    held_back: int
+    test: int
+    learnt_tokens: int
 
 
 class TaskResult(TaskRows):

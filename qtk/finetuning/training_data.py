@@ -6,32 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from qtk.errors import InputError, listing
 from qtk.finetuning.batches import Line, Sample, pack, shuffled, split_rows
 from qtk.finetuning.chat_encoding import EncodedRow, encode_rows
 from qtk.finetuning.options import FinetuneOptions, split_shares
+from qtk.finetuning.record import TaskRows
 from qtk.finetuning.rows import Task, read_tasks
 from qtk.models.tokenizer import TextTokenizer
 from qtk.progress import note
 from qtk.wording import counted
 
 _LONGEST_BY_DEFAULT = 4096
-
-
-class TaskRows(BaseModel):
-    """How many rows a task has: in its files, dropped because they are longer than the limit, and in each part."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    rows: int
-    dropped: int
-    train: int
-    held_back: int
-    test: int
-    learnt_tokens: int
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,29 @@ def plot_errors(lines: Sequence[Mapping[str, Any]], path: Path) -> Path:
     return path
 
 
+def plot_training(lines: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """The loss of each task over the steps: of the training rows as lines, of the held-back rows as points."""
+    figure = _figure(8, 4)
+    axes = figure.add_subplot()
+    tasks = dict.fromkeys(task for line in lines for task in line.get("tasks", ()))
+    for number, task in enumerate(tasks):
+        known = [line for line in lines if line.get("tasks", {}).get(task) is not None]
+        for part, style in (
+            ("loss", {"linewidth": 0.8, "alpha": 0.6}),
+            ("held_back", {"marker": "o", "markersize": 4}),
+        ):
+            points = [(line["step"], line["tasks"][task]) for line in known if part in line]
+            if points:
+                label = task if part == "loss" else f"{task}, held back"
+                axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, **style)
+    axes.set(xlabel="step", ylabel="nats a token", title="Loss by task")
+    axes.grid(alpha=0.3)
+    if tasks:
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    return path
+
+
 def plot_latency(engines: Sequence[EngineLatency], path: Path) -> Path | None:
     """Bars of tokens/s over the whole call, a group a shape, a bar an engine. None where nothing was measured."""
     if not engines:

@@ -25,13 +25,15 @@ from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, ManifestRecorder, f
 from qtk.checkpoint.staging import staged_directory
 from qtk.engines.description import EngineDescription, is_engine, read_description
 from qtk.errors import InputError
+from qtk.finetuning.metrics import read_metrics
+from qtk.finetuning.record import FinetuneReport, read_record
 from qtk.install_hints import install_hint
 from qtk.peak_memory import PeakMemory
 from qtk.progress import warn
 from qtk.quantization.report import LOG_NAME
 from qtk.release.before_after import Measured, Order, Pair, lineage_of, ordered_pairs
 from qtk.release.chain import source_names
-from qtk.release.plots import can_plot, plot_errors, plot_latency
+from qtk.release.plots import can_plot, plot_errors, plot_latency, plot_training
 from qtk.sizes import size_text
 from qtk.wording import counted
 
@@ -62,6 +64,7 @@ class Material:
     """What a report is made of, sorted by kind."""
 
     made: list[Made]
+    trained: list[tuple[Made, FinetuneReport]] = field(default_factory=list)
     merged: list[Made] = field(default_factory=list)
     quantized: list[Made] = field(default_factory=list)
     engines: list[tuple[Made, EngineDescription]] = field(default_factory=list)
@@ -126,7 +129,9 @@ def gather(directories: Sequence[Path]) -> Material:
     material = Material(made)
     for output in material.made:
         kind = output.manifest.kind
-        if kind == "merge":
+        if kind == "trained-adapter" and (record := read_record(output.path)) is not None:
+            material.trained.append((output, record))
+        elif kind == "merge":
             material.merged.append(output)
         elif kind == "quantized-model":
             material.quantized.append(output)
@@ -188,6 +193,7 @@ def render(material: Material, order: Order, work: Path, title: str) -> str:
         by_linear={name: _by_linear(lines) for name, lines in logs.items()},
         worst={name: _worst(lines) for name, lines in logs.items()},
         error_plots=error_plots,
+        training_plots=_training_plots(material, work),
         latency_plot=latency_plot,
         scores=named_score_tables((made.name, result.scores) for made, result in material.accuracies),
         order=order,
@@ -220,6 +226,16 @@ def _plots(
     }
     latency = plot_latency(material.timed_engines, work / "latency.png")
     return errors, latency.name if latency else None
+
+
+def _training_plots(material: Material, work: Path) -> dict[str, str]:
+    """Draws the losses of each training into `work`: adapter -> file."""
+    if not can_plot():
+        return {}
+    return {
+        made.name: plot_training(read_metrics(made.path), work / f"training-{made.name}.png").name
+        for made, _ in material.trained
+    }
 
 
 def figure(value: float | None, digits: int = 3) -> str:

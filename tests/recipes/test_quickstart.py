@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from qtk.recipes.demo_adapter import TrainingOptions, TrainingRecord, train_demo_adapter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from qtk.adapters.merge import merge
@@ -19,7 +20,6 @@ from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 from qtk.quantization.formats.gguf import write_gguf
 from qtk.quantization.model_weights import ModelWeights
-from qtk.recipes.demo_adapter import TrainingOptions, TrainingRecord, train_demo_adapter
 from qtk.recipes.demo_model import unpack_gguf
 from qtk.recipes.quickstart import left_out
 from qtk.recipes.recipe_run import run_recipe
