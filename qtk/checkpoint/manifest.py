@@ -100,6 +100,10 @@ class ManifestRecorder:
         """Records an input. Its files are digested when the manifest is written."""
         self._inputs.append((role, Path(path), list(files)))
 
+    def know(self, digests: Mapping[Path, FileDigest]) -> None:
+        """Takes digests that were made while the files were read or written, so that they are not read again."""
+        self._digests |= digests
+
     def digest(self, directory: Path, leave_out: Sequence[Path] = ()) -> list[Path]:
         """Digests the inputs and every file in `directory` except `leave_out` and what lies below it, ahead of `write`: none of them may
         change afterwards. Returns the outputs."""

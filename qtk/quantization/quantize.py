@@ -110,6 +110,7 @@ def quantize_model(
     with staged as work, _kept_if_worth_it(work), PeakMemory() as memory, torch.no_grad():
         task = _task(work, source, settled, text, facts, calibration.seed)
         choice = quantize_by(settled.options.method, task, work, memory)
+        source.checkpoint.require_unchanged()
         report = _read_back_and_report(work, out, task, text, choice, memory).model_copy(
             update={
                 "serve": _serving_line(settled, out),

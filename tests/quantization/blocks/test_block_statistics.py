@@ -29,12 +29,12 @@ def test_statistics_keep_float32_whatever_their_inputs_are(tiny, tmp_path, dtype
     found = blocks.statistics(blocks.stored(streams, [stream.hidden for stream in streams]), size)
     assert torch.get_float32_matmul_precision() == before
     x, difference = X[keep].double(), (X_float - X)[keep].double()
-    for name, matrix, expected in (("H", found.H, x.t() @ x), ("C", found.C, difference.t() @ x)):
+    for name, matrix, expected in (("H", found.H, x.t() @ x), ("C", found.drift.matrix, difference.t() @ x)):
         expected /= keep.sum()
         assert matrix is not None
         assert ((matrix.double() - expected).abs().max() / expected.abs().max()) < 1e-5, name
     assert found.sample[0].shape == found.sample[1].shape
     alone = blocks.statistics(blocks.stored(streams[:1], [streams[0].hidden]), size)
     assert torch.equal(alone.H, found.H)
-    assert alone.C is None
+    assert alone.drift is None
     assert alone.sample[0] is alone.sample[1]
