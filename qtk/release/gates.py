@@ -98,6 +98,14 @@ class GateResult(BaseModel):
         """The metric and what of it."""
         return f"{self.metric} ({self.of})" if self.of else self.metric
 
+    @property
+    def bound(self) -> float | None:
+        """The number that the limit's words begin with; None where it is not a number."""
+        try:
+            return float(self.limit.split()[2])
+        except (IndexError, ValueError):
+            return None
+
 
 class GateReport(BaseModel):
     """The verdict on a run. passed: whether every gate passed; a run without gates does not pass."""

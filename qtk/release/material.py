@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from qtk.bench.accuracy.results.comparison import read_comparison
 from qtk.bench.accuracy.results.leaderboard import Leaderboard
@@ -20,7 +20,6 @@ from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, file_digest, read_m
 from qtk.engines.description import EngineDescription, is_engine, read_description
 from qtk.errors import InputError
 from qtk.quantization.report import LOG_NAME, LayerRecord
-from qtk.release.accept import Acceptance
 from qtk.release.before_after import Measured, Pair, lineage_of
 
 
@@ -60,6 +59,27 @@ class BuiltEngine:
     description: EngineDescription
 
 
+class AcceptanceCheck(BaseModel):
+    """A check of `qtk accept`, as far as it is reported."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    passed: bool
+    meaning: str
+
+
+class AcceptanceRecord(BaseModel):
+    """What is reported of an acceptance (`qtk.release.accept.Acceptance`, which loads what runs engines)."""
+
+    model_config = ConfigDict(frozen=True)
+    engine: str
+    gpu: str
+    verdict: str
+    checks: tuple[AcceptanceCheck, ...]
+    checks_not_run: dict[str, str] = {}
+    shapes_not_run: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Material:
     """The directories, and what they hold, sorted by kind. Each kind stands in the order given, but latencies of float engines
@@ -73,7 +93,7 @@ class Material:
     latencies: tuple[tuple[Made, LatencyReport], ...]
     divergences: tuple[tuple[Made, DivergenceResult], ...]
     accuracies: tuple[tuple[Made, AccuracyResult], ...]
-    acceptances: tuple[Acceptance, ...]
+    acceptances: tuple[AcceptanceRecord, ...]
     comparisons: tuple[Pair, ...]
     leaderboards: tuple[Leaderboard, ...]
 
@@ -134,7 +154,7 @@ def gather(directories: Sequence[Path]) -> Material:
         latencies=tuple(latencies),
         divergences=tuple(results("divergence", DivergenceResult)),
         accuracies=tuple(results("accuracy", AccuracyResult)),
-        acceptances=tuple(result for _, result in results("acceptance", Acceptance)),
+        acceptances=tuple(result for _, result in results("acceptance", AcceptanceRecord)),
         comparisons=tuple(_stored_pair(made) for made in of("accuracy-comparison")),
         leaderboards=tuple(result for _, result in results("leaderboard", Leaderboard)),
     )

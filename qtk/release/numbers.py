@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus
+
 
 def figure(value: float | None, digits: int = 3) -> str:
     """A number with `digits` significant digits, in scientific notation where it is very small or large; a dash for None."""
@@ -21,5 +23,6 @@ def with_error(value: float, error: float | None, digits: int = 3) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A change with its sign, a minus of the width of a plus."""
-    return f"{'+' if value > 0 else '\u2212' if value < 0 else ''}{figure(abs(value), digits)}"
+    """A change with its sign."""
+    sign = "+" if value > 0 else MINUS if value < 0 else ""
+    return f"{sign}{figure(abs(value), digits)}"
