@@ -81,7 +81,7 @@ def _values(group: BarGroup) -> list[float]:
 
 def _group(group: BarGroup, factor: float, top: float, series: int) -> str:
     parts = [
-        text(shortened(group.label, 52 - len(group.remark)), x="0", y=top + 14, class_="strong"),
+        text(shortened(group.label, 44 - len(group.remark)), x="0", y=top + 14, class_="strong"),
         text(group.remark, x="100%", y=top + 14, class_="muted", anchor="end"),
     ]
     for number, bar in enumerate(group.bars):

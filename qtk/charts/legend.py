@@ -53,6 +53,11 @@ def bar_mark(number: int) -> str:
     return element("rect", x=-6, y=-5, width=12, height=10, class_=series_class(number))
 
 
+def line_mark(number: int) -> str:
+    """The mark of a series of lines."""
+    return element("polyline", points="-7,0 7,0", class_=series_class(number))
+
+
 def limit_mark() -> str:
     """The mark of a limit: an upright dashed line."""
     return element("line", x1=0, x2=0, y1=-7, y2=7, class_="limit")

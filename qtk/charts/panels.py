@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qtk.charts.legend import LegendEntry, legend, series_class, series_point
+from qtk.charts.legend import LegendEntry, legend, line_mark, series_class
 from qtk.charts.scale import Scale, log_scale, tick_text
 from qtk.charts.svg import Chart, element, percent, shortened, text
 
@@ -39,7 +39,7 @@ class PanelSet:
 
     def legend(self) -> Chart:
         """The legend by itself, for a page that lays out the panels."""
-        drawn = legend([LegendEntry(series_point(number), name) for number, name in enumerate(self.series)])
+        drawn = legend([LegendEntry(line_mark(number), name) for number, name in enumerate(self.series)])
         return Chart(f"Legend of {self.title}", ", ".join(self.series), drawn.height, drawn.body)
 
     def charts(self) -> list[Chart]:

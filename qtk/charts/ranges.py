@@ -10,6 +10,8 @@ from qtk.charts.scale import Scale, linear_scale, tick_text
 from qtk.charts.svg import Chart, element, percent, shortened, text
 
 _LABEL, _STEP, _GAP = 20, 16, 12
+_EDGE = 0.014  # of the width
+_CHARACTERS = 44  # of a row's label and remark together, on a phone
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,11 @@ class RangeChart:
         lines = max(len(self.series), 1)
         height = _LABEL + lines * _STEP + _GAP
         end = top.height + len(self.rows) * height
-        body = top.body + _grid(scale, top.height, end) + self._limit(scale, top.height, end)
+        body = top.body + _axis(scale, end)
         for number, row in enumerate(self.rows):
-            body += _row(row, scale, top.height + number * height)
-        body += text(self.axis, x="0", y=end + 34, class_="muted")
+            place = top.height + number * height
+            body += self._marks(scale, place + _LABEL, place + height - _GAP / 2) + _row(row, scale, place)
+        body += text(self.axis, x="0", y=end + 32, class_="muted")
         return Chart(self.title, self._description(), end + 42, body)
 
     def _legend(self) -> list[LegendEntry]:
@@ -73,11 +76,10 @@ class RangeChart:
         values += [0.0, self.limit[0]] if self.limit is not None else []
         return linear_scale(values, least=self.least, most=self.most)
 
-    def _limit(self, scale: Scale, top: float, end: float) -> str:
-        if self.limit is None:
-            return ""
-        place = percent(scale.share(self.limit[0]))
-        return element("line", x1=place, x2=place, y1=top, y2=end, class_="limit")
+    def _marks(self, scale: Scale, top: float, end: float) -> str:
+        """The grid and the limit behind one row's lines."""
+        grid = "".join(_upright(scale, tick, (top, end), "grid") for tick in scale.ticks)
+        return grid if self.limit is None else grid + _upright(scale, self.limit[0], (top, end), "limit")
 
     def _description(self) -> str:
         return f"{self.axis}. " + " ".join(
@@ -92,18 +94,28 @@ class RangeChart:
         )
 
 
-def _grid(scale: Scale, top: float, end: float) -> str:
+def _place(scale: Scale, value: float) -> str:
+    """Where a value lies, with room at both ends for half a mark."""
+    return percent(_EDGE + (1 - 2 * _EDGE) * scale.share(value))
+
+
+def _upright(scale: Scale, value: float, ends: tuple[float, float], style: str) -> str:
+    place = _place(scale, value)
+    return element("line", x1=place, x2=place, y1=ends[0], y2=ends[1], class_=style)
+
+
+def _axis(scale: Scale, end: float) -> str:
     parts = []
     for tick in scale.ticks:
         share = scale.share(tick)
-        parts.append(element("line", x1=percent(share), x2=percent(share), y1=top, y2=end, class_="grid"))
         anchor = "start" if share < 0.04 else "end" if share > 0.96 else "middle"
-        parts.append(text(tick_text(tick), x=percent(share), y=end + 16, class_="muted", anchor=anchor))
+        place = percent(share) if anchor != "middle" else _place(scale, tick)
+        parts.append(text(tick_text(tick), x=place, y=end + 14, class_="muted", anchor=anchor))
     return "".join(parts)
 
 
 def _row(row: RangeRow, scale: Scale, top: float) -> str:
-    room = 52 - len(row.remark)
+    room = _CHARACTERS - len(row.remark)
     parts = [
         text(shortened(row.label, room), x="0", y=top + 14, class_="strong"),
         text(row.remark, x="100%", y=top + 14, class_="muted", anchor="end"),
@@ -111,10 +123,10 @@ def _row(row: RangeRow, scale: Scale, top: float) -> str:
     for number, spread in enumerate(row.spreads):
         y = top + _LABEL + _STEP * number + _STEP / 2
         if spread is not None:
-            low, high = (percent(scale.share(value)) for value in (spread.low, spread.high))
+            low, high = (_place(scale, value) for value in (spread.low, spread.high))
             parts.append(element("line", x1=low, x2=high, y1=y, y2=y, class_=f"{series_class(number)} whisker"))
-            parts.append(series_point(number, percent(scale.share(spread.value)), y))
+            parts.append(series_point(number, _place(scale, spread.value), y))
     for number, value in enumerate(row.published):
         if value is not None:
-            parts.append(diamond(percent(scale.share(value)), top + _LABEL + _STEP * number + _STEP / 2, 4))
+            parts.append(diamond(_place(scale, value), top + _LABEL + _STEP * number + _STEP / 2, 4))
     return element("g", "".join(parts))

@@ -53,9 +53,10 @@ def tick_text(value: float) -> str:
     """A tick as it is written."""
     if value == 0:
         return "0"
+    sign = "\N{MINUS SIGN}" if value < 0 else ""
     if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.10f}".rstrip("0").rstrip(".")
-    return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+        return sign + f"{abs(value):.10f}".rstrip("0").rstrip(".")
+    return sign + f"{abs(value):.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def _round_step(step: float) -> float:

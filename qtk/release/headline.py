@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from qtk.bench.accuracy.results.score import ComparedRate, ComparedRow
 from qtk.bench.latency_result import EngineLatency, ShapeLatency, SpeedRatio
+from qtk.charts.svg import shortened
 from qtk.release.before_after import Order
 from qtk.release.material import BuiltEngine, Made, Material
-from qtk.release.numbers import figure, signed, with_error
+from qtk.release.numbers import MINUS, figure, signed, with_error
 from qtk.sizes import gpu_size_text, size_text
 from qtk.wording import counted
+
+_NAME = 30  # characters of a name in a note
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ def _size(material: Material) -> Headline:
     released = material.models[-1]
     value, unit = size_text(released.bytes).split(" ")
     origin = _float_of(material, released)
-    share = f"{released.bytes / origin.bytes:.0%} of {origin.name}, {size_text(origin.bytes)}" if origin else None
-    return Headline("Size", value, unit, (f"{released.name}, all its files", *([share] if share else [])))
+    share = f"{released.bytes / origin.bytes:.0%} of {shortened(origin.name, _NAME)}, {size_text(origin.bytes)}" if origin else None
+    return Headline("Size", value, unit, (shortened(released.name, _NAME), *([share] if share else [])))
 
 
 def _float_of(material: Material, released: Made) -> Made | None:
@@ -63,8 +66,8 @@ def _accuracy(material: Material, order: Order) -> Headline:
 
 
 def _change_notes(row: ComparedRow, count: int) -> tuple[str, ...]:
-    of = f"{row.label}, the largest loss of {count}" if count > 1 else row.label
-    limits = f"95 % limits {row.limits}" if row.limits else f"{row.counted} tasks"
+    of = f"{shortened(row.label, _NAME)}, the largest loss of {count}" if count > 1 else shortened(row.label, _NAME)
+    limits = f"95 % limits {row.limits}".replace("-", MINUS) if row.limits else f"{row.counted} tasks"
     return (of, limits, *([row.verdict] if row.verdict else []))
 
 
@@ -74,9 +77,9 @@ def _divergence(material: Material) -> Headline:
         return Headline(name, None, "", ("no divergence was measured",))
     _, result = material.divergences[-1]
     pooled = result.pooled
-    error = f"± {figure(pooled.kl.standard_error, 2)}, {result.model.rsplit('/', 1)[-1]} from the float model"
+    error = f"± {figure(pooled.kl.standard_error, 2)}, {shortened(result.model.rsplit('/', 1)[-1], _NAME)} from the float model"
     same = f"same most likely token {pooled.top1_agreement.mean:.1%}"
-    return Headline(name, figure(pooled.kl.mean), "nats per token", (error, same))
+    return Headline(name, figure(pooled.kl.mean), "nats/token", (error, same))
 
 
 def _speed(material: Material) -> Headline:
@@ -91,14 +94,14 @@ def _speed(material: Material) -> Headline:
 def _speed_notes(material: Material, engine: EngineLatency, shape: ShapeLatency) -> list[str]:
     batch = f", batch {shape.batch_size}" if shape.batch_size > 1 else ""
     error = f"± {figure(shape.standard_error, 2)}, " if shape.standard_error else ""
-    notes = [f"{error}{engine.engine} at {shape.name}{batch}"]
+    notes = [f"{error}{shortened(engine.engine, _NAME)} at {shape.name}{batch}"]
     if (bound := decode_bound(material, engine.engine)) is not None and shape.decode_tokens_per_s is not None:
         share = shape.decode_tokens_per_s / (bound * shape.batch_size)
         notes.append(f"decoding at {share:.0%} of the bound of {figure(bound * shape.batch_size)}")
     ratio = ratio_of(material, engine.engine, shape.name)
     if ratio is not None:
         doubt = ", in doubt" if ratio.in_doubt else ""
-        notes.append(f"{with_error(ratio.ratio, ratio.standard_error)} times {ratio.baseline}{doubt}")
+        notes.append(f"{with_error(ratio.ratio, ratio.standard_error)} times {shortened(ratio.baseline, _NAME)}{doubt}")
     return notes if len(notes) > 1 else [*notes, "nothing to hold it against: no bound, no float engine"]
 
 
@@ -125,7 +128,7 @@ def _memory(material: Material) -> Headline:
         return Headline("Memory", None, "", ("no engine was built",))
     table = engine.description.memory
     if table is None:
-        return Headline("Memory", None, "", (f"{engine.made.name} has no memory table: it runs on {engine.description.gpu}",))
+        return Headline("Memory", None, "", (f"{shortened(engine.made.name, _NAME)} has no memory table: it runs on {engine.description.gpu}",))
     value, unit = gpu_size_text(table.needed_bytes).split(" ")
     room = "" if table.available_bytes is None else f" of {gpu_size_text(table.available_bytes)}"
     fits = "fits" if table.fits else "does not fit"

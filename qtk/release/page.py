@@ -5,7 +5,6 @@ Everything that comes from a file is escaped by the template's autoescape; what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,11 +13,10 @@ from markupsafe import Markup
 from qtk.bench.accuracy.results.score import Cell
 from qtk.bench.accuracy.results.tables import ResultTable
 from qtk.charts.palette import chart_style
-from qtk.charts.svg import Chart
+from qtk.charts.svg import shortened
 from qtk.release.drawings import Drawings
 from qtk.release.findings import Findings
 from qtk.release.gate_files import gate_line
-from qtk.release.gates import GateResult
 from qtk.release.numbers import MINUS, figure
 from qtk.sizes import gpu_size_text, size_text
 from qtk.wording import counted
@@ -62,11 +60,12 @@ def page(found: Findings, drawn: Drawings) -> str:
         "figure": figure,
         "last_name": lambda path: path.rsplit("/", 1)[-1],
         "cell": _cell,
-        "is_number": lambda table, index: _is_number(table, index),
+        "is_number": _is_number,
         "gate_line": gate_line,
         "tone": lambda verdict: _TONES.get(verdict),
         "inline": lambda chart, name: Markup(chart.inline(name)),  # noqa: S704 - our own SVG, its texts escaped
         "slug": _slug,
+        "shortened": shortened,
     }
     style = loader.get_source(environment, _STYLE)[0]
     return environment.get_template(f"{PAGE_NAME}.j2").render(
@@ -75,7 +74,6 @@ def page(found: Findings, drawn: Drawings) -> str:
         drawn=drawn,
         style=Markup(chart_style() + style),  # noqa: S704 - our own CSS
         subtitle=_subtitle(found),
-        flips=[pair.flips for pair in found.pairs],
     )
 
 
@@ -97,7 +95,7 @@ def _cell(value: Cell, column: str) -> str:
     """A cell as in the Markdown, with a real minus."""
     if value is None or isinstance(value, float):
         return figure(value, 2 if column.startswith("±") else 4).replace("-", MINUS, 1) if value else figure(value)
-    return str(value)
+    return str(value).replace("-", MINUS) if column == "limits" else str(value)
 
 
 def _is_number(table: ResultTable, index: int) -> bool:

@@ -85,7 +85,7 @@ def browser_tab(profile: Path) -> Iterator[Tab]:
     receiving, from_browser = os.pipe()
     # The browser wants its ends at 3 and 4; the shell puts them there.
     words = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+        CHROMIUM, "--headless", "--hide-scrollbars", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
         f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank",
     ]  # fmt: skip
     process = subprocess.Popen(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,8 @@ class _Nothing(BaseModel):
 
 def made_up_run(folder: Path, *, blocks: int = 62) -> list[Gate]:
     """Writes the directories into `folder`; returns gates of which some pass, some fail and some were not measured."""
+    adapter = {"kind": "LoRA", "rank": 64, "alpha": 32.0, "weight": 1.0, "tensors": 868}
+    _write(folder / "merged", "merge", {"config.json": "{}"}, {"adapters": [adapter], "tensors_changed": 434}, {})
     _quantized(folder / "quantized", blocks)
     _engine(folder / ENGINE)
     _engine(folder / "engine-float", quantized=False)
@@ -95,7 +96,7 @@ def _quantized(directory: Path, blocks: int) -> None:
         read_back=ReadBack(linears=len(records), bits_per_weight=4.2, texts=0, loops=0, text="", repeats=False),
     )  # fmt: skip
     log = "\n".join(record.model_dump_json() for record in records)
-    _write(directory, "quantized-model", {LOG_NAME: log, "config.json": '{"quantization_config": {}}'}, {"report": report.model_dump()}, {})
+    _write(directory, "quantized-model", {LOG_NAME: log, "config.json": '{"quantization_config": {}}'}, {"report": report.model_dump()}, {"model": directory.parent / "merged"})
 
 
 def _engine(directory: Path, *, quantized: bool = True) -> None:
@@ -117,8 +118,9 @@ def _engine(directory: Path, *, quantized: bool = True) -> None:
         quantization=Quantization(bits=4, group_size=128, symmetric=True, method="gptq") if quantized else None,
         memory=memory if quantized else None,
     )  # fmt: skip
-    inputs = {"model": directory.parent / "quantized"} if quantized else {}
-    _write(directory, "engine", {"engine.json": description.model_dump_json(), "weights": "w" * 1000}, {}, inputs)
+    source = directory.parent / ("quantized" if quantized else "merged")
+    files = {"engine.json": description.model_dump_json(), "weights": "w" * (200_000 if quantized else 700_000)}
+    _write(directory, "engine", files, {}, {"model": source})
 
 
 def _latency(directory: Path) -> None:
@@ -192,7 +194,3 @@ def _passes(task: int, right: int, lost: int, number: int) -> bool:
         return False
     return task < right or (bool(lost) and task % 41 == 40)
 
-
-def read_result(directory: Path) -> Any:
-    """The content of a result."""
-    return json.loads((directory / "result.json").read_bytes())

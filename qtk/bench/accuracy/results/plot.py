@@ -54,7 +54,7 @@ def _rates(rows: Sequence[ComparedRow]) -> Chart:
         [
             RangeRow(
                 row.label,
-                f"{row.change}",
+                _remark(row),
                 (_rate(row.before, row.before_error, row.tasks), _rate(row.after, row.after_error, row.tasks)),
                 (row.published.before, row.published.after) if row.published is not None else (),
             )
@@ -76,9 +76,13 @@ def _changes(rows: Sequence[ComparedRow]) -> Chart:
         rows[0].title,
         f"{rows[0].change_axis}, limits with 95 % confidence each",
         ("change",),
-        [RangeRow(row.label, row.change, (_change(row),)) for row in rows],
+        [RangeRow(row.label, _remark(row), (_change(row),)) for row in rows],
         limit=(-tolerance, f"tolerance, {tolerance:g}"),
     ).draw()
+
+
+def _remark(row: ComparedRow) -> str:
+    return row.change.replace("-", "\N{MINUS SIGN}", 1)
 
 
 def _change(row: ComparedRow) -> Spread:
