@@ -42,7 +42,7 @@ def command(run: Path, gates_file: Path | None, out: Path | None, overwrite: boo
     """
     from qtk.recipes.finished_run import is_run, measured_directories
     from qtk.recipes.gating import gates_of, write_gate
-    from qtk.release.report import reportable_directories
+    from qtk.release.material import reportable_directories
 
     gates = gates_of(run, gates_file)
     directories = measured_directories(run) if is_run(run) else reportable_directories(run)

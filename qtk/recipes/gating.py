@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from qtk.recipes.schema import RECIPE_COPY, read_recipe
 from qtk.release.gate_evidence import evidence_of
 from qtk.release.gate_files import JUNIT_NAME, SUMMARY_NAME, junit, summary
 from qtk.release.gates import Gate, GateReport, judge
+from qtk.release.report import Judge
 from qtk.shipped import read_yaml
 
 
@@ -41,6 +43,18 @@ def gates_of(run: Path, file: Path | None) -> tuple[Gate, ...]:
     if not gates:
         raise InputError(f"{where} has no `gates`, so nothing could fail. `qtk list gates` names the metrics.")
     return gates
+
+
+def judge_of(run: str, gates: Sequence[Gate]) -> Judge | None:
+    """What holds the gates against the evidence, for a report; None where there are none."""
+    return functools.partial(judge, run, gates) if gates else None
+
+
+def gates_if_any(run: Path, file: Path | None) -> tuple[Gate, ...]:
+    """As `gates_of`, for a report: none where nobody gave any."""
+    if file is not None:
+        return gates_of(run, file)
+    return read_recipe(run / RECIPE_COPY).gates if (run / RECIPE_COPY).is_file() and is_run(run) else ()
 
 
 def write_gate(

@@ -367,17 +367,20 @@ def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> RecipeStep:
 
 def _report(recipe: Recipe, inputs: tuple[str, ...]) -> RecipeStep:
     title = recipe.description or recipe.name
+    gates = [gate.model_dump(mode="json", exclude_none=True) for gate in recipe.gates]
 
     def work(places: Places, out: Path, resume: bool) -> None:
+        from qtk.recipes.gating import judge_of
         from qtk.release.report import write_report
 
-        write_report([places[name] for name in inputs], out, title=title, overwrite=True)
+        judge = judge_of(recipe.name, recipe.gates)
+        write_report([places[name] for name in inputs], out, title=title, judge=judge, overwrite=True)
 
     return RecipeStep(
         name="report",
         stage="report",
         directory="report",
-        options=StepOptions({"title": title}),
+        options=StepOptions({"title": title, "gates": gates}, frozenset() if gates else frozenset({"gates"})),
         inputs=inputs,
         work=work,
     )

@@ -13,11 +13,11 @@ from qtk.bench.accuracy.results.likelihood import TaskLikelihood, score_likeliho
 from qtk.bench.accuracy.results.programs import score_programs
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import Score, TaskSource
-from qtk.bench.divergence_run import DivergenceOptions, DivergenceResult, Estimate, TextDivergence
+from qtk.bench.divergence_result import DivergenceResult, Estimate, TextDivergence
 from qtk.bench.latency_result import EngineLatency, LatencyReport, Quantiles, ShapeLatency, paired_ratio
-from qtk.bench.options import SampleOptions
+from qtk.bench.options import DivergenceOptions, SampleOptions
 from qtk.bench.results import measure_into
-from qtk.bench.sample import SampleResult, SampleText
+from qtk.bench.sample_result import SampleResult, SampleText
 from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.engines.description import EngineDescription, EngineLimits, MemoryPart, MemoryTable, Quantization
 from qtk.progress import warn

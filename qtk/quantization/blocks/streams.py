@@ -26,12 +26,19 @@ class StoredWeights(Mapping[str, torch.Tensor]):
     """A block's weights by name below its prefix, kept as they are stored and given in `dtype` at each access: of a block
     in float32, no more is in memory than what a product reads."""
 
-    def __init__(self, stored: Mapping[str, torch.Tensor | QuantizedLinear], dtype: torch.dtype) -> None:
-        self.stored, self.dtype = stored, dtype
+    def __init__(
+        self,
+        stored: Mapping[str, torch.Tensor | QuantizedLinear],
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
+        """device: to give them on (None: where they are)."""
+        self.stored, self.dtype, self.device = stored, dtype, device
 
     def __getitem__(self, name: str) -> torch.Tensor:
         weight = self.stored[name]
-        return weight.dequantize(self.dtype) if isinstance(weight, QuantizedLinear) else weight.to(self.dtype)
+        weight = weight.dequantize(self.dtype) if isinstance(weight, QuantizedLinear) else weight
+        return weight.to(device=self.device, dtype=self.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
@@ -198,7 +205,9 @@ class BlockStreams:
                     C.addmm_(difference.t(), x)
             tokens += flat[0].shape[0]
             stride = max(1, flat[0].shape[0] * len(inputs) // _SAMPLE_TOKENS)
-            samples.append([x[::stride].float() for x in flat])
+            # A copy: a view would keep the whole chunk in memory until the last one is read.
+            samples.append([x[::stride].to(torch.float32, copy=True) for x in flat])
+            del xs, flat, x  # before the next chunk is read
         X, *X_float = (torch.cat(parts) for parts in zip(*samples, strict=True))
         count = max(tokens, 1)
         mirror_lower_(H, _gram_step(size))
