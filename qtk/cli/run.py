@@ -42,7 +42,8 @@ def command(
     A step is done again only when its options or one of its inputs changed, or when a new qtk does that stage otherwise;
     stderr says why. Stages may run on different machines: copy the run's directory to the next machine and continue there with --from.
 
-    A recipe with `gates` ends with their verdict: exit code 3 unless all of them pass.
+    A run ends with its report, a page that is opened in a browser. A recipe with `gates` ends with their verdict: exit code 3
+    unless all of them pass.
 
     Relative paths in a recipe begin where its file lies; in one that travels with qtk, in the current directory.
 
@@ -53,6 +54,7 @@ def command(
     qtk run codefuse-deepseek-33b-a10 --until build
     qtk run codefuse-deepseek-33b-a10 --from latency
     """
+    from qtk.recipes.finished_run import report_page
     from qtk.recipes.recipe_run import Mode, run_recipe
     from qtk.recipes.schema import find_recipe, read_recipe
 
@@ -64,13 +66,19 @@ def command(
     outcome = run_recipe(file, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
     complete = last_stage in (None, STAGES[-1])
     gate = judged(run_dir, outcome.recipe) if complete else None
+    page = report_page(run_dir) if complete else None
     rows = [(step.step, step.status, step.seconds, str(run_dir / step.directory)) for step in outcome.steps]
 
     def show(console: ResultConsole) -> None:
         console.print(table(f"Run of {outcome.recipe}", ("step", "", "seconds", "directory"), rows))
         if gate is not None:
             console.print(gate_table(gate))
+        if page is not None:
+            console.print(f"The report: {page}")
         console.print_command("Next", after_run(run_dir, recipe, complete=complete))
 
-    data = outcome.model_dump(mode="json") | {"gate": None if gate is None else gate.model_dump(mode="json")}
+    data = outcome.model_dump(mode="json") | {
+        "gate": None if gate is None else gate.model_dump(mode="json"),
+        "page": None if page is None else str(page),
+    }
     emit(data, as_json, show, None if gate is None else gate_failure(gate))

@@ -13,14 +13,12 @@ from qtk.wording import counted
 
 def untested(material: Material, order: Order, verdict: ReleaseVerdict) -> tuple[str, ...]:
     """Each thing that a reader could take for tested and that was not."""
-    return tuple(
-        [
-            *_gates(verdict),
-            *_accuracy(material, order),
-            *_divergence(material),
-            *_engine(material),
-            *_quantization(material),
-        ]
+    return (
+        *_gates(verdict),
+        *_accuracy(material, order),
+        *_divergence(material),
+        *_engine(material),
+        *_quantization(material),
     )
 
 
@@ -54,7 +52,10 @@ def _divergence(material: Material) -> Iterator[str]:
     if not measured:
         yield "No divergence from the float model (`qtk bench divergence`)."
     elif engine is not None and engine.made.name not in measured:
-        yield f"No divergence of {engine.made.name} itself, only of {', '.join(sorted(measured))}: what the engine's arithmetic adds is not known."
+        others = ", ".join(sorted(measured))
+        yield (
+            f"No divergence of {engine.made.name} itself, only of {others}: what the engine's arithmetic adds is not known."
+        )
 
 
 def _engine(material: Material) -> Iterator[str]:

@@ -93,10 +93,12 @@ def _quantized(directory: Path, blocks: int) -> None:
         calibration_rows_offered=128, calibration_tokens=262144, compute_dtype="bfloat16", mean_error_before=0.02,
         mean_error_after=0.008, float_bytes=67 * 10**9, quantized_bytes=18 * 10**9, seconds=8123.0,
         peak_memory_bytes=20 * 10**9, activation_bytes=1, spilled_bytes=0, held_back_kl={},
-        read_back=ReadBack(linears=len(records), bits_per_weight=4.2, texts=0, loops=0, text="", repeats=False),
+        read_back=ReadBack(linears=len(records), bits_per_weight=4.2, blocks=blocks, tokens=64, largest_difference=0.0),
     )  # fmt: skip
     log = "\n".join(record.model_dump_json() for record in records)
-    _write(directory, "quantized-model", {LOG_NAME: log, "config.json": '{"quantization_config": {}}'}, {"report": report.model_dump()}, {"model": directory.parent / "merged"})
+    files = {LOG_NAME: log, "config.json": '{"quantization_config": {}}'}
+    notes, inputs = {"report": report.model_dump()}, {"model": directory.parent / "merged"}
+    _write(directory, "quantized-model", files, notes, inputs)
 
 
 def _engine(directory: Path, *, quantized: bool = True) -> None:
