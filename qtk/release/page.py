@@ -60,6 +60,7 @@ def page(found: Findings, drawn: Drawings) -> str:
         "figure": figure,
         "last_name": lambda path: path.rsplit("/", 1)[-1],
         "cell": _cell,
+        "full_columns": _full_columns,
         "is_number": _is_number,
         "gate_line": gate_line,
         "tone": lambda verdict: _TONES.get(verdict),
@@ -96,6 +97,13 @@ def _cell(value: Cell, column: str) -> str:
     if value is None or isinstance(value, float):
         return figure(value, 2 if column.startswith("±") else 4).replace("-", MINUS, 1) if value else figure(value)
     return str(value).replace("-", MINUS) if column == "limits" else str(value)
+
+
+def _full_columns(table: ResultTable) -> ResultTable:
+    """The table without the columns in which no line says anything."""
+    kept = [place for place in range(len(table.columns)) if any(row[place] not in (None, "") for row in table.rows)]
+    rows = tuple(tuple(row[place] for place in kept) for row in table.rows)
+    return ResultTable(table.title, tuple(table.columns[place] for place in kept), rows)
 
 
 def _is_number(table: ResultTable, index: int) -> bool:

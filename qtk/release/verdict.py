@@ -8,12 +8,13 @@ from typing import Literal
 from qtk.release.gates import GateReport, GateResult
 from qtk.wording import counted
 
+_ORDER = ("failed", "not measured", "too little evidence", "passed")
 Word = Literal["ship", "do not ship", "not measured", "no gates"]
 
 
 @dataclass(frozen=True)
 class ReleaseVerdict:
-    """The verdict in a word and a sentence, and the gates, those that did not pass first. changed: files that are not what
+    """The verdict in a word and a sentence, and the gates, those that failed first, those that passed last. changed: files that are not what
     their manifests say."""
 
     word: Word
@@ -25,7 +26,7 @@ class ReleaseVerdict:
 def release_verdict(report: GateReport | None, changed: tuple[str, ...]) -> ReleaseVerdict:
     """The verdict. report: of the gates, None where there are none. A directory with a changed file is not released, whatever
     its figures say."""
-    gates = () if report is None else (*report.failures, *(g for g in report.results if g.verdict == "passed"))
+    gates = () if report is None else tuple(sorted(report.results, key=lambda gate: _ORDER.index(gate.verdict)))
     if changed:
         said = f"{counted(len(changed), 'file')} of this run {'is' if len(changed) == 1 else 'are'} not what the manifests say"
         return ReleaseVerdict("do not ship", f"{said}, so no figure here can be believed.", gates, changed)

@@ -143,7 +143,7 @@ def _timed(engine: str, rate: float) -> EngineLatency:
             ShapeLatency(
                 input_len=entry, output_len=output, batch_size=1, runs=10, tokens_per_s=speed, standard_error=0.02 * speed,
                 decode_tokens_per_s=1.1 * speed, ttft_ms=times, inter_token_ms=times if output > 1 else None,
-                call_seconds=[output / speed * (1 + 0.01 * call) for call in range(10)],
+                call_seconds=[output / speed * (1 + 0.01 * (call * number % 7 + (rate > 10) * call % 3)) for call in range(10)],
             )
         )  # fmt: skip
     return EngineLatency(

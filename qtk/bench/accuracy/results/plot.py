@@ -74,7 +74,7 @@ def _changes(rows: Sequence[ComparedRow]) -> Chart:
     tolerance = rows[0].tolerance
     return RangeChart(
         rows[0].title,
-        f"{rows[0].change_axis}, limits with 95 % confidence each",
+        f"{rows[0].change_axis}, 95 % limits",
         ("change",),
         [RangeRow(row.label, _remark(row), (_change(row),)) for row in rows],
         limit=(-tolerance, f"tolerance, {tolerance:g}"),
