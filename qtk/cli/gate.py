@@ -56,7 +56,8 @@ def judged(run_dir: Path, recipe: str) -> GateReport | None:
     """The verdict on a run that has just ended; None where its recipe has no gates."""
     from qtk.recipes.finished_run import measured_directories
     from qtk.recipes.gating import write_gate
-    from qtk.recipes.schema import RECIPE_COPY, read_recipe
+    from qtk.recipes.reading import read_recipe
+    from qtk.recipes.schema import RECIPE_COPY
 
     gates = read_recipe(run_dir / RECIPE_COPY).gates
     if not gates:

@@ -13,7 +13,8 @@ from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError
 from qtk.peak_memory import PeakMemory
 from qtk.recipes.finished_run import is_run
-from qtk.recipes.schema import RECIPE_COPY, read_recipe
+from qtk.recipes.reading import read_recipe
+from qtk.recipes.schema import RECIPE_COPY
 from qtk.release.gate_evidence import evidence_of
 from qtk.release.gate_files import JUNIT_NAME, SUMMARY_NAME, junit, summary
 from qtk.release.gates import Gate, GateReport, judge

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 import qtk
 from qtk.bench.accuracy.unfinished import unfinished_accuracy
+from qtk.checkpoint.atomic import write_atomic
 from qtk.checkpoint.hub import Wanted
 from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest, read_manifest
 from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
@@ -20,7 +20,9 @@ from qtk.checkpoint.staging import partial_path, remove_partial
 from qtk.errors import InputError, QtkError
 from qtk.progress import note
 from qtk.quantization.unfinished import unfinished_quantization
-from qtk.recipes.schema import RECIPE_COPY, Recipe, RecipeFile, is_demo_source, read_recipe
+from qtk.recipes.reading import RecipeFile, ResolvedRecipe, resolve_recipe
+from qtk.recipes.recipe_text import recipe_yaml
+from qtk.recipes.schema import RECIPE_COPY, Recipe, is_demo_source
 from qtk.recipes.sources import resolve_source
 from qtk.recipes.stages import STAGES
 from qtk.recipes.state import RunState, StepRecord
@@ -53,14 +55,14 @@ class RunOutcome(BaseModel):
 
 
 def run_recipe(
-    file: RecipeFile | Path,
+    resolved: ResolvedRecipe | RecipeFile | Path,
     run_dir: Path,
     *,
     mode: Mode = "new",
     first_stage: str | None = None,
     last_stage: str | None = None,
 ) -> RunOutcome:
-    """Runs a recipe into `run_dir`. The relative paths of a recipe that is given by its path begin beside it.
+    """Runs a recipe into `run_dir`: one that is resolved already, or in a file, beside which its relative paths begin.
 
     mode "new" refuses a directory where a run was begun; "resume" does what is missing or out of date (its options or an
     input changed, or qtk does that stage otherwise now), and says why; "overwrite" does everything again. With
@@ -69,17 +71,18 @@ def run_recipe(
     only when its successor is complete. A failing step's error names the step. What the recipe names and the machine lacks
     is found before anything is written.
     """
-    file = file if isinstance(file, RecipeFile) else RecipeFile(file, file.parent)
-    recipe = read_recipe(file.path)
-    steps = recipe_steps(recipe, file.directory)
+    if not isinstance(resolved, ResolvedRecipe):
+        resolved = resolve_recipe(resolved)
+    recipe, directory = resolved.recipe, resolved.file.directory
+    steps = recipe_steps(recipe, directory)
     _check_stages(steps, first_stage, last_stage)
     reached = [step for step in steps if last_stage is None or _order(step.stage) <= _order(last_stage)]
     state = _earlier_state(run_dir, recipe, mode, first_stage)
-    sources = _Sources(recipe, file.directory, state)
+    sources = _Sources(recipe, directory, state)
     taken = [step for step in reached if first_stage is not None and _order(step.stage) < _order(first_stage)]
     _require([step for step in reached if step not in taken], sources, run_dir, state)
     state.keep_steps(step.name for step in steps)
-    _begin(run_dir, file.path, state)
+    _begin(run_dir, resolved, state)
     run = _Run(run_dir, state, sources)
     outcomes: list[StepOutcome] = []
     for number, step in enumerate(reached, start=1):
@@ -164,11 +167,12 @@ def _earlier_state(run_dir: Path, recipe: Recipe, mode: Mode, first_stage: str |
     return state
 
 
-def _begin(run_dir: Path, path: Path, state: RunState) -> None:
-    """The run directory exists afterwards and holds a copy of the recipe."""
+def _begin(run_dir: Path, resolved: ResolvedRecipe, state: RunState) -> None:
+    """The run directory exists afterwards and holds the recipe as it was understood: nothing inherited, no variables, paths
+    that begin in the run's directory."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    if path.resolve() != (run_dir / RECIPE_COPY).resolve():
-        shutil.copyfile(path, run_dir / RECIPE_COPY)
+    head = f"# The recipe of this run, read from {resolved.file.path.name} with everything put in.\n"
+    write_atomic(run_dir / RECIPE_COPY, head + recipe_yaml(resolved.content(run_dir)))
     state.save(run_dir)
 
 

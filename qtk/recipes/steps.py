@@ -246,7 +246,8 @@ def _builds(recipe: Recipe, recipe_dir: Path, float_model: str) -> list[RecipeSt
             name=name,
             stage="build",
             directory=directory,
-            options=_dump(options.model_copy(update={"gpu": stage.gpu})),  # a path as the recipe has it
+            # paths as the recipe has them
+            options=_dump(options.model_copy(update={"gpu": stage.gpu, "edgellm_bin": stage.edgellm_bin})),
             inputs=(model,),
             work=work,
             texts=_profile(options.gpu),

@@ -32,7 +32,9 @@ class Gate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    metric: str = Field(description="What is measured; `qtk list gates` names the metrics.")
+    metric: str = Field(
+        description="What is measured; `qtk list gates` names the metrics.", json_schema_extra={"names": "gates"}
+    )
     at_most: float | None = Field(None, description="The largest value that passes.")
     at_least: float | None = Field(None, description="The smallest value that passes.")
     suite: str | None = Field(None, description="Of accuracy metrics: the suite.")

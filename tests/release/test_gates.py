@@ -16,7 +16,7 @@ from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import TaskSource
 from qtk.bench.latency_result import EngineLatency, LatencyReport, Quantiles, ShapeLatency, SpeedRatio
 from qtk.checkpoint.manifest import verify_chain
-from qtk.recipes.schema import find_recipe, read_recipe
+from qtk.recipes.reading import find_recipe, read_recipe
 from qtk.release.gate_files import junit, summary
 from qtk.release.gates import METRICS, Evidence, Gate, GateReport, judge
 
