@@ -196,7 +196,9 @@ def run(
     """Runs a recipe, a YAML file or the name of one that travels with qtk, into `out` (default: runs/NAME).
 
     mode: "new" refuses a directory that holds a run, "resume" does what is missing or out of date, "overwrite" does everything
-    again. settings: KEY=VALUE, as --set. first_stage, last_stage: as --from and --until. InputError for a recipe that is wrong; a step's error names the step.
+    again. settings: KEY=VALUE, as --set. first_stage, last_stage: as --from and --until.
+
+    InputError for a recipe that is wrong; a step's error names the step.
     """
     from qtk.recipes.reading import find_recipe, resolve_recipe
     from qtk.recipes.recipe_run import run_recipe
