@@ -134,6 +134,12 @@ def _group_sizes() -> list[KnownName]:
     return [KnownName("auto", "the largest that fits"), *(KnownName(size, "") for size in ("32", "64", "128"))]
 
 
+def _baselines() -> list[KnownName]:
+    from qtk.shipped import shipped_names
+
+    return [KnownName(name, "published figures") for name in shipped_names("bench/baselines")]
+
+
 def _settings() -> list[KnownName]:
     """What --set can set, with its equals sign."""
     from qtk.recipes.schema import Recipe
@@ -158,6 +164,7 @@ _COMPLETED: dict[str, Callable[[], list[KnownName]]] = {
     "held-out": _held_out,
     "group-sizes": _group_sizes,
     "settings": _settings,
+    "baselines": _baselines,
 }
 # The kinds for which a file may be given in place of a name.
 _OR_A_FILE = ("suites", "recipes", "gpus", "calibration", "held-out")
@@ -168,7 +175,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 def completer(kind: str, *, also: tuple[str, ...] = ()) -> Completer:
     """What completes the value of an option or argument that takes names of this kind, `also` these words.
 
-    kind: one of LISTED, or runtimes, calibration, held-out, group-sizes, settings.
+    kind: one of LISTED, or runtimes, calibration, held-out, group-sizes, settings, baselines.
     """
     names = _COMPLETED[kind]
 

@@ -20,6 +20,7 @@ from qtk.checkpoint.staging import partial_path, remove_partial
 from qtk.errors import InputError, QtkError
 from qtk.progress import note
 from qtk.quantization.unfinished import unfinished_quantization
+from qtk.recipes.gating import require_baselines
 from qtk.recipes.reading import RecipeFile, ResolvedRecipe, resolve_recipe
 from qtk.recipes.recipe_text import recipe_yaml
 from qtk.recipes.schema import RECIPE_COPY, Recipe, is_demo_source
@@ -76,6 +77,7 @@ def run_recipe(
     recipe, directory = resolved.recipe, resolved.file.directory
     steps = recipe_steps(recipe, directory)
     _check_stages(steps, first_stage, last_stage)
+    require_baselines(recipe.gates, directory)
     reached = [step for step in steps if last_stage is None or _order(step.stage) <= _order(last_stage)]
     state = _earlier_state(run_dir, recipe, mode, first_stage)
     sources = _Sources(recipe, directory, state)
