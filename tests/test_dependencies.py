@@ -18,11 +18,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # Distributions whose module has another name.
-MODULES = {"PyYAML": "yaml", "cuda-python": "cuda", "tensorrt-rtx-cu13": "tensorrt_rtx"}
+MODULES = {
+    "PyYAML": "yaml",
+    "cuda-python": "cuda",
+    "tensorrt-rtx-cu13": "tensorrt_rtx",
+    "cyclonedx-python-lib": "cyclonedx",
+    "packageurl-python": "packageurl",
+}
 # Installed by the user's own hand, since NVIDIA's releases have to fit the machine; the errors say how.
 NOT_DECLARED = {"tensorrt", "tensorrt_llm", "tensorrt_edgellm"}
 # Extras that qtk itself imports something of. The others serve tests, the demo and comparisons.
-EXTRAS = ("report", "legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets", "demo")
+EXTRAS = ("report", "legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets", "demo", "release", "modelscope")
 
 
 def modules(requirements: list[str]) -> set[str]:

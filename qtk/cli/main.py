@@ -40,6 +40,8 @@ COMMANDS = {
     "recipe": ("recipe", "Write a recipe for a model, show what one says, export the schema for editors."),
     "report": ("report", "Write the Markdown report of a run."),
     "gate": ("gate", "Hold a run against what must hold before a release."),
+    "bundle": ("bundle", "Make the directory that is released: model or engine, card, report, proof, what starts it."),
+    "publish": ("publish", "Upload a bundle to a hub or a directory; without --yes, say what would be done."),
     "inspect": ("inspect", "Say what a model, engine or run directory holds."),
     "verify": ("verify", "Check a directory and its whole chain of inputs against the manifests."),
     "gpus": ("gpus", "List the GPUs that engines can be built for."),

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from qtk.bench.results import RESULT_NAME
-from qtk.bench.sample import SampleResult, SampleText
+from qtk.bench.sample_result import SampleResult, SampleText
 from qtk.errors import InputError
 from qtk.progress import note
 from qtk.recipes.reading import find_recipe

@@ -21,7 +21,7 @@ from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import ComparedRow, CompareOptions
 
 if TYPE_CHECKING:
-    from qtk.bench.divergence_run import DivergenceResult, TextDivergence
+    from qtk.bench.divergence_result import DivergenceResult, TextDivergence
     from qtk.bench.latency_result import EngineLatency, ShapeLatency, SpeedRatio
     from qtk.engines.description import EngineDescription
 

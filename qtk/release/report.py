@@ -17,10 +17,10 @@ from qtk.bench.accuracy.results.leaderboard import Leaderboard
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import Cell
 from qtk.bench.accuracy.results.tables import ResultTable, compared_tables, named_score_tables
-from qtk.bench.divergence_run import DivergenceResult
+from qtk.bench.divergence_result import DivergenceResult
 from qtk.bench.latency_result import EngineLatency, LatencyReport, SpeedRatio, speed_ratios
 from qtk.bench.results import RESULT_NAME
-from qtk.bench.sample import SampleResult
+from qtk.bench.sample_result import SampleResult
 from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, ManifestRecorder, file_digest, output_files, read_manifest
 from qtk.checkpoint.staging import staged_directory
 from qtk.engines.description import EngineDescription, is_engine, read_description
@@ -84,13 +84,14 @@ class Material:
 
 
 def reportable_directories(directory: Path) -> list[Path]:
-    """The directories below `directory` that qtk wrote, reports and verdicts of gates left out, in the order in which they were written.
+    """The directories below `directory` that qtk wrote, in the order in which they were written; without reports, verdicts of
+    gates and bundles.
 
     InputError when there is none."""
     if not directory.is_dir():
         raise InputError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
     manifests = {path.parent: read_manifest(path.parent) for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))}
-    reportable = [path for path, manifest in manifests.items() if manifest.kind not in ("report", "gate")]
+    reportable = [path for path, manifest in manifests.items() if manifest.kind not in ("report", "gate", "bundle")]
     if not reportable:
         raise InputError(f"{directory} does not contain any directory that qtk wrote, so there is nothing to report.")
     return sorted(reportable, key=lambda path: (manifests[path].started, manifests[path].ended))

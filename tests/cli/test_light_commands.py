@@ -68,6 +68,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, tiny) -> Path:
     save_file(
         tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, root / "tied" / "model.safetensors"
     )
+    (root / "run").mkdir()
+    build_engine(root / "int4", root / "run" / "engine", BuildOptions(max_input_len=32, max_output_len=8))
+    (root / "gates.yaml").write_text("gates: [{metric: size, at_most: 1}]")
     build_engine(root / "int4", root / "engine", BuildOptions(max_input_len=32, max_output_len=8))
     (root / "adapter").mkdir()
     names = [f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB"]
@@ -133,6 +136,10 @@ def accuracy_result(passed: int) -> dict[str, object]:
         "recipe schema",
         "bench compare {root}/before {root}/after",
         "bench leaderboard {root}/before",
+        "gate {root}/run --gates {root}/gates.yaml",
+        "bundle {root}/run -o {root}/bundle",
+        "verify {root}/bundle",
+        "publish {root}/bundle file://{root}/share --despite-gate",
     ],
 )
 def test_commands_that_read_files_load_nothing_heavy(outputs: Path, line: str) -> None:

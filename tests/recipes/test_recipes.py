@@ -295,7 +295,12 @@ def test_the_state_of_an_earlier_qtk_is_taken_as_it_is(kitchen, tmp_path, monkey
     state["steps"]["quantize"]["digest"] = canonical_digest(old)
     path.write_text(json.dumps(state))
     monkeypatch.setattr("qtk.__version__", "99.0")
+    monkeypatch.setitem(RESULT_VERSIONS, "quantize", 1)
     assert done(run_recipe(recipe, tmp_path / "run", mode="resume", last_stage="quantize")) == []
+    monkeypatch.setitem(RESULT_VERSIONS, "quantize", 2)
+    assert "not what would be used now" in str(
+        run_recipe(recipe, tmp_path / "run", mode="resume", last_stage="quantize").steps[-1].why
+    )
     write(recipe, {**content, "quantize": {**stage, "sym": False}})
     assert done(run_recipe(recipe, tmp_path / "run", mode="resume", last_stage="quantize")) == ["quantize"]
 
