@@ -163,11 +163,12 @@ def _text(name: str, model: str, gpu: str, adapters: tuple[str, ...], chat: str,
         if fit.float_fits
         else (f"false # {size_text(fit.float_bytes)} of float weights do not fit")
     )
-    gates = (
-        [f"  - {{metric: memory, at_most: {memory.available_bytes / 1e9:.1f}}} # GB: all of the GPU's"]
-        if memory.available_bytes
-        else [f"  - {{metric: memory, at_most: {math.ceil(memory.needed_bytes / 1e8) / 10}}} # GB: as planned"]
-    )
+    # What a processor's engine takes is not in its engine.json, so there it could not be judged.
+    most = memory.available_bytes
+    gates = [f"  - {{metric: memory, at_most: {most / 1e9:.1f}}} # GB: all of the GPU's"] if most else []
+    gates += [
+        f"  - {{metric: size, at_most: {math.ceil(1.5 * memory.parts[0].bytes / 1e7) / 100}}} # GB: half more than the plan's weights"
+    ]
     lines = [
         f"# yaml-language-server: $schema={SCHEMA_NAME}",
         f"# {size}: {gpu_size_text(memory.needed_bytes)} needed{has}{speed}.",
