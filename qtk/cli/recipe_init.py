@@ -57,6 +57,6 @@ def command(model: str, file: Path | None, gpu: str, adapters: tuple[str, ...], 
 
     def show(console: ResultConsole) -> None:
         console.print(f"Wrote {place}: {made.plan.weights} for {made.plan.gpu} with {made.plan.backend}.")
-        console.print_command("Next", ["qtk", "run", str(place), "--dry-run"])
+        console.print_command("Next", ["qtk", "run", str(place)])
 
     emit({"recipe": str(place), "name": made.name, "plan": made.plan.model_dump(mode="json")}, as_json, show)

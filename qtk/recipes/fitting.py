@@ -172,7 +172,7 @@ def _text(name: str, model: str, gpu: str, adapters: tuple[str, ...], chat: str,
     lines = [
         f"# yaml-language-server: $schema={SCHEMA_NAME}",
         f"# {size}: {gpu_size_text(memory.needed_bytes)} needed{has}{speed}.",
-        "# What matters most: model, calibration, accuracy, gates. `qtk run FILE --dry-run` says what a run takes.",
+        "# What matters most: model, calibration, accuracy, gates. `qtk plan MODEL --prepare` says what the run takes here.",
         f"name: {name}",
         f"model: {json.dumps(model) if ' ' in model else model}",
         *merge,

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from qtk.errors import InputError, listing
-from qtk.recipes.said import Loc, Origin, Said, Tree, mapped, merged, origin_at, plain, said_by, values, without_nulls
+from qtk.recipes.said import (
+    Loc,
+    Said,
+    Tree,
+    ValueOrigin,
+    mapped,
+    merged,
+    origin_at,
+    plain,
+    said_by,
+    values,
+    without_nulls,
+)
 from qtk.recipes.schema import Recipe, RecipeText, contradictions, is_place
 from qtk.recipes.settings import VARIABLES, read_settings, with_setting
 from qtk.recipes.variables import closest, filled_in, names_used
@@ -98,9 +110,9 @@ def _chain(file: RecipeFile, after: tuple[Path, ...]) -> list[Tree]:
     if not isinstance(content, dict):
         if after:
             raise InputError(f"{file.path}, which {after[-1].name} extends, is not a recipe: it holds no settings.")
-        return [said_by(Origin(file.path.name, file.directory), content)]
+        return [said_by(ValueOrigin(file.path.name, file.directory), content)]
     base = content.pop(_EXTENDS, None)
-    layer = said_by(Origin(file.path.name, file.directory), content)
+    layer = said_by(ValueOrigin(file.path.name, file.directory), content)
     if base is None:
         return [layer]
     if not isinstance(base, str):

@@ -12,7 +12,7 @@ Loc: TypeAlias = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Origin:
+class ValueOrigin:
     """Who said a value: the name of a file or an option, and the directory that its relative paths begin in."""
 
     name: str
@@ -24,14 +24,14 @@ class Said:
     """A value that holds no others (text, a number, true or false, null), and who said it."""
 
     value: Any
-    origin: Origin
+    origin: ValueOrigin
 
 
 # A value and its origin, or a mapping or list of these.
 Tree: TypeAlias = "dict[str, Tree] | list[Tree] | Said"
 
 
-def said_by(origin: Origin, content: Any) -> Tree:
+def said_by(origin: ValueOrigin, content: Any) -> Tree:
     """Parsed YAML as a tree whose every value has this origin."""
     if isinstance(content, dict):
         return {key: said_by(origin, value) for key, value in content.items()}
@@ -86,7 +86,7 @@ def values(tree: Tree, loc: Loc = ()) -> Iterator[tuple[Loc, Said]]:
         yield from values(value, (*loc, key))
 
 
-def origin_at(tree: Tree, loc: Sequence[str | int]) -> Origin | None:
+def origin_at(tree: Tree, loc: Sequence[str | int]) -> ValueOrigin | None:
     """Who said the value at a path, or the first value below it; None where there is nothing."""
     for part in loc:
         if isinstance(tree, dict) and part in tree:

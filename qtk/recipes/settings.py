@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from qtk.errors import InputError, listing
-from qtk.recipes.said import Loc, Origin, Said, Tree, merged, said_by
+from qtk.recipes.said import Loc, Said, Tree, ValueOrigin, merged, said_by
 from qtk.recipes.variables import closest
 from qtk.shipped import model_at, unknown_setting
 
@@ -87,7 +87,7 @@ def _setting(text: str, model: type[BaseModel], variables: list[str]) -> Setting
     if not equals or "" in parts:
         raise ValueError("write it as KEY=VALUE, such as quantize.bits=8")
     # A path among the value begins where the command was given.
-    origin = Origin(f"--set {text}", Path())
+    origin = ValueOrigin(f"--set {text}", Path())
     if parts[0] == VARIABLES:
         if len(parts) < 2 or parts[1] not in variables:
             wanted = str(parts[1]) if len(parts) > 1 else ""
@@ -169,7 +169,7 @@ def _placed(tree: Tree, loc: Loc, value: Tree) -> Tree:
     return [*entries[:part], placed, *entries[part + 1 :]]
 
 
-def _origins(tree: Tree) -> Iterator[Origin]:
+def _origins(tree: Tree) -> Iterator[ValueOrigin]:
     if isinstance(tree, Said):
         yield tree.origin
     else:
