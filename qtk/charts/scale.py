@@ -26,7 +26,9 @@ class Scale:
         return min(1.0, max(0.0, (place - low) / (high - low)))
 
 
-def linear_scale(values: Iterable[float], *, most_ticks: int = 5, least: float | None = None, most: float | None = None) -> Scale:
+def linear_scale(
+    values: Iterable[float], *, most_ticks: int = 5, least: float | None = None, most: float | None = None
+) -> Scale:
     """Round ends around the values, and round ticks 1, 2, 5, 10, 20, 50 ... apart. least, most: the ends may not go beyond."""
     found = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(found), max(found)

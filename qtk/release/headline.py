@@ -38,7 +38,11 @@ def _size(material: Material) -> Headline:
     released = material.models[-1]
     value, unit = size_text(released.bytes).split(" ")
     origin = _float_of(material, released)
-    share = f"{released.bytes / origin.bytes:.0%} of {shortened(origin.name, _NAME)}, {size_text(origin.bytes)}" if origin else None
+    share = (
+        f"{released.bytes / origin.bytes:.0%} of {shortened(origin.name, _NAME)}, {size_text(origin.bytes)}"
+        if origin
+        else None
+    )
     return Headline("Size", value, unit, (shortened(released.name, _NAME), *([share] if share else [])))
 
 
@@ -128,8 +132,18 @@ def _memory(material: Material) -> Headline:
         return Headline("Memory", None, "", ("no engine was built",))
     table = engine.description.memory
     if table is None:
-        return Headline("Memory", None, "", (f"{shortened(engine.made.name, _NAME)} has no memory table: it runs on {engine.description.gpu}",))
+        return Headline(
+            "Memory",
+            None,
+            "",
+            (f"{shortened(engine.made.name, _NAME)} has no memory table: it runs on {engine.description.gpu}",),
+        )
     value, unit = gpu_size_text(table.needed_bytes).split(" ")
     room = "" if table.available_bytes is None else f" of {gpu_size_text(table.available_bytes)}"
     fits = "fits" if table.fits else "does not fit"
-    return Headline("Memory", value, unit, (f"counted, not measured: {fits}{room} on {table.gpu}", counted(len(table.parts), "part")))
+    return Headline(
+        "Memory",
+        value,
+        unit,
+        (f"counted, not measured: {fits}{room} on {table.gpu}", counted(len(table.parts), "part")),
+    )

@@ -38,7 +38,11 @@ def release_verdict(report: GateReport | None, changed: tuple[str, ...]) -> Rele
     failed = sum(gate.verdict == "failed" for gate in gates)
     open_ = len(report.failures) - failed
     parts = [f"{failed} failed"] if failed else []
-    parts += [f"{open_} could not be told" if failed else f"{open_} could not be told from what was measured"] if open_ else []
+    parts += (
+        [f"{open_} could not be told" if failed else f"{open_} could not be told from what was measured"]
+        if open_
+        else []
+    )
     passed = len(gates) - len(report.failures)
     parts += [f"{passed} passed"] if passed else []
     sentence = f"Of {counted(len(gates), 'gate')}, {', '.join(parts)}."

@@ -16,9 +16,11 @@ from qtk.checkpoint.result_versions import RESULT_VERSIONS
 from qtk.errors import InputError, MachineError, QtkError
 from qtk.progress import Progress
 from qtk.recipes.finished_run import run_summary, verify_run
-from qtk.recipes.recipe_run import differing_terms, run_recipe
-from qtk.recipes.schema import Recipe, beside, find_recipe, read_recipe
+from qtk.recipes.reading import find_recipe, read_recipe
+from qtk.recipes.recipe_run import run_recipe
+from qtk.recipes.schema import Recipe, beside
 from qtk.recipes.sources import resolve_source
+from qtk.recipes.step_work import differing_terms
 from qtk.recipes.steps import recipe_steps
 from qtk.release.inspection import inspect_directory
 from qtk.shipped import shipped_directory, shipped_names

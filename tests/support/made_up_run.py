@@ -28,7 +28,16 @@ ENGINE = "engine-codefuse-deepseek-33b-with-a-name-that-goes-on-and-on-int4-g128
 HOSTILE = "<script>alert('x')</script><img src=https://example.org/x.png>&\"'"
 SHAPES = [(2**n, 2 ** (n - 1)) for n in range(1, 13)]
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_LANGUAGES = ("python", "java", "cpp", "javascript", "go", "rust", "typescript", "a-language-with-a-very-long-name-indeed")
+_LANGUAGES = (
+    "python",
+    "java",
+    "cpp",
+    "javascript",
+    "go",
+    "rust",
+    "typescript",
+    "a-language-with-a-very-long-name-indeed",
+)
 
 
 class _Nothing(BaseModel):
@@ -50,7 +59,9 @@ def made_up_run(folder: Path, *, blocks: int = 62) -> list[Gate]:
         SampleText(engine="engine-float", prompt="def f(x):", text="\n    return x < 1 and x > 0"),
         SampleText(engine=ENGINE, prompt="<b>bold</b>", text=HOSTILE + " " + "x" * 300),
     )
-    measure_into(folder / "sample", "sample", _Nothing(), {}, lambda: SampleResult(options=SampleOptions(), texts=texts))
+    measure_into(
+        folder / "sample", "sample", _Nothing(), {}, lambda: SampleResult(options=SampleOptions(), texts=texts)
+    )
     return [
         Gate(metric="accuracy-drop", suite="humaneval-x", at_most=2),
         Gate(metric="pass-rate", suite="humaneval-x", language="python", at_least=70),
@@ -129,7 +140,13 @@ def _latency(directory: Path) -> None:
     engines = [_timed("engine-float", 8.1), _timed(ENGINE, 21.7)]
     ratios = [paired_ratio(*engines, shape.name, load=1.0, cores=16) for shape in engines[0].shapes]
     report = LatencyReport(
-        processor="p", cores=16, threads=16, load_before=0.2, load_after=1.0, engines=engines, ratios=[r for r in ratios if r]
+        processor="p",
+        cores=16,
+        threads=16,
+        load_before=0.2,
+        load_after=1.0,
+        engines=engines,
+        ratios=[r for r in ratios if r],
     )
     measure_into(directory, "latency", _Nothing(), {}, lambda: report)
 
@@ -179,7 +196,8 @@ def _accuracy(directory: Path, engine: Path, lost: int) -> None:
         scores.append(score_programs(TaskSource(name, "python", "x", "0", 500), verdicts, [1]))
     for language in ("go", "python"):
         likelihoods = {
-            f"{language}/{i}": TaskLikelihood(log_likelihood=-9.0 - i % 3 - 0.1 * lost * (i % 2), tokens=8) for i in range(60)
+            f"{language}/{i}": TaskLikelihood(log_likelihood=-9.0 - i % 3 - 0.1 * lost * (i % 2), tokens=8)
+            for i in range(60)
         }
         scores.append(score_likelihood(TaskSource("likelihood", language, "x", "0"), likelihoods))
     questions = {f"wic/{i}": ChoiceAnswer(gold=0, generation=int(i % 9 < lost % 4), perplexity=1) for i in range(90)}
@@ -195,4 +213,3 @@ def _passes(task: int, right: int, lost: int, number: int) -> bool:
     if lost and task % 23 == number:
         return False
     return task < right or (bool(lost) and task % 41 == 40)
-
