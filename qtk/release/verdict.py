@@ -14,8 +14,8 @@ Word = Literal["ship", "do not ship", "not measured", "no gates"]
 
 @dataclass(frozen=True)
 class ReleaseVerdict:
-    """The verdict in a word and a sentence, and the gates, those that failed first, those that passed last. changed: files that are not what
-    their manifests say."""
+    """The verdict in a word and a sentence, and the gates, those that failed first, those that passed last. changed: files that are
+    not what their manifests say."""
 
     word: Word
     sentence: str

@@ -216,8 +216,8 @@ def test_a_run_leaves_a_report_and_a_chain_that_verifies(first_run) -> None:
         assert heading in text
     result = json.loads((first_run / "divergence" / "result.json").read_text())
     assert f"{result['pooled']['perplexity']:.1f}"[:3] in text
-    for name in ("error-quantized.png", "latency.png"):
-        assert (first_run / "report" / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("error-quantized.svg", "latency.svg"):
+        assert (first_run / "report" / name).read_text(encoding="utf-8").startswith("<svg")
         assert f"({name})" in text
     assert "None" not in text
     assert "nan" not in text

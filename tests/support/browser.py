@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -85,15 +86,22 @@ def browser_tab(profile: Path) -> Iterator[Tab]:
     assert CHROMIUM is not None
     to_browser, sending = os.pipe()
     receiving, from_browser = os.pipe()
-    # The browser wants its ends at 3 and 4; the shell puts them there.
+    # The browser wants its ends at 3 and 4; far from there first, so that one is not put over the other.
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
+
+    def put_in_place() -> None:
+        os.dup2(ends[0], 3)
+        os.dup2(ends[1], 4)
+
     words = [
         CHROMIUM, "--headless", "--hide-scrollbars", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
         f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank",
     ]  # fmt: skip
     process = subprocess.Popen(
-        ["sh", "-c", f'exec 3<&{to_browser} 4>&{from_browser}; exec "$@"', "sh", *words],
-        pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        words, pass_fds=(3, 4), preexec_fn=put_in_place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for end in ends:
+        os.close(end)
     os.close(to_browser)
     os.close(from_browser)
     try:
