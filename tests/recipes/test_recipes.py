@@ -218,7 +218,7 @@ def test_a_run_leaves_a_report_and_a_chain_that_verifies(first_run) -> None:
     assert f"{result['pooled']['perplexity']:.1f}"[:3] in text
     for name in ("error-quantized.svg", "latency.svg"):
         assert (first_run / "report" / name).read_text(encoding="utf-8").startswith("<svg")
-        assert f"({name})" in text
+        assert f"({name})" in text or f"(<{name}>)" in text
     assert "None" not in text
     assert "nan" not in text
     findings = verify_run(first_run)
