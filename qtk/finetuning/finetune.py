@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ class _Training:
         if rank() == 0:
             write_adapter(bare, adapter_tensors(bare), partial)
         model.accelerator.end_training()
-        test = tested.by_task() if tested else [None] * len(self.data.tasks)
+        test: Sequence[float | None] = tested.by_task() if tested else [None] * len(self.data.tasks)
         return FinetuneReport(
             output=str(out),
             base=self.base,
@@ -227,7 +228,7 @@ class _Training:
         )
 
 
-def _task_results(data: TrainingData, state: TrainingState, test: list[float | None]) -> list[TaskResult]:
+def _task_results(data: TrainingData, state: TrainingState, test: Sequence[float | None]) -> list[TaskResult]:
     def at(losses: tuple[float | None, ...], task: int) -> float | None:
         return losses[task] if losses else None
 

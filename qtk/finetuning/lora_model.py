@@ -40,7 +40,7 @@ def add_adapter(base: Any, options: FinetuneOptions, base_name: str) -> Any:
 
     config = LoraConfig(
         r=options.rank,
-        lora_alpha=options.alpha,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft divides it by the rank: a float serves
         lora_dropout=options.dropout,
         target_modules=list(options.target_modules) or ALL_LINEAR,
         use_rslora=options.rslora,
@@ -52,8 +52,8 @@ def add_adapter(base: Any, options: FinetuneOptions, base_name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peft's use of transformers, which is not the user's matter
         model = get_peft_model(base, config)
-    config = model.peft_config["default"]
-    config.base_model_name_or_path, config.inference_mode = base_name, True
+    kept = model.peft_config["default"]
+    kept.base_model_name_or_path, kept.inference_mode = base_name, True
     if options.gradient_checkpointing:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -80,7 +80,7 @@ def load_adapter_tensors(model: Any, tensors: Mapping[str, torch.Tensor]) -> Non
     """Puts an adapter's tensors back into the model."""
     from peft import set_peft_model_state_dict
 
-    result = set_peft_model_state_dict(model, dict(tensors))
+    result: Any = set_peft_model_state_dict(model, dict(tensors))
     assert not result.unexpected_keys, result.unexpected_keys
 
 
