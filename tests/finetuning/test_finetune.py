@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from qtk.adapters.options import MergeOptions
 from qtk.checkpoint.manifest import read_manifest, verify_chain
 from qtk.finetuning.metrics import read_metrics
 from qtk.finetuning.record import read_record
+
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
 
 
 def test_an_adapter_learns_is_loaded_by_peft_and_merged(train, tiny, tmp_path: Path) -> None:
@@ -70,7 +73,7 @@ def test_the_metrics_have_each_step_and_each_evaluation(train, tmp_path: Path) -
     assert min(line["held_back"] for line in looks[1:]) == report.loss
 
 
-@pytest.mark.parametrize("case", ["case1", "case2", "case3", "case4"])
+@pytest.mark.parametrize("case", [SLOW("case1"), SLOW("case2"), "case3", SLOW("case4")])
 def test_results_do_not_depend_on_the_micro_batch(train, adapter_of, tmp_path: Path, case: str) -> None:
     for size in (1, 4):
         train(f"by-{size}", micro_batch=size, weighted_loss=case, batch_size=5)
@@ -82,7 +85,7 @@ def test_results_do_not_depend_on_the_micro_batch(train, adapter_of, tmp_path: P
     )
 
 
-@pytest.mark.parametrize("variant", ["llama", "mistral-window", "qwen2", "qwen3"])
+@pytest.mark.parametrize("variant", ["llama", "mistral-window", SLOW("qwen2"), SLOW("qwen3")])
 def test_rows_in_packs_learn_what_they_learn_alone(train, tiny, adapter_of, tmp_path: Path, variant: str) -> None:
     """All rows in one step, in packs or each in its own line: the same update, because packs do not see each other."""
     settings = {"batch_size": 12, "epochs": 1, "data_split": "100,0,0", "base": tiny(variant), "seq_len": 256}
@@ -110,7 +113,7 @@ def test_the_same_options_give_the_same_bits(train, adapter_of, tmp_path: Path) 
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("loss", ["case3", "coba"])
+@pytest.mark.parametrize("loss", [SLOW("case3"), "coba"])
 def test_a_training_that_is_stopped_goes_on_to_the_same_bits(train, adapter_of, tmp_path: Path, loss: str) -> None:
     settings = {"epochs": 5, "dropout": 0.1, "checkpoint_every": 3, "evaluate_every": 4, "weighted_loss": loss}
     settings |= {"coba_warmup_steps": 4, "coba_history_length": 8}
@@ -152,7 +155,9 @@ def test_early_stopping_keeps_the_best_adapter(train, adapter_of, tmp_path: Path
     assert all(torch.equal(best[name], short[name]) for name in best)
 
 
-@pytest.mark.parametrize("changes", [{"rslora": True}, {"dora": True}, {"target_modules": ("q_proj", "down_proj")}])
+@pytest.mark.parametrize(
+    "changes", [SLOW({"rslora": True}), {"dora": True}, SLOW({"target_modules": ("q_proj", "down_proj")})]
+)
 def test_kinds_of_adapters_are_merged_as_peft_runs_them(
     train, tiny, tmp_path: Path, changes: dict[str, object]
 ) -> None:
