@@ -17,7 +17,7 @@ from qtk.finetuning.chat_encoding import EncodedRow
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class TrainingSample:
     """An encoded row of a task. task: the task's number."""
 
     row: EncodedRow
@@ -27,7 +27,7 @@ class Sample:
         return len(self.row)
 
 
-Line = tuple[Sample, ...]
+Line = tuple[TrainingSample, ...]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ def split_rows(rows: Sequence[EncodedRow], shares: tuple[float, float, float], s
     return Parts(shuffled[:train], shuffled[train : train + valid], shuffled[train + valid :])
 
 
-def pack(samples: Sequence[Sample], longest: int) -> list[Line]:
+def pack(samples: Sequence[TrainingSample], longest: int) -> list[Line]:
     """Samples in their order, laid end to end into lines of at most `longest` tokens. None is cut and none is lost."""
     lines: list[Line] = []
-    line: list[Sample] = []
+    line: list[TrainingSample] = []
     used = 0
     for sample in samples:
         if line and used + len(sample) > longest:
@@ -170,7 +170,7 @@ def learnt_counts(line: Line, *, across: bool) -> list[int]:
     return [int(learnt_labels(sample, first=across and at > 0).sum()) for at, sample in enumerate(line)]
 
 
-def learnt_labels(sample: Sample, *, first: bool) -> np.ndarray:
+def learnt_labels(sample: TrainingSample, *, first: bool) -> np.ndarray:
     """Which tokens of a sample are predicted, bool [tokens]. first: whether its first one can be, from the sample before."""
     learnt = sample.row.learnt.copy()
     learnt[0] &= first

@@ -67,7 +67,7 @@ class TrainingRow:
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """One task: what it is called, and its rows. files: what was read, for the manifest."""
 
     name: str
@@ -95,12 +95,12 @@ def data_files(source: str) -> tuple[Path, ...]:
     return files
 
 
-def read_tasks(sources: tuple[str, ...]) -> list[Task]:
+def read_tasks(sources: tuple[str, ...]) -> list[TrainingTask]:
     """The tasks in the order of their sources. Each is called as its folder, or as its file without the ending.
 
     InputError naming every bad row by file and line, for a name that two tasks share, and for a task without rows.
     """
-    tasks: list[Task] = []
+    tasks: list[TrainingTask] = []
     faults: list[str] = []
     for source in sources:
         files = data_files(source)
@@ -110,7 +110,7 @@ def read_tasks(sources: tuple[str, ...]) -> list[Task]:
                 rows.append(row)
             else:
                 faults.append(row)
-        tasks.append(Task(_name(source), tuple(rows), files))
+        tasks.append(TrainingTask(_name(source), tuple(rows), files))
     if faults:
         raise InputError(f"{len(faults)} rows of the data cannot be used:\n{listing(faults)}")
     names = [task.name for task in tasks]

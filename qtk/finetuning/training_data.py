@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qtk.errors import InputError, listing
-from qtk.finetuning.batches import Line, Sample, pack, shuffled, split_rows
+from qtk.finetuning.batches import Line, TrainingSample, pack, shuffled, split_rows
 from qtk.finetuning.chat_encoding import EncodedRow, encode_rows
 from qtk.finetuning.options import FinetuneOptions, split_shares
 from qtk.finetuning.record import TaskRows
-from qtk.finetuning.rows import Task, read_tasks
+from qtk.finetuning.rows import TrainingTask, read_tasks
 from qtk.models.tokenizer import TextTokenizer
 from qtk.progress import note
 from qtk.wording import counted
@@ -62,7 +62,7 @@ def training_data(tokenizer: TextTokenizer, options: FinetuneOptions, context: i
     _require_rows(tasks, kept, seq_len)
     parts = [split_rows(rows, split_shares(options.data_split), options.seed) for rows in kept]
     _require_parts(tasks, [len(part.valid) for part in parts], options)
-    train = [Sample(row, task) for task, part in enumerate(parts) for row in part.train]
+    train = [TrainingSample(row, task) for task, part in enumerate(parts) for row in part.train]
     lines: Sequence[Line] = [(sample,) for sample in train]
     if options.padding == "pack":
         lines = pack([train[i] for i in shuffled(len(train), options.seed, 0)], longest)
@@ -90,10 +90,10 @@ def training_data(tokenizer: TextTokenizer, options: FinetuneOptions, context: i
 
 
 def _lines(rows_of_tasks: Sequence[Sequence[EncodedRow]]) -> tuple[Line, ...]:
-    return tuple((Sample(row, task),) for task, rows in enumerate(rows_of_tasks) for row in rows)
+    return tuple((TrainingSample(row, task),) for task, rows in enumerate(rows_of_tasks) for row in rows)
 
 
-def _require_rows(tasks: Sequence[Task], kept: Sequence[Sequence[EncodedRow]], seq_len: int) -> None:
+def _require_rows(tasks: Sequence[TrainingTask], kept: Sequence[Sequence[EncodedRow]], seq_len: int) -> None:
     """InputError where the limit leaves a task nothing; a note of what it drops otherwise."""
     dropped = [
         f"{task.name}: {len(task.rows) - len(rows)} of {counted(len(task.rows), 'row')}"
@@ -109,7 +109,7 @@ def _require_rows(tasks: Sequence[Task], kept: Sequence[Sequence[EncodedRow]], s
         note(f"Rows longer than {seq_len} tokens are dropped: {'; '.join(dropped)}.")
 
 
-def _require_parts(tasks: Sequence[Task], held_back: Sequence[int], options: FinetuneOptions) -> None:
+def _require_parts(tasks: Sequence[TrainingTask], held_back: Sequence[int], options: FinetuneOptions) -> None:
     without = [task.name for task, count in zip(tasks, held_back, strict=True) if not count]
     if without and split_shares(options.data_split)[1] > 0:
         raise InputError(

@@ -7,7 +7,7 @@ import pytest
 
 from qtk.finetuning.batches import (
     DataOrder,
-    Sample,
+    TrainingSample,
     collate,
     learnt_counts,
     micro_batches,
@@ -18,8 +18,8 @@ from qtk.finetuning.chat_encoding import EncodedRow
 from qtk.finetuning.options import split_shares
 
 
-def sample(ids: list[int], learnt: list[int], task: int = 0) -> Sample:
-    return Sample(EncodedRow("f", np.array(ids, np.int32), np.array(learnt, bool)), task)
+def sample(ids: list[int], learnt: list[int], task: int = 0) -> TrainingSample:
+    return TrainingSample(EncodedRow("f", np.array(ids, np.int32), np.array(learnt, bool)), task)
 
 
 def rows(count: int) -> list[EncodedRow]:
