@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from qtk.bounded.parsing import load_yaml
 from qtk.errors import InputError, listing
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -64,20 +64,6 @@ def validated(
     except ValidationError as error:
         complaints = [f"{_complaint(it, model)}{said_in(it['loc'])}" for it in error.errors()]
         raise InputError(f"{complaint}:\n{listing(complaints)}") from None
-
-
-def load_yaml(path: Path) -> Any:
-    """The parsed content of a YAML file (safe loader). InputError names the file and the line that does not parse."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: not UTF-8, a number or date out of range
-        raise InputError(f"{path} is not valid YAML: {error}") from None
 
 
 def model_at(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:

@@ -6,12 +6,13 @@ update to the original base gives another model than was trained), or cannot be 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qtk.bounded.files import read_bounded
+from qtk.bounded.programs import matches, require_pattern
 from qtk.checkpoint.json_file import parse_json
 from qtk.errors import InputError, listing
 
@@ -83,7 +84,7 @@ def read_config(directory: Path) -> AdapterConfig:
     """The config of an adapter directory. InputError when there is none, when it is malformed, or for a refused kind."""
     path = directory / CONFIG_NAME
     try:
-        raw = parse_json(path.read_bytes(), path)
+        raw = parse_json(read_bounded(path), path)
     except FileNotFoundError:
         is_model = " It is a model directory, not an adapter." if (directory / "config.json").is_file() else ""
         raise InputError(f"{directory} has no {CONFIG_NAME}, so it is not an adapter directory.{is_model}") from None
@@ -91,11 +92,11 @@ def read_config(directory: Path) -> AdapterConfig:
     try:
         config = AdapterConfig.model_validate({key: value for key, value in raw.items() if value is not None})
         _require_regexes(config)
-    except (ValidationError, re.error) as error:
+    except (ValidationError, InputError) as error:
         lines = (
             [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             if isinstance(error, ValidationError)
-            else [f"a pattern is not a regular expression: {error}"]
+            else [str(error)]
         )
         raise InputError(f"{path} is malformed:\n{listing(lines)}") from None
     return config
@@ -128,13 +129,15 @@ def _require_regexes(config: AdapterConfig) -> None:
     patterns = [*config.rank_pattern, *config.alpha_pattern, *config.modules_to_save]
     for single in (config.target_modules, config.exclude_modules):
         patterns += [single] if isinstance(single, str) else []
+    layers = config.layers_pattern or ()
+    patterns += [layers] if isinstance(layers, str) else layers
     for pattern in patterns:
-        re.compile(pattern)
+        require_pattern(pattern)
 
 
 def _pattern_value(patterns: dict[str, Any], module: str, default: Any) -> Any:
     """The value of the first pattern that matches the module's name, or its tail after a dot; peft's rule."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if matches(pattern, module, r"(.*\.)?({})$"):
             return value
     return default

@@ -6,7 +6,6 @@ without tensors, and what cannot be added up.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +14,8 @@ import torch
 from qtk.adapters.adapter import Adapter, ModuleParts
 from qtk.adapters.arithmetic import scaling
 from qtk.adapters.layout import BaseLayout
-from qtk.adapters.targets import targeted_modules
+from qtk.adapters.targets import SAVED_WHOLE, targeted_modules
+from qtk.bounded.programs import matches
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.safetensors_file import SafetensorsFile
 from qtk.checkpoint.writer import TensorSpec
@@ -298,7 +298,7 @@ def _saved_but_absent(adapter: Adapter) -> list[str]:
     misfits = [
         f"{saved}: adapter_config.json saves it whole (modules_to_save), {adapter.path} holds no tensor for it"
         for saved in config.modules_to_save
-        if not any(re.match(rf"(^|.*\.){saved}($|\..*)", name.rpartition(".")[0]) for name in held)
+        if not any(matches(saved, name.rpartition(".")[0], SAVED_WHOLE) for name in held)
     ]
     if config.trainable_token_indices and not any(parts.tokens for parts in adapter.parts.values()):
         misfits.append(

@@ -7,8 +7,12 @@ from collections.abc import Iterable
 
 from qtk.adapters.config import AdapterConfig
 from qtk.adapters.layout import BaseLayout
+from qtk.bounded.programs import groups_matched, matches
 
 _ALL_LINEAR = "all-linear"
+_OWN_LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
+# Around a name in modules_to_save: peft saves the modules that it names, and what lies below them.
+SAVED_WHOLE = r"(^|.*\.){}($|\..*)"
 
 
 def targeted_modules(config: AdapterConfig, layout: BaseLayout) -> frozenset[str]:
@@ -24,7 +28,7 @@ def _targets(config: AdapterConfig, module: str, layout: BaseLayout) -> bool:
     if isinstance(wanted, str):
         if wanted.lower() == _ALL_LINEAR:
             return module in layout.linears
-        return re.fullmatch(wanted, module) is not None
+        return matches(wanted, module, r"(?:{})\Z")
     if module in wanted:
         return True
     return _ends_with_one(module, wanted) and _in_wanted_layer(config, module)
@@ -33,12 +37,12 @@ def _targets(config: AdapterConfig, module: str, layout: BaseLayout) -> bool:
 def _excluded(config: AdapterConfig, module: str) -> bool:
     excluded = config.exclude_modules or ()
     if isinstance(excluded, str):
-        if re.fullmatch(excluded, module):
+        if matches(excluded, module, r"(?:{})\Z"):
             return True
     elif module in excluded or _ends_with_one(module, excluded):
         return True
     # A module that is saved whole carries no update.
-    return any(re.match(rf"(^|.*\.){saved}($|\..*)", module) for saved in config.modules_to_save)
+    return any(matches(saved, module, SAVED_WHOLE) for saved in config.modules_to_save)
 
 
 def _in_wanted_layer(config: AdapterConfig, module: str) -> bool:
@@ -47,11 +51,11 @@ def _in_wanted_layer(config: AdapterConfig, module: str) -> bool:
         return True
     patterns = (config.layers_pattern,) if isinstance(config.layers_pattern, str) else (config.layers_pattern or ())
     match = (
-        next((m for p in patterns if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", module))), None)
+        next((m for p in patterns if (m := groups_matched(p, module, r"(?:^|.*?\.){}\.(\d+)\."))), None)
         if patterns and patterns != ("",)
-        else re.match(r".*?\.[^.]*\.(\d+)\.", module)
+        else _OWN_LAYER.match(module)
     )
-    return match is not None and int(match[1]) in ((wanted,) if isinstance(wanted, int) else wanted)
+    return match is not None and match[1] in map(str, (wanted,) if isinstance(wanted, int) else wanted)
 
 
 def _ends_with_one(module: str, names: Iterable[str]) -> bool:

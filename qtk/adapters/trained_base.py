@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qtk.checkpoint.json_file import parse_json
+from qtk.checkpoint.json_file import read_json
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 
@@ -36,7 +36,7 @@ def trained_base(adapter: Path) -> TrainedBase | None:
     path = adapter / RECORD_NAME
     if not path.is_file():
         return None
-    stated = parse_json(path.read_bytes(), path).get("base")
+    stated = read_json(path).get("base")
     if stated is None:
         return None
     try:

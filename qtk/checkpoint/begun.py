@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qtk.bounded.files import read_bounded
+from qtk.bounded.parsing import parse_bounded_json
 from qtk.checkpoint.atomic import write_atomic
 from qtk.checkpoint.manifest import canonical_digest
 from qtk.checkpoint.publishing import typed_command
+from qtk.errors import InputError
 
 
 class BegunWork(BaseModel):
@@ -49,8 +51,8 @@ class BegunWork(BaseModel):
     def read(path: Path) -> BegunWork | None:
         """The record in a file; None where it is absent or damaged."""
         try:
-            return BegunWork.model_validate(json.loads(path.read_bytes()))
-        except (OSError, ValueError, ValidationError):
+            return BegunWork.model_validate(parse_bounded_json(read_bounded(path)))
+        except (OSError, ValueError, ValidationError, InputError):
             return None
 
     def write(self, path: Path) -> None:

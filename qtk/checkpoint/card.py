@@ -11,10 +11,13 @@ from typing import Any
 
 import yaml
 
+from qtk.bounded.files import read_bounded
+from qtk.bounded.parsing import parse_yaml
 from qtk.checkpoint.hub import is_hub_id
 from qtk.checkpoint.hub_cache import hub_identity
 from qtk.checkpoint.publishing import shell_line
 from qtk.checkpoint.reader import CARD_NAME, Checkpoint
+from qtk.errors import InputError
 
 BASE_CARD_NAME = "README-base.md"
 _MERGE_CARD_NAME = "README-merge.md"
@@ -102,9 +105,9 @@ def base_sentence(base: BaseCard) -> str:
 def card_metadata(card: Path) -> dict[str, Any]:
     """The metadata of a card: its front matter, empty where there is none or it cannot be read."""
     try:
-        match = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
-        content = yaml.safe_load(match[1]) if match else {}
-    except (OSError, yaml.YAMLError):
+        match = _FRONT_MATTER.match(read_bounded(card).decode(errors="replace"))
+        content = parse_yaml(match[1]) if match else {}
+    except (OSError, ValueError, InputError):
         return {}
     return content if isinstance(content, dict) else {}
 

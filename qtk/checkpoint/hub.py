@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from qtk.checkpoint.json_file import read_json
 from qtk.checkpoint.publishing import redact
 from qtk.checkpoint.reader import CARD_NAME, COMPANION_PATTERNS, INDEX_NAME
 from qtk.errors import InputError, MachineError, QtkError, listing
@@ -160,7 +160,8 @@ def _weight_files(name: str, sizes: dict[str, int], index: Path | None, wanted: 
     if wanted == "adapter":
         files = [file for file in ("adapter_model.safetensors",) if file in sizes]
     elif index is not None:
-        named = set(json.loads(index.read_bytes()).get("weight_map", {}).values())
+        weight_map = read_json(index).get("weight_map")
+        named = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
         files = [file for file in sizes if file in named and file.endswith(".safetensors")]
     elif "model.safetensors" in sizes:
         files = ["model.safetensors"]

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 import qtk
+from qtk.bounded.files import file_state, require_unchanged
+from qtk.bounded.parsing import read_model
 from qtk.checkpoint.publishing import found_path, publishable, recorded_path, redact_tree, typed_command
 from qtk.checkpoint.reader import CARD_NAME
 from qtk.errors import InputError
@@ -41,6 +43,13 @@ _PACKAGES = (
 )
 
 
+def _inside(name: str) -> str:
+    """The name of a file in a manifest, which must lie in the manifest's directory, or in the input's."""
+    if not name or "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} does not lie inside the directory")
+    return name
+
+
 class FileDigest(BaseModel):
     """The sha256 and size of an output file."""
 
@@ -58,7 +67,7 @@ class InputRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
     role: str
     path: str
-    files: dict[str, str]
+    files: dict[Annotated[str, AfterValidator(_inside)], str]
     manifest_sha256: str | None = None
 
 
@@ -71,7 +80,7 @@ class Manifest(BaseModel):
     command: list[str]
     options: dict[str, Any]
     inputs: list[InputRecord]
-    outputs: dict[str, FileDigest]
+    outputs: dict[Annotated[str, AfterValidator(_inside)], FileDigest]
     packages: dict[str, str]
     machine: dict[str, Any]
     started: str
@@ -96,13 +105,17 @@ class ManifestRecorder:
         self.options = dict(options)
         self.notes: dict[str, Any] = {}
         self._inputs: list[tuple[str, Path, list[Path]]] = []
+        self._states: dict[Path, tuple[int, int, int, int] | None] = {}
         self._digests: dict[Path, FileDigest] = {}
         self._started = datetime.datetime.now(datetime.UTC)
         self._clock = time.monotonic()
 
     def add_input(self, role: str, path: Path, files: Iterable[Path]) -> None:
-        """Records an input. Its files are digested when the manifest is written."""
-        self._inputs.append((role, Path(path), list(files)))
+        """Records an input, before it is read. Its files are digested when the manifest is written, which is refused where one of
+        them was written to in the meantime."""
+        listed = list(files)
+        self._inputs.append((role, Path(path), listed))
+        self._states = {**{file: file_state(file) for file in listed}, **self._states}
 
     def know(self, digests: Mapping[Path, FileDigest]) -> None:
         """Takes digests that were made while the files were read or written, so that they are not read again."""
@@ -135,8 +148,11 @@ class ManifestRecorder:
         return changed
 
     def write(self, directory: Path, final: Path, peak_memory_bytes: int) -> Manifest:
-        """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its final name."""
+        """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its final name.
+
+        InputError where an input is no longer what it was when it was added: the digests would be of other bytes than were used."""
         outputs = self.digest(directory)
+        require_unchanged(self._states)
         manifest = Manifest(
             qtk_version=qtk.__version__,
             kind=self.kind,
@@ -180,6 +196,21 @@ def output_files(directory: Path) -> list[Path]:
     return sorted(p for p in directory.rglob("*") if p.is_file() and p not in left_out)
 
 
+def entries_below(directory: Path) -> list[str]:
+    """The names of what a manifest should account for, sorted: `output_files`, and what qtk never writes: links to directories and
+    links that lead nowhere, pipes, empty directories (with a slash)."""
+    found = [str(path.relative_to(directory)) for path in output_files(directory)]
+    for path in directory.rglob("*"):
+        name = str(path.relative_to(directory))
+        if path.is_symlink():
+            found += [] if path.is_file() else [name]
+        elif path.is_dir():
+            found += [] if any(path.iterdir()) else [f"{name}/"]
+        elif not path.is_file():
+            found.append(name)
+    return sorted(found)
+
+
 def file_digest(path: Path, on_block: Callable[[], object] | None = None) -> FileDigest:
     """sha256 and size of a file. on_block: called for each MiB that was read."""
     digest, size, block = hashlib.sha256(), 0, memoryview(bytearray(BLOCK))
@@ -209,11 +240,9 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of a directory. InputError when it is missing or cannot be parsed."""
     path = directory / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return read_model(path, Manifest, "cannot be read as a manifest")
     except FileNotFoundError:
         raise InputError(f"{directory} has no {MANIFEST_NAME}: it was not written by qtk, or is incomplete.") from None
-    except ValidationError as error:
-        raise InputError(f"{path} cannot be read as a manifest: {error}") from None
 
 
 def made_in(folder: Path) -> list[Path]:
@@ -246,7 +275,9 @@ def verify_chain(*directories: Path, known: Mapping[Path, FileDigest] | None = N
     """
     walk = _Walk()
     for directory in directories:
-        walk.visit(directory.resolve(), read_manifest(directory))
+        if not (directory / MANIFEST_NAME).is_file():
+            read_manifest(directory)  # says that there is none
+        walk.visit(directory.resolve())
     return settle(walk.expectations, known)
 
 
@@ -285,28 +316,39 @@ class _Walk:
         self.expectations: list[Expectation] = []
         self._seen: set[Path] = set()
 
-    def visit(self, place: Path, manifest: Manifest) -> None:
-        if place in self._seen:
-            return
-        self._seen.add(place)
-        self.expectations += [Expectation(place, name, digest.sha256) for name, digest in manifest.outputs.items()]
-        for path in output_files(place):
-            if (name := str(path.relative_to(place))) not in manifest.outputs:
-                self.expectations.append(Expectation(place, name, status="unrecorded"))
-        for record in manifest.inputs:
-            self._visit_input(found_path(record.path, place), record)
+    def visit(self, start: Path) -> None:
+        """Walks from a directory with a manifest back to its first inputs."""
+        places = [start]
+        while places:
+            place = places.pop()
+            if place not in self._seen:
+                self._seen.add(place)
+                places += reversed(self._expect_of(place))
 
-    def _visit_input(self, source: Path, record: InputRecord) -> None:
+    def _expect_of(self, place: Path) -> list[Path]:
+        """Notes what is expected of a directory and of its inputs; returns those inputs that have a manifest themselves."""
+        try:
+            manifest = read_manifest(place)
+        except InputError:  # it was there a moment ago: it is damaged, which is a finding like any other
+            self.expectations.append(Expectation(place, MANIFEST_NAME, status="changed"))
+            return []
+        self.expectations += [Expectation(place, name, digest.sha256) for name, digest in manifest.outputs.items()]
+        unrecorded = [name for name in entries_below(place) if name not in manifest.outputs]
+        self.expectations += [Expectation(place, name, status="unrecorded") for name in unrecorded]
+        sources = ((found_path(record.path, place), record) for record in manifest.inputs)
+        return [root for source, record in sources for root in self._expect_input(source, record)]
+
+    def _expect_input(self, source: Path, record: InputRecord) -> list[Path]:
         if not source.exists():
             self.expectations.append(Expectation(source, f"({record.role})", status="input absent"))
-            return
+            return []
         root = (source if source.is_dir() else source.parent).resolve()
         self.expectations += [Expectation(root, name, sha256) for name, sha256 in record.files.items()]
-        if record.manifest_sha256 is not None:
-            # Expected by every directory that read this input: two of them may have read different states of it.
-            self.expectations.append(Expectation(root, MANIFEST_NAME, record.manifest_sha256))
-            if (root / MANIFEST_NAME).is_file():
-                self.visit(root, read_manifest(root))
+        if record.manifest_sha256 is None:
+            return []
+        # Expected by every directory that read this input: two of them may have read different states of it.
+        self.expectations.append(Expectation(root, MANIFEST_NAME, record.manifest_sha256))
+        return [root] if (root / MANIFEST_NAME).is_file() else []
 
 
 def canonical_digest(value: Any) -> str:

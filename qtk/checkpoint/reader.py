@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtk.checkpoint.json_file import parse_json
+from qtk.bounded.files import read_bounded, require_unchanged
+from qtk.checkpoint.json_file import parse_json, read_json
 from qtk.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
 from qtk.errors import InputError, listing
 
@@ -64,11 +65,9 @@ class Checkpoint:
 
     def _config_bytes(self) -> bytes:
         try:
-            return (self.path / "config.json").read_bytes()
+            return read_bounded(self.path / "config.json")
         except FileNotFoundError:
             raise InputError(f"{self.path} is not a model directory: config.json is missing.") from None
-        except OSError as error:
-            raise InputError(f"{self.path / 'config.json'} cannot be read: {error.strerror}.") from None
 
     def correct_config(self, **changes: Any) -> None:
         """Corrects settings of config.json that contradict the tensors, here and in every directory made from this one."""
@@ -97,7 +96,7 @@ class Checkpoint:
         raise InputError(f"{self.path} has no safetensors file.")
 
     def _from_index(self, index_path: Path) -> dict[str, str]:
-        index = parse_json(index_path.read_bytes(), index_path)
+        index = read_json(index_path)
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
             raise InputError(f"{index_path} has no weight_map from tensor names to file names.")
@@ -186,12 +185,7 @@ class Checkpoint:
     def require_unchanged(self) -> None:
         """InputError naming the weight files that have been written to since they were opened: what was read of them may be
         of two models."""
-        changed = [str(file.path) for file in self._files.values() if file.changed()]
-        if changed:
-            raise InputError(
-                f"These files were written to while they were read:\n{listing(changed)}\n"
-                "Wait until the download or training that writes them has ended, and run the command again."
-            )
+        require_unchanged({file.path: file.opened_as for file in self._files.values()})
 
     def close(self) -> None:
         for file in self._files.values():

@@ -7,7 +7,6 @@ resident size counts every page ever touched. Reading by pread keeps memory at w
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qtk.bounded.files import file_state
+from qtk.bounded.parsing import parse_bounded_json
 from qtk.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ DTYPES = {
     "F8_E5M2": ("float8_e5m2", 1),
 }
 _FORMAT_NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
-_HEADER_LIMIT = 100_000_000  # the format's own limit
+# A header of this many bytes describes 300,000 tensors, more than any model has. The format allows three times as much.
+_HEADER_LIMIT = 32_000_000
+_LONGEST_NAME = 1000
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ def _is_entry(entry: Any) -> bool:
 
 
 class SafetensorsFile:
-    """A safetensors file opened for reading. Thread-safe, because every read names its own offset."""
+    """A safetensors file opened for reading. Thread-safe, because every read names its own offset.
+
+    opened_as: its `file_state` at that time."""
 
     def __init__(self, path: Path) -> None:
         """Reads and checks the header. Raises InputError for a file that is missing, truncated or of another format."""
@@ -91,7 +96,7 @@ class SafetensorsFile:
 
     def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         status = os.fstat(self._fd)
-        self._opened_as = _state(status)
+        self.opened_as = file_state(self._fd)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{self.path}: no such file (expected a .safetensors file).")
         size = status.st_size
@@ -100,13 +105,15 @@ class SafetensorsFile:
         if len(start) < 8 or length < 2 or length > min(_HEADER_LIMIT, size - 8):
             raise InputError(f"{self.path} is not a safetensors file, or is truncated ({size} bytes).")
         try:
-            header = json.loads(os.pread(self._fd, length, 8))
+            header = parse_bounded_json(os.pread(self._fd, length, 8))
+            if not isinstance(header, dict):
+                raise ValueError("it is not a JSON object")
             metadata = header.pop("__metadata__", {})
             tensors = {name: self._entry(name, entry, 8 + length, size) for name, entry in header.items()}
             self._require_apart(tensors)
         except InputError:
             raise
-        except (ValueError, AttributeError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise InputError(f"{self.path} is not a safetensors file: its header cannot be read ({error}).") from None
         return tensors, metadata if isinstance(metadata, dict) else {}
 
@@ -122,6 +129,8 @@ class SafetensorsFile:
                 end, before = info.offset + info.nbytes, name
 
     def _entry(self, name: str, entry: Any, data_start: int, file_size: int) -> TensorInfo:
+        if len(name) > _LONGEST_NAME:
+            raise InputError(f"{self.path}: the name of a tensor has {len(name)} letters: {name[:60]}...")
         if not _is_entry(entry):
             raise InputError(
                 f"{self.path} is not a safetensors file: the entry of tensor {name} is malformed: a dtype, a shape and two "
@@ -195,13 +204,6 @@ class SafetensorsFile:
         info = self.tensors[name]
         return info.offset + (row * (info.nbytes // info.shape[0]) if row else 0)
 
-    def changed(self) -> bool:
-        """Whether the file has been written to, replaced or removed since it was opened."""
-        try:
-            return _state(os.stat(self.path)) != self._opened_as
-        except OSError:
-            return True
-
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -210,7 +212,3 @@ class SafetensorsFile:
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
-
-
-def _state(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns

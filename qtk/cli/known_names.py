@@ -31,7 +31,8 @@ class KnownName:
 def suites() -> list[KnownName]:
     """The suites that ship, with their languages or sets. Read as plain YAML: making suites of it takes as long as a shell
     may take to complete a word."""
-    from qtk.shipped import load_yaml, shipped_directory, shipped_names
+    from qtk.bounded.parsing import load_yaml
+    from qtk.shipped import shipped_directory, shipped_names
 
     loaded = {
         name: load_yaml(shipped_directory("bench/suites") / f"{name}.yaml") for name in shipped_names("bench/suites")
@@ -81,7 +82,8 @@ def runtimes() -> list[KnownName]:
 
 def recipes() -> list[KnownName]:
     """The recipes that ship."""
-    from qtk.shipped import load_yaml, shipped_directory, shipped_names
+    from qtk.bounded.parsing import load_yaml
+    from qtk.shipped import shipped_directory, shipped_names
 
     directory = shipped_directory("recipes")
     return [

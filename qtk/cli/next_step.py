@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from pathlib import Path
 
+from qtk.checkpoint.json_file import read_json
 from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 _MEASURED = ("divergence", "accuracy", "acceptance", "accuracy-comparison", "leaderboard")
@@ -40,7 +40,7 @@ def next_step(made: Path) -> list[str] | None:
 def after_plan(model: Path, gpu: str, backend: str | None) -> list[str]:
     """The words of the command that follows on a plan that fits. backend: None where it was left to qtk."""
     config = model / "config.json"
-    quantized = config.is_file() and "quantization_config" in json.loads(config.read_bytes())
+    quantized = config.is_file() and "quantization_config" in read_json(config)
     words = ["build-engine", str(model), "-o", "engine"] if quantized else ["quantize", str(model), "-o", "int4"]
     return ["qtk", *words, "--gpu", gpu, *(["--backend", backend] if backend else [])]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from qtk.bounded.files import read_bounded
 from qtk.checkpoint.hub import model_directory
+from qtk.checkpoint.json_file import parse_json
 from qtk.engines.backends import engine_backend, gpu_refusals
 from qtk.engines.description import MemoryTable, is_engine
 from qtk.engines.jobs import EngineRequest
@@ -78,10 +79,7 @@ def _read(model_dir: Path, options: PlanOptions, backend: str) -> tuple[ModelSpe
         weights = ModelWeights.open(model_dir)
         return weights.spec, weights.scheme
     path = model_dir / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    config = parse_json(_content(path), path)
     spec = spec_from_config(config, str(path))
     if options.bits in ("auto", 16):
         return spec, float_scheme(spec)
@@ -102,3 +100,10 @@ def _uniform(spec: ModelSpec, options: PlanOptions, backend: str) -> Quantizatio
         raise InputError(f"--group-size {group_size} does not divide every layer's inputs ({sizes}); {advice}.")
     stored = LinearScheme(int(options.bits), group_size, options.sym)
     return QuantizationScheme(stored, {**float_scheme(spec).modules, **dict.fromkeys(shapes, stored)})
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bounded(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} cannot be read: there is no such file.") from None

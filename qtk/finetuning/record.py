@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from qtk.adapters.trained_base import RECORD_NAME, TrainedBase
+from qtk.bounded.files import read_bounded
+from qtk.errors import InputError
 from qtk.finetuning.options import FinetuneOptions
 
 
@@ -71,6 +73,6 @@ def write_record(report: FinetuneReport, directory: Path) -> None:
 def read_record(directory: Path) -> FinetuneReport | None:
     """The record beside an adapter that qtk trained; None where there is none, or another version wrote it."""
     try:
-        return FinetuneReport.model_validate_json((directory / RECORD_NAME).read_bytes())
-    except (OSError, ValueError):
+        return FinetuneReport.model_validate_json(read_bounded(directory / RECORD_NAME))
+    except (OSError, ValueError, InputError):
         return None

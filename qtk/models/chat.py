@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
-import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
 
+from qtk.bounded.files import read_bounded_text
+from qtk.bounded.programs import ProgramFailed, TooMuch, check_template, render_template
 from qtk.checkpoint.json_file import read_json
 from qtk.errors import InputError
 
-if TYPE_CHECKING:
-    from jinja2.parser import Parser
-    from jinja2.sandbox import SandboxedEnvironment
-
+_TEMPLATE_LIMIT = 1_000_000  # bytes; the longest in use have about 20,000
 Message = Mapping[str, str]
 _CODEFUSE_ROLES = {"system": "system", "human": "human", "user": "human", "bot": "bot", "assistant": "bot"}
 
@@ -40,87 +35,46 @@ class ChatTemplate:
     """The Jinja chat template that lies beside a model (chat_template.jinja, chat_template.json or tokenizer_config.json)."""
 
     def __init__(self, directory: Path, special_tokens: Mapping[str, str]) -> None:
-        """Compiles the template in Jinja's immutable sandbox. InputError when there is none, or it cannot be compiled."""
-        from jinja2 import TemplateError, TemplateSyntaxError
-
+        """Compiles the template, which runs in a process with limits (`qtk.bounded.programs`). InputError when there is none, or it
+        cannot be compiled."""
         self._special_tokens = dict(special_tokens)
-        self._where, text = _template_text(directory)
+        self._where, self._template = _template_text(directory)
         try:
-            self._template = _environment().from_string(text)
-        except (TemplateError, RecursionError) as error:
-            line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+            check_template(self._template)
+        except TooMuch as error:
+            raise InputError(f"{self._where}: the chat template cannot be used: {error}.") from None
+        except ProgramFailed as error:
+            line = "" if error.line is None else f", line {error.line}"
             raise InputError(f"{self._where}: the chat template{line} is not Jinja that can be read: {error}") from None
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-        """The conversation as text. InputError when the template refuses it (wrong order of roles, say)."""
-        from jinja2 import TemplateError
-
+        """The conversation as text. InputError when the template refuses it (wrong order of roles, say), fails, or takes too much
+        time or memory."""
         try:
             # Tools and documents are there, and none: templates ask for them with `is not none` as with `if`.
-            return self._template.render(
-                messages=[dict(m) for m in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=generation_prompt,
+            values = {
+                "messages": [dict(m) for m in messages],
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": generation_prompt,
                 **self._special_tokens,
-            )
-        except TemplateError as error:
-            raise InputError(f"The chat template refuses a conversation: {error}") from None
-        except Exception as error:  # a template is a program, and may fail in any way that Python can
+            }
+            return render_template(self._template, values)
+        except TooMuch as error:
+            raise InputError(f"{self._where}: the chat template cannot be used on a conversation: {error}.") from None
+        except ProgramFailed as error:
+            if error.refused:
+                raise InputError(f"The chat template refuses a conversation: {error}") from None
             raise InputError(
-                f"{self._where}: the chat template fails on a conversation ({type(error).__name__}: {error})."
+                f"{self._where}: the chat template fails on a conversation ({error.kind}: {error})."
             ) from None
-
-
-@functools.cache
-def _environment() -> SandboxedEnvironment:
-    """Jinja as transformers sets it up for chat templates."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class GenerationTag(Extension):
-        """{% generation %} marks what the assistant says, for training; the text is what it would be without."""
-
-        tags = {"generation"}  # noqa: RUF012 - how Jinja asks for it
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    environment.filters["tojson"] = _to_json
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _refuse(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
 
 
 def _template_text(directory: Path) -> tuple[Path, str]:
     """(file, template): the file that comes first is read, as transformers does."""
     file = directory / "chat_template.jinja"
     if file.is_file():
-        try:
-            return file, file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 text: {error}.") from None
+        return file, read_bounded_text(file, _TEMPLATE_LIMIT)
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = read_json(directory / name).get("chat_template")
         if isinstance(template, list):  # several named templates

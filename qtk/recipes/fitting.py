@@ -8,10 +8,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from qtk.bench.options import parse_shapes
+from qtk.bounded.files import read_bounded
+from qtk.bounded.parsing import parse_yaml
 from qtk.checkpoint.hub import is_hub_id, model_directory
+from qtk.checkpoint.json_file import parse_json, read_json
 from qtk.engines.options import PlanOptions, resolved_limits
 from qtk.engines.plan import EnginePlan, plan_engine
 from qtk.errors import GateFailed, InputError, listing
@@ -67,20 +68,18 @@ def fitting_recipe(model: str, gpu: str, file: Path, adapters: tuple[str, ...] =
     placed_gpu = _placed(gpu, file) if is_profile_file(gpu) else fit.gpu.name
     name = f"{Path(model.partition('@')[0]).resolve().name}-{fit.gpu.name}".lower()
     text = _text(name, place, placed_gpu, tuple(_placed(adapter, file) for adapter in adapters), chat, fit)
-    validated(yaml.safe_load(text), Recipe, "The recipe that was made is not valid")
+    validated(parse_yaml(text), Recipe, "The recipe that was made is not valid")
     return FittedRecipe(name, text, fit.plan)
 
 
 def _float_spec(directory: Path, model: str) -> ModelSpec:
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        config = parse_json(read_bounded(path), path)
     except FileNotFoundError:
         raise InputError(
             f"{model} is not a model: there is no {path}, and it is not the id of a model on the hub."
         ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
     if isinstance(config, dict) and config.get("quantization_config"):
         raise InputError(
             f"{model} is quantized already, says its config.json. Give the float model that it was made from."
@@ -137,7 +136,7 @@ def _has_chat_template(directory: Path, model: str) -> bool:
     if (directory / "chat_template.jinja").is_file():
         return True
     if settings.is_file():
-        return '"chat_template"' in settings.read_text(encoding="utf-8", errors="replace")
+        return "chat_template" in read_json(settings)
     return any(word in model.lower() for word in ("instruct", "chat"))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qtk.bounded.parsing import load_yaml
 from qtk.errors import InputError, listing
 from qtk.recipes.said import (
     Loc,
@@ -30,7 +31,7 @@ from qtk.recipes.said import (
 from qtk.recipes.schema import Recipe, RecipeText, contradictions, is_place
 from qtk.recipes.settings import VARIABLES, read_settings, with_setting
 from qtk.recipes.variables import closest, filled_in, names_used
-from qtk.shipped import find_yaml, load_yaml, shipped_directory, shipped_names, validated
+from qtk.shipped import find_yaml, shipped_directory, shipped_names, validated
 
 _ROOM, _EXTENDS = "recipes", "extends"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from qtk.bounded.parsing import parse_yaml
 from qtk.errors import InputError, listing
 from qtk.recipes.said import Loc, Said, Tree, ValueOrigin, merged, said_by
 from qtk.recipes.variables import closest
@@ -150,8 +150,8 @@ def _accepts(annotation: Any, value: Any) -> bool:
 
 def _yaml(raw: str) -> Any:
     try:
-        return yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+        return parse_yaml(raw)
+    except ValueError as error:
         raise ValueError(f"{raw!r} is not YAML: {str(error).splitlines()[0]}") from None
 
 

@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from qtk.bounded.parsing import read_model
 from qtk.checkpoint.atomic import write_atomic
 from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest, read_manifest
 from qtk.errors import InputError
@@ -52,11 +53,9 @@ class RunState(BaseModel):
         """The state of a run directory, or None where no run was begun. InputError when it cannot be read."""
         path = run_dir / RUN_NAME
         try:
-            return RunState.model_validate_json(path.read_bytes())
+            return read_model(path, RunState, "cannot be read as the record of a run")
         except FileNotFoundError:
             return None
-        except ValidationError as error:
-            raise InputError(f"{path} cannot be read: {error}") from None
 
     def save(self, run_dir: Path) -> None:
         """Writes qtk-run.json as a whole."""

@@ -6,7 +6,6 @@ A result is before another where the model that it measured was not quantized an
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from qtk.bench.accuracy.results.comparison import Comparison, compare
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import CompareOptions
+from qtk.checkpoint.json_file import read_json
 from qtk.checkpoint.manifest import (
     MANIFEST_NAME,
     InputRecord,
@@ -180,6 +180,6 @@ def _is_quantized(directory: Path) -> bool:
     if is_engine(directory):
         return read_description(directory).quantization is not None
     try:
-        return "quantization_config" in json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError):
+        return "quantization_config" in read_json(directory / "config.json")
+    except (OSError, InputError):
         return False

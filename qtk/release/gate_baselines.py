@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from qtk.bench.results import RESULT_NAME
+from qtk.bounded.parsing import load_yaml, read_model
 from qtk.checkpoint.manifest import MANIFEST_NAME
 from qtk.errors import GateFailed, InputError
 from qtk.release.gate_evidence import evidence_of
 from qtk.release.gates import METRICS, BaselineFigure, Gate, GateBaseline, GateReport
-from qtk.shipped import find_yaml, load_yaml, shipped_names, validated
+from qtk.shipped import find_yaml, shipped_names, validated
 
 _ROOM = "bench/baselines"
 
@@ -88,10 +89,7 @@ def _of_run(text: str, path: Path, directories_of: Callable[[Path], list[Path]])
 
 
 def _of_report(path: Path) -> tuple[dict[str, dict[str, BaselineFigure]], str | None]:
-    try:
-        report = GateReport.model_validate_json(path.read_bytes())
-    except ValidationError:
-        raise InputError(f"{path} is not the {RESULT_NAME} of `qtk gate`.") from None
+    report = read_model(path, GateReport, f"is not the {RESULT_NAME} of `qtk gate`")
     found: dict[str, dict[str, BaselineFigure]] = {}
     for result in report.results:
         if isinstance(result.measured, int | float):

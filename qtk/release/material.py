@@ -16,6 +16,7 @@ from qtk.bench.divergence_result import DivergenceResult
 from qtk.bench.latency_result import EngineLatency, LatencyReport, SpeedRatio, speed_ratios
 from qtk.bench.results import RESULT_NAME
 from qtk.bench.sample_result import SampleResult
+from qtk.bounded.parsing import read_model
 from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, file_digest, read_manifest
 from qtk.engines.description import EngineDescription, is_engine, read_description
 from qtk.errors import InputError
@@ -152,7 +153,7 @@ def gather(directories: Sequence[Path]) -> Material:
         return [made for made in every if made.manifest.kind == kind]
 
     def results(kind: str, model: type[_Result]) -> list[tuple[Made, _Result]]:
-        return [(made, model.model_validate_json((made.path / RESULT_NAME).read_bytes())) for made in of(kind)]
+        return [(made, read_model(made.path / RESULT_NAME, model, "cannot be read as a result")) for made in of(kind)]
 
     latencies = results("latency", LatencyReport)
     latencies.sort(key=lambda entry: bool(lineage_of(entry[0].path, entry[0].manifest).quantized))

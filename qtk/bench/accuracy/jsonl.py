@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from qtk.bounded.files import read_bounded
 from qtk.errors import InputError, listing
+from qtk.sizes import size_text
+
+_LIMIT = 400_000_000  # bytes of a file, unpacked: two hundred answers to each task of a suite take a sixth of it
+
+
+def _unpacked(path: Path) -> bytes:
+    content = read_bounded(path, _LIMIT)
+    if path.suffix != ".gz":
+        return content
+    with gzip.open(io.BytesIO(content)) as stream:
+        unpacked = stream.read(_LIMIT + 1)
+    if len(unpacked) > _LIMIT:
+        raise InputError(f"{path} unpacks to more than {size_text(_LIMIT)}, so it is not what it is taken for.")
+    return unpacked
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl or .jsonl.gz file. InputError names the file and every line that is not a JSON object."""
     try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
+        lines = _unpacked(path).decode("utf-8").split("\n")
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path} is a damaged or truncated gzip file: {error}. Copy or download it again.") from None
     except OSError as error:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import qtk
+from qtk.bounded.programs import matches
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
@@ -163,6 +164,6 @@ def _group(checkpoint: Checkpoint, group: Mapping[str, Any]) -> tuple[list[str],
 
 def _scheme_of(module: str, groups: list[tuple[list[str], LinearScheme]], default: LinearScheme) -> LinearScheme:
     for targets, scheme in groups:
-        if any(t == module or (t.startswith("re:") and re.match(t[3:], module)) for t in targets):
+        if any(t == module or (t.startswith("re:") and matches(t[3:], module)) for t in targets):
             return scheme
     return default

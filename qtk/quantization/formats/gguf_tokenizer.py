@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qtk.bounded.files import read_bounded_text
+from qtk.checkpoint.json_file import read_json
 from qtk.errors import InputError
 from qtk.models.tokenizer import TextTokenizer
 
@@ -59,7 +61,7 @@ def gguf_tokenizer(directory: Path, vocab_size: int) -> GgufTokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{directory} has no tokenizer.json, which a GGUF file must carry inside.")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     pre = _pre_tokenizer(path, content)
     model = content["model"]
     by_id = {number: text for text, number in model["vocab"].items()}
@@ -137,7 +139,7 @@ def _signature(node: dict[str, Any] | None) -> tuple[str, ...]:
 def _chat_template(directory: Path) -> str | None:
     jinja = directory / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
+        return read_bounded_text(jinja)
     config = directory / "tokenizer_config.json"
-    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    template = read_json(config).get("chat_template")
     return template if isinstance(template, str) else None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import qtk
+from qtk.bounded.programs import matches
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
@@ -151,7 +152,7 @@ def _dynamic(overrides: Mapping[str, LinearScheme]) -> dict[str, dict[str, Any]]
 def overridden(module: str, default: LinearScheme, dynamic: Mapping[str, Mapping[str, Any]]) -> LinearScheme:
     for rule, values in dynamic.items():
         sign, pattern = (rule[0], rule[2:]) if rule[:2] in ("+:", "-:") else ("+", rule)
-        if re.match(pattern, module):
+        if matches(pattern, module):
             if sign == "-":
                 return LinearScheme(16, default.group_size, default.symmetric)
             return LinearScheme(

@@ -12,6 +12,7 @@ from qtk.bench.accuracy.kinds import kind_of
 from qtk.bench.accuracy.results.baseline import Baseline, load_baseline
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import ComparedRow, CompareOptions, Score
+from qtk.bounded.files import read_bounded
 from qtk.errors import InputError, listing
 
 COMPARISON_NAME = "comparison.json"
@@ -103,7 +104,7 @@ def read_comparison(directory: Path) -> Comparison:
     """The comparison in an output directory of `qtk bench compare`. InputError when there is none."""
     file = directory / COMPARISON_NAME
     try:
-        return Comparison.model_validate_json(file.read_bytes())
+        return Comparison.model_validate_json(read_bounded(file))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
     except ValidationError:

@@ -20,6 +20,7 @@ from pydantic import (
 from qtk.bench.accuracy.kinds import kind_of
 from qtk.bench.accuracy.results.score import Score
 from qtk.bench.results import RESULT_NAME
+from qtk.bounded.files import read_bounded
 from qtk.errors import InputError
 
 
@@ -88,7 +89,7 @@ def read_result(path: Path) -> AccuracyResult:
     """The result in a file, or in an output directory's result.json. InputError when there is none."""
     file = path / RESULT_NAME if path.is_dir() else path
     try:
-        return AccuracyResult.model_validate_json(file.read_bytes())
+        return AccuracyResult.model_validate_json(read_bounded(file))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
     except ValidationError:

@@ -15,8 +15,9 @@ from qtk.bench.accuracy.languages.registry import full_name
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
 from qtk.bench.accuracy.suites.tasks import read_tasks
 from qtk.bench.accuracy.task import Task
+from qtk.bounded.parsing import load_yaml
 from qtk.errors import InputError, listing
-from qtk.shipped import find_yaml, load_yaml, read_yaml, shipped_directory, shipped_names
+from qtk.shipped import find_yaml, read_yaml, shipped_directory, shipped_names
 
 _ROOM = "bench/suites"
 GROUP = "group"

@@ -1,0 +1,77 @@
+"""Reads whole files, up to a size: a device, a pipe and a file of any length can have the name of a config."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from qtk.errors import InputError, listing
+from qtk.sizes import size_text
+
+# The largest that a file of settings may be. Model configs have some kilobytes; the index of a large model some megabytes.
+SETTINGS_LIMIT = 64_000_000
+
+
+def read_bounded(path: Path, limit: int = SETTINGS_LIMIT) -> bytes:
+    """The content of a regular file, or of a pipe that a shell made (/dev/fd/63), of at most `limit` bytes.
+
+    FileNotFoundError where there is no such file; InputError for one that is longer, is a directory or a device, or cannot be read.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            if stat.S_ISFIFO(mode) and str(path).startswith("/dev/"):
+                os.set_blocking(stream.fileno(), True)
+            elif not stat.S_ISREG(mode):
+                kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a directory"
+                raise InputError(f"{path} cannot be read: it is {kind}.")
+            content = stream.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+            raise
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    if len(content) > limit:
+        raise InputError(f"{path} is longer than {size_text(limit)}, so it is not what it is taken for.")
+    return content
+
+
+def read_bounded_text(path: Path, limit: int = SETTINGS_LIMIT) -> str:
+    """The content of a file as UTF-8 text, as `read_bounded` reads it. InputError for other bytes."""
+    try:
+        return read_bounded(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}.") from None
+
+
+def require_inside(directory: Path, name: str, where: object) -> Path:
+    """directory / name, for a name that a file says. InputError for one that leads out of the directory: absolute, with "..", or
+    through a link. `where` is the file that names it."""
+    path = Path(name)
+    inside = bool(name) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
+    if inside and (directory / path).resolve().is_relative_to(directory.resolve()):
+        return directory / path
+    raise InputError(f"{where} names {name!r}, which does not lie inside {directory}.")
+
+
+def file_state(place: Path | int) -> tuple[int, int, int, int] | None:
+    """What tells a file that was written to, or replaced, from the one that it was: device, inode, size, time of the last change.
+    place: its path, or a descriptor of it. None where there is no such file."""
+    try:
+        status = os.stat(place)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def require_unchanged(states: Mapping[Path, tuple[int, int, int, int] | None]) -> None:
+    """InputError naming the files that are no longer as they were: what was read of them may be of two states."""
+    if changed := [path for path, state in states.items() if file_state(path) != state]:
+        raise InputError(
+            f"These files were written to while they were read:\n{listing(changed)}\n"
+            "Wait until the download or training that writes them has ended, and run the command again."
+        )

@@ -1,0 +1,152 @@
+"""Runs commands each in a process of its own with limits of time and memory, which is forked from one that has imported all."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SECONDS, MEGABYTES = 20.0, 1024
+_IMPORTED = ("torch", "onnx", "onnxruntime", "tokenizers", "jinja2", "yaml", "pydantic", "qtk.api", "qtk.cli.output")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended. code: 124 where its time was up, 128 + the number of a signal that ended it. peak: the most memory
+    that was resident, in bytes, what was imported included."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    peak: int
+
+    @property
+    def said(self) -> str:
+        return self.err + self.out
+
+    @property
+    def clean(self) -> bool:
+        """Whether it was done, or refused with a sentence and the right kind of exit code."""
+        told = self.code == 0 or "qtk: " in self.err or "Error: " in self.err
+        return self.code in (0, 2, 3, 4) and told and "Traceback" not in self.said and "a bug:" not in self.said
+
+
+class Confined:
+    """`run("merge", ...)` runs a command in a fork of a process that has imported everything: some milliseconds each."""
+
+    def __init__(self) -> None:
+        # -u: what is asked and answered must not wait in a buffer.
+        self._server = subprocess.Popen(
+            [sys.executable, "-u", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(
+        self, *words: object, cwd: Path | None = None, seconds: float = SECONDS, megabytes: int = MEGABYTES
+    ) -> Outcome:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        request = {"words": [str(word) for word in words], "cwd": str(cwd or "."), "seconds": seconds}
+        self._server.stdin.write(json.dumps({**request, "bytes": megabytes << 20}) + "\n")
+        self._server.stdin.flush()
+        return Outcome(**json.loads(self._server.stdout.readline()))
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(timeout=30)
+
+
+def limited_fork(work: Callable[[], int], *, seconds: float, more_bytes: int) -> tuple[int, float, int]:
+    """Does `work` in a forked process that may take `more_bytes` of address space beyond what this one has. Returns its exit code,
+    the seconds that it took, and its peak memory in bytes."""
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.setsid()
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + more_bytes
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            code = work()
+        finally:
+            os._exit(code)
+    signal.signal(signal.SIGALRM, lambda number, frame: os.killpg(child, signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        _, status, usage = os.wait4(child, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    took = time.monotonic() - began
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        code = 124 if code == -signal.SIGKILL and took >= seconds else 128 - code
+    return code, took, usage.ru_maxrss << 10
+
+
+def _answer(request: dict[str, object]) -> dict[str, object]:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+
+        def work() -> int:
+            from qtk.cli.main import main
+
+            os.chdir(str(request["cwd"]))
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            try:
+                code = main([str(word) for word in request["words"]])  # type: ignore[attr-defined]
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                code = 70
+            sys.stdout.flush()
+            sys.stderr.flush()
+            return code
+
+        code, took, peak = limited_fork(
+            work,
+            seconds=float(request["seconds"]),  # type: ignore[arg-type]
+            more_bytes=int(request["bytes"]),  # type: ignore[call-overload]
+        )
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+    return {"code": code, "out": texts[0], "err": texts[1], "seconds": took, "peak": peak}
+
+
+def _serve() -> None:
+    import importlib
+
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+@pytest.fixture(scope="session")
+def confined() -> Iterator[Confined]:
+    server = Confined()
+    yield server
+    server.close()
+
+
+if __name__ == "__main__":
+    _serve()
