@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from qtk.checkpoint.disk import written_to
 from qtk.errors import InputError
 
 
@@ -41,6 +42,7 @@ def _opened(unfinished: Path) -> BinaryIO:
 
 
 def write_atomic(path: Path, content: str | bytes, *, flush: bool = True) -> None:
-    """Writes the whole of a file at once, as `atomic_file` does; text becomes UTF-8."""
-    with atomic_file(path, flush=flush) as stream:
+    """Writes the whole of a file at once, as `atomic_file` does; text becomes UTF-8. MachineError or InputError, naming the
+    directory, where it cannot be written (see `written_to`)."""
+    with written_to(path.parent), atomic_file(path, flush=flush) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)

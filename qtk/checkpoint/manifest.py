@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 import qtk
 from qtk.bounded.files import file_state, require_unchanged
 from qtk.bounded.parsing import read_model
+from qtk.checkpoint.disk import require_text_path
 from qtk.checkpoint.publishing import found_path, publishable, recorded_path, redact_tree, typed_command
 from qtk.checkpoint.reader import CARD_NAME
 from qtk.errors import InputError
@@ -114,6 +115,8 @@ class ManifestRecorder:
         """Records an input, before it is read. Its files are digested when the manifest is written, which is refused where one of
         them was written to in the meantime."""
         listed = list(files)
+        for file in listed:
+            require_text_path(file)
         self._inputs.append((role, Path(path), listed))
         self._states = {**{file: file_state(file) for file in listed}, **self._states}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qtk.checkpoint.begun import UnfinishedWork
+from qtk.checkpoint.disk import require_text_path, written_to
 from qtk.checkpoint.manifest import MANIFEST_NAME
 from qtk.errors import InputError
 from qtk.progress import note
@@ -63,13 +65,22 @@ def staged_directory(
     `overwrite` starts again; the remains of a killed command, which nothing can continue, are removed with a note.
     A KeyboardInterrupt that passes through says what was left behind.
     """
-    require_apart(out, inputs)
+    sources = list(inputs)
+    for path in (out, *sources):
+        require_text_path(path)
+    require_apart(out, sources)
     out = Path(os.path.abspath(out))
+    with written_to(out.parent):
+        yield from _staged(out, overwrite, resumption)
+
+
+def _staged(out: Path, overwrite: bool, resumption: Resumption | None) -> Iterator[Path]:
     _require_replaceable(out, overwrite)
     partial = partial_path(out)
     _make_parent(out)
     _require_ours(out)
     with _locked(out):
+        _remove_replaced(out)
         if partial.exists():
             _settle_what_lies_there(out, overwrite, resumption)
         partial.mkdir(exist_ok=True)
@@ -249,7 +260,7 @@ def flush_file(path: Path | str) -> None:
 def _put_in_place(partial: Path, out: Path) -> None:
     """Renames `partial` to `out`. An existing `out` is exchanged with it in one step where the system can, so that there is
     always a complete directory of that name."""
-    old = out.parent / f".{out.name}.replaced-{os.getpid()}"
+    old = out.parent / f"{_replaced(out)}{os.getpid()}"
     replaces = out.exists()
     if not replaces:
         os.rename(partial, out)
@@ -260,6 +271,21 @@ def _put_in_place(partial: Path, out: Path) -> None:
     flush_file(out.parent)
     if replaces:
         shutil.rmtree(old)
+
+
+def _replaced(out: Path) -> str:
+    """How the hidden name begins that a replaced directory has until it is removed; the number of a process ends it."""
+    return f".{out.name}.replaced-"
+
+
+def _remove_replaced(out: Path) -> None:
+    """Removes what a command left behind that was killed while it removed the directory that it had replaced."""
+    if not (out / MANIFEST_NAME).is_file():
+        return  # what was set aside may be the only complete directory
+    for path in sorted(out.parent.glob(f"{glob.escape(_replaced(out))}*")):
+        if path.name.removeprefix(_replaced(out)).isdigit() and path.is_dir() and not path.is_symlink():
+            note(f"{path} was replaced by {out} in a command that was killed: it is removed.")
+            shutil.rmtree(path)
 
 
 def _replace_in_two_steps(partial: Path, out: Path, old: Path) -> None:

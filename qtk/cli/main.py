@@ -6,7 +6,9 @@ import contextlib
 import copy
 import errno
 import importlib
+import io
 import os
+import re
 import select
 import shlex
 import signal
@@ -20,7 +22,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import qtk
-from qtk.errors import QtkError
+from qtk.errors import InputError, QtkError
 
 # pydantic looks through every installed package for plugins before its first model, which takes longer than most commands
 # that read files. qtk uses none.
@@ -56,7 +58,17 @@ COMMANDS = {
 
 _NO_MEMORY = "Not enough memory on this machine."
 # How torch says that it could not allocate, which it raises as a plain RuntimeError.
-_ALLOCATION_PHRASES = ("can't allocate memory", "not enough memory", "out of memory")
+_ALLOCATION_PHRASES = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "failed to map segment",  # of a library that is loaded
+    "can't start new thread",
+    "failed to allocate",
+)
 # System errors that mean that a given path cannot be used.
 _UNUSABLE_PATH = (
     errno.EACCES,
@@ -67,6 +79,8 @@ _UNUSABLE_PATH = (
     errno.ENAMETOOLONG,
     errno.ELOOP,
 )
+_DISK_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _BrokenPipe(Exception):
@@ -177,6 +191,7 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 0 done, 1 a bug, 2 wrong input, 3 a check failed, 4 the machine lacks
     something, 130 stopped. With --json, an error is told on stdout as well, as a JSON object, unless the command has
     printed its own already."""
+    _open_what_is_closed()
     try:
         return _run(sys.argv[1:] if args is None else args)
     finally:
@@ -188,6 +203,7 @@ def _run(words: list[str]) -> int:
     printed: list[object] = []
     signal.signal(signal.SIGTERM, _interrupt)  # so that a terminated command tidies up like an interrupted one
     try:
+        _require_surroundings(words)
         result = cli.main(args=words, prog_name="qtk", standalone_mode=False, obj=printed)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
@@ -246,8 +262,10 @@ def _failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
         return 4, _NO_MEMORY
     if isinstance(error, OSError) and (failed := _failed_call(error)):
         return failed
-    if isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _ALLOCATION_PHRASES):
+    if not isinstance(error, OSError) and any(phrase in str(error).lower() for phrase in _ALLOCATION_PHRASES):
         return 4, f"{_NO_MEMORY} ({str(error).strip().splitlines()[0]})"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of Path.resolve, until Python 3.12
+        return 2, f"{error}: a link that leads to itself. Give another path."
     again = shlex.join(["qtk", "--debug", *(word for word in words if word != "--debug")])
     return 1, f"a bug: {type(error).__name__}: {error}. Please report it, with what this prints: {again}"
 
@@ -263,6 +281,14 @@ def _failed_call(error: OSError) -> tuple[int, str] | None:
     """Exit code and sentence of a failed system call: no room on the disk or in memory, a path that cannot be used. None
     for any other, which is a bug."""
     where = f" ({error.filename})" if error.filename else ""
+    if error.errno in _DISK_FAILS and (problem := _stdout_fails()):
+        return 4, f"What the command prints cannot be written: {problem}. What it wrote into files is complete."
+    if error.errno == errno.EFBIG:
+        return 4, f"A file{where} would be larger than this machine allows. Raise the limit (ulimit -f) and run again."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return 4, "Too many files are open. Raise the limit (ulimit -n 1024) and run again."
+    if error.errno == errno.EIO:
+        return 4, f"The disk could not be read or written{where}: {error.strerror}. Look after the disk and run again."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 4, f"The disk is full{where}. Free some room and run again."
     if error.errno == errno.ENOMEM:
@@ -270,6 +296,51 @@ def _failed_call(error: OSError) -> tuple[int, str] | None:
     if error.filename and error.errno in _UNUSABLE_PATH:
         return 2, f"{error.filename}: {error.strerror}."
     return None
+
+
+def _open_what_is_closed() -> None:
+    """Opens stdin, stdout and stderr where the caller closed them: else the next file that is opened gets their number, and what is
+    printed goes into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another language cannot stop a command
+
+
+def _require_surroundings(words: Sequence[str]) -> None:
+    """InputError for arguments that are not text, and for a working directory that is gone."""
+    for word in words:
+        if _SURROGATE.search(word):
+            shown = os.fsencode(word).decode(errors="backslashreplace") if _from_bytes(word) else ascii(word)
+            raise InputError(f"{shown} is not UTF-8 text. Give another name, or set LC_ALL=C.UTF-8 where it is.")
+    try:
+        os.getcwd()
+    except OSError:
+        raise InputError("The working directory was removed. Change to another one and run again.") from None
+
+
+def _from_bytes(word: str) -> bool:
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _stdout_fails() -> str:
+    """Why stdout cannot be written, empty where it can be."""
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _let_go_of_stdout() -> None:

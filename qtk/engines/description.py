@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from qtk.bounded.files import require_inside
+from qtk.bounded.parsing import read_model
+from qtk.checkpoint.manifest import MANIFEST_NAME, file_digest, read_manifest
 from qtk.errors import InputError
 
 ENGINE_NAME = "engine.json"
@@ -18,13 +21,18 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+# Beyond every engine, and small enough that a wrong number in a file takes no memory.
+Size = Annotated[int, Field(gt=0, le=10_000_000)]
+Layers = Annotated[int, Field(gt=0, le=10_000)]
+
+
 class EngineLimits(_Frozen):
     """The largest call that an engine takes. `max_positions` bounds prompt and output together, in tokens."""
 
-    max_batch: int
-    max_input_len: int
-    max_output_len: int
-    max_positions: int
+    max_batch: Size
+    max_input_len: Size
+    max_output_len: Size
+    max_positions: Size
 
     @property
     def cache_slots(self) -> int:
@@ -102,13 +110,13 @@ class EngineDescription(_Frozen):
     accuracy_level: int | None = None
     lm_head_bits: int
     limits: EngineLimits
-    cache_length: int | None = None
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    windows: tuple[int | None, ...]
+    cache_length: Size | None = None
+    vocab_size: Size
+    hidden_size: Size
+    num_layers: Layers
+    num_kv_heads: Size
+    head_dim: Size
+    windows: tuple[Size | None, ...]
     stop_tokens: tuple[int, ...]
     quantization: Quantization | None = None
     stages: tuple[Stage, ...]
@@ -116,6 +124,14 @@ class EngineDescription(_Frozen):
     built: bool = True
     notes: tuple[str, ...] = ()
     memory: MemoryTable | None = None
+
+    @model_validator(mode="after")
+    def _of_one_model(self) -> EngineDescription:
+        if len(self.windows) != self.num_layers:
+            raise ValueError(f"windows are given for {len(self.windows)} of {self.num_layers} layers")
+        if self.built and not self.stages:
+            raise ValueError("a built engine has a stage at least")
+        return self
 
     def save(self, directory: Path) -> None:
         (directory / ENGINE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -132,18 +148,31 @@ def is_engine(directory: Path) -> bool:
 
 
 def read_description(directory: Path) -> EngineDescription:
-    """The engine.json of a directory. InputError for a directory that is not an engine, or was written by another version."""
+    """The engine.json of a directory. InputError for a directory that is not an engine, for an engine.json that another version
+    wrote or that was edited since, and for stages that are missing or lie elsewhere."""
     path = directory / ENGINE_NAME
     try:
-        content = path.read_bytes()
-    except OSError:
+        description = read_model(path, EngineDescription, "cannot be read as an engine description")
+    except FileNotFoundError:
         why = "is not an engine directory: engine.json is missing" if directory.is_dir() else "is not a directory"
         raise InputError(f"{directory} {why}. `qtk build-engine MODEL -o ENGINE --gpu cpu` makes one.") from None
-    try:
-        description = EngineDescription.model_validate_json(content)
-    except ValidationError as error:
-        raise InputError(f"{path} cannot be read as an engine description: {error}") from None
+    for stage in description.stages:
+        require_inside(directory, stage.file, path)
+    _require_as_built(directory)
     missing = [stage.file for stage in description.stages if not (directory / stage.file).is_file()]
     if missing and description.built:
         raise InputError(f"{directory} is incomplete: {', '.join(missing)} is missing. Build the engine again.")
     return description
+
+
+def _require_as_built(directory: Path) -> None:
+    """InputError where engine.json is not the one that the engine's manifest records. A directory without a manifest is still being
+    built, or was put together by hand."""
+    if not (directory / MANIFEST_NAME).is_file():
+        return
+    recorded = read_manifest(directory).outputs.get(ENGINE_NAME)
+    if recorded is not None and file_digest(directory / ENGINE_NAME).sha256 != recorded.sha256:
+        raise InputError(
+            f"{directory / ENGINE_NAME} was changed since the engine was built, so it may describe another engine. "
+            f"Build the engine again; `qtk verify {directory}` lists every change."
+        )
