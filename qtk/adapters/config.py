@@ -48,7 +48,7 @@ _NOT_HANDLED = {
 class AdapterConfig(BaseModel):
     """The part of adapter_config.json that decides what is merged where; peft's names and defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     r: int = Field(8, gt=0)
     lora_alpha: float = 8

@@ -60,7 +60,7 @@ def base_layout(base: Checkpoint) -> BaseLayout:
         )
     else:
         spec = model_spec(base)
-        base.require_shapes(spec.all_tensors())
+        base.require_tensors(spec.all_tensors())
         layout = BaseLayout(
             embedding=EMBEDDING.removesuffix(".weight"),
             lm_head=LM_HEAD.removesuffix(".weight"),

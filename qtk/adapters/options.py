@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 class MergeOptions(BaseModel):
     """How adapters are merged."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight: tuple[float, ...] = Field(
         (), description="Factor of an adapter's update, once per adapter in their order; 1 where none is given."
@@ -27,7 +27,7 @@ class MergeOptions(BaseModel):
     any_base: bool = Field(
         False, description="Merge although the adapter names another base model. Shapes must agree all the same."
     )
-    shard_gb: float = Field(5.0, gt=0, description="Largest size of one output file, in GB.")
+    shard_gb: float = Field(5.0, gt=0, le=1_000_000, description="Largest size of one output file, in GB.")
 
     @field_validator("qlora_base", mode="before")
     @classmethod

@@ -28,36 +28,38 @@ _THREADS = "Threads to compute with. Default: OMP_NUM_THREADS, else every usable
 class LatencyOptions(BaseModel):
     """What `qtk bench latency` measures."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shapes: str = Field(PUBLISHED_SHAPES, description="Prompt/output lengths in tokens, separated by commas.")
-    batch_size: int = Field(1, ge=1, description="Rows at once.")
-    warmups: int = Field(1, ge=0, description="Calls of each shape before the clock counts.")
-    runs: int = Field(5, ge=1, description="Least number of calls for each shape and engine, however long they take.")
+    batch_size: int = Field(1, ge=1, le=4096, description="Rows at once.")
+    warmups: int = Field(1, ge=0, le=1_000_000, description="Calls of each shape before the clock counts.")
+    runs: int = Field(
+        5, ge=1, le=1_000_000, description="Least number of calls for each shape and engine, however long they take."
+    )
     seconds: float = Field(
         10.0, ge=0, description="Time for each shape and engine, in seconds: as many calls as fit into it."
     )
-    threads: int | None = Field(None, ge=1, description=_THREADS)
+    threads: int | None = Field(None, ge=1, le=4096, description=_THREADS)
     seed: int = Field(0, description="Seed of the random prompts.")
 
 
 class SampleOptions(BaseModel):
     """What a run asks its engines, so that their texts stand side by side in the report."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prompts: tuple[str, ...] = Field(("def fibonacci(n):",), min_length=1, description="Texts to continue.")
     max_new_tokens: int = Field(24, ge=1, description="Most new tokens for each prompt.")
     chat_format: Literal["none", "model", "codefuse"] = Field(
         "none", description="How prompts are rendered: as they are, by the model's template, or in CodeFuse's format."
     )
-    threads: int | None = Field(None, ge=1, description=_THREADS)
+    threads: int | None = Field(None, ge=1, le=4096, description=_THREADS)
 
 
 class DivergenceOptions(BaseModel):
     """What `qtk bench divergence` measures on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: tuple[str, ...] = Field(
         (CODE, ENGLISH),
@@ -65,19 +67,19 @@ class DivergenceOptions(BaseModel):
         description=f"{CODE}, {ENGLISH}, or a .txt/.jsonl/.parquet file; repeatable.",
         json_schema_extra={"names": "held-out"},
     )
-    rows: int = Field(16, ge=2, description="Rows of each text (two at least, for a standard error).")
-    seq_len: int = Field(512, ge=2, description="Tokens in a row.")
+    rows: int = Field(16, ge=2, le=1_000_000, description="Rows of each text (two at least, for a standard error).")
+    seq_len: int = Field(512, ge=2, le=1_048_576, description="Tokens in a row.")
     chat_format: Literal["model", "codefuse"] = Field(
         "model",
         description="How conversations in a file are rendered: by the model's template, or in CodeFuse's format.",
     )
-    threads: int | None = Field(None, ge=1, description=_THREADS)
+    threads: int | None = Field(None, ge=1, le=4096, description=_THREADS)
 
 
 class AcceptOptions(BaseModel):
     """What `qtk accept` runs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shapes: str = Field(
         PUBLISHED_SHAPES, description="Shapes of the latency table; those that fit the engine's limits are run."
@@ -96,7 +98,7 @@ class AcceptOptions(BaseModel):
         f"{LOGIT_TOLERANCE:g}; for a CPU engine of an INT4 model at accuracy level 4, which rounds activations to 8 bits, "
         f"{ROUNDED_CHOICE_TOLERANCE:g} for the logit of a chosen token and {ROUNDED_LOGIT_TOLERANCE:g} for all logits of a row.",
     )
-    threads: int | None = Field(None, ge=1, description=_THREADS)
+    threads: int | None = Field(None, ge=1, le=4096, description=_THREADS)
 
 
 def parse_shapes(text: str) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from qtk.errors import InputError
 from qtk.models.tokenizer import ChatFormat, TextTokenizer
 from qtk.progress import warn
 
+_MOST_TOKENS = 100_000_000  # of all rows, which are held in memory; a quantization reads about 100,000
 _SHORTEST_ROW = 16  # tokens; a last row shorter than this says little and costs as much as a whole row
 
 
@@ -50,6 +51,10 @@ class TokenRows:
 
 def calibration_rows(tokenizer: TextTokenizer, options: CalibrationOptions, seq_len: int) -> TokenRows:
     """At most `options.samples` rows of at most `seq_len` tokens. InputError when the source holds no text."""
+    if options.samples * seq_len > _MOST_TOKENS:
+        raise InputError(
+            f"{options.samples:,} rows of {seq_len:,} tokens are more than {_MOST_TOKENS:,} tokens. Give fewer --samples."
+        )
     rows = pack_rows(
         samples(options.calibration, options.seed), tokenizer, options.samples, seq_len, options.chat_format
     )
@@ -66,6 +71,16 @@ def as_token_rows(rows: list[list[int]], seq_len: int) -> TokenRows:
     return TokenRows(tokens, torch.tensor([len(row) for row in rows]))
 
 
+def _first_tokens(tokenizer: TextTokenizer, text: str, count: int) -> list[int]:
+    """The first tokens of a text, at least `count` where it has as many."""
+    found: list[int] = []
+    for ids in tokenizer.encode_in_pieces(text):
+        found += ids
+        if len(found) >= count:
+            break
+    return found
+
+
 def pack_rows(
     source: Iterable[Sample], tokenizer: TextTokenizer, count: int, seq_len: int, chat_format: ChatFormat
 ) -> list[list[int]]:
@@ -74,22 +89,30 @@ def pack_rows(
     the row's end, and a note says how many were."""
     bos = tokenizer.bos_ids
     room = seq_len - len(bos)
+    if room < max(1, seq_len // 2):
+        raise InputError(
+            f"The tokenizer puts {len(bos)} tokens in front of every text, so rows of {seq_len} tokens hold too little text. "
+            "Give a larger --seq-len."
+        )
     rows: list[list[int]] = []
     buffer: list[int] = []
     conversations = cut = 0
     for sample in source:
         if sample.messages and chat_format != "none":
             text = tokenizer.render(sample.messages, chat_format, generation_prompt=False)
-            ids = tokenizer.encode(text)
+            ids = _first_tokens(tokenizer, text, seq_len + 1)
             if ids:
                 rows.append(ids[:seq_len])
                 conversations, cut = conversations + 1, cut + (len(ids) > seq_len)
         else:
             text = tokenizer.render(sample.messages, "none") if sample.messages else sample.text
-            buffer += tokenizer.encode(text)
-            while len(buffer) >= room and len(rows) < count:
-                rows.append(bos + buffer[:room])
-                buffer = buffer[room:]
+            for ids in tokenizer.encode_in_pieces(text):
+                buffer += ids
+                full = min(len(buffer) // room, count - len(rows))
+                rows += [bos + buffer[start : start + room] for start in range(0, full * room, room)]
+                buffer = buffer[full * room :]
+                if len(rows) >= count:
+                    break
         if len(rows) >= count:
             break
     if cut:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from qtk.bounded.parsing import parse_bounded_json
 from qtk.calibration.held_out import standard_library_modules
 from qtk.checkpoint.hub import out_of_reach, require_data_set
 from qtk.errors import InputError, MachineError
@@ -20,6 +21,8 @@ _TEXT_FIELDS = ("text", "content", "code")
 _ROLES = {"human": "user", "bot": "assistant"}
 STANDARD_LIBRARY = "python-stdlib"
 _PLAIN_ENDINGS = (".txt", ".py", ".md")
+_PIECE = 1 << 16  # letters of a plain text that are read at once
+_LONGEST_LINE = 50_000_000
 _SHUFFLED = 4096  # rows of a data set among which the seed chooses
 FILE_ENDINGS = (*_PLAIN_ENDINGS, ".jsonl", ".parquet")
 
@@ -38,7 +41,7 @@ def samples(source: str, seed: int) -> Iterator[Sample]:
     if source == STANDARD_LIBRARY:
         return _standard_library(seed)
     if path.suffix in _PLAIN_ENDINGS:
-        return iter([Sample(text=_read_text(path))])
+        return _from_text(path)
     if path.suffix == ".jsonl":
         return _shuffled(_from_jsonl(path), seed)
     if path.suffix == ".parquet":
@@ -70,24 +73,46 @@ def _standard_library(seed: int) -> Iterator[Sample]:
             yield Sample(text=text[text.rfind("\n", 0, start) + 1 :][:6000])
 
 
-def _read_text(path: Path) -> str:
+def _from_text(path: Path) -> Iterator[Sample]:
+    """A plain text, in pieces that end where a line does."""
+    with _opened(path) as stream:
+        while piece := stream.read(_PIECE) + stream.readline(_PIECE):
+            yield Sample(text=piece)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """A text file to be read from its start. InputError for one that cannot be read, while it
+    is read too."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # a byte order mark is not part of the text
+        if not path.is_file():
+            path.open().close()  # says why
+            raise InputError(f"{path} cannot be read: it is not a file.")
+        with path.open(encoding="utf-8-sig") as stream:  # a byte order mark is not part of the text
+            yield stream
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}.") from None
 
 
-def _from_jsonl(path: Path) -> Iterator[Sample]:
+def _lines(path: Path) -> Iterator[str]:
     # Not splitlines: it cuts at U+2028 and the like too, which JSON allows inside a string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    with _opened(path) as stream:
+        while line := stream.readline(_LONGEST_LINE + 1):
+            if len(line) > _LONGEST_LINE:
+                raise InputError(f"{path} has a line of more than {_LONGEST_LINE:,} letters.")
+            yield line
+
+
+def _from_jsonl(path: Path) -> Iterator[Sample]:
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_bounded_json(line)
+        except ValueError as error:
             raise InputError(f"{where} is not valid JSON: {error}") from None
         yield row_sample(row, where)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,13 @@ COMPANION_PATTERNS = (
 )
 CARD_NAME = (
     "README.md"  # what the hub shows of a model: it is not copied as it stands, because it speaks of another model
+)
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_INTEGERS = {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1}
+_NONE: Mapping[str, int] = {}
+# Tables that the model computes, a head that is the embedding, and column orders, which each container refuses in its own words.
+_IDLE = re.compile(
+    r"(^|\.)(rotary_emb(\.\w+)?|attn\.(masked_)?bias|masked_bias|g_idx|weight_g_idx)$|^(lm_head|transformer\.wte)\.weight$"
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -154,16 +162,43 @@ class Checkpoint:
         """Rows start..stop-1 of a tensor. Only these are read."""
         return self.file(name).read_rows(name, start, stop)
 
-    def require_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
-        """InputError listing every tensor that is missing or has another shape than expected."""
+    def require_tensors(self, expected: Mapping[str, tuple[int, ...]], integers: Mapping[str, int] = _NONE) -> None:
+        """InputError listing every tensor that is missing, has another shape than expected or another kind of dtype, and every one
+        that is not expected: it would change the model, and nobody would use it.
+
+        integers: the names of those that hold whole numbers, with the bytes of each (0: any); the others are floats. Tables that
+        old checkpoints hold, a tied head that was saved too, and biases of zeros may be there.
+        """
+        faults = self._unlike(expected, integers) + self._unknown(expected)
+        if faults:
+            raise InputError(f"{self.path} does not hold what its config.json describes:\n{listing(faults)}")
+
+    def _unlike(self, expected: Mapping[str, tuple[int, ...]], integers: Mapping[str, int]) -> list[str]:
         faults = []
         for name, shape in expected.items():
             if name not in self:
                 faults.append(f"{name}: missing")
             elif self.info(name).shape != shape:
                 faults.append(f"{name}: shape {list(self.info(name).shape)}, config.json says {list(shape)}")
-        if faults:
-            raise InputError(f"{self.path} does not hold what its config.json describes:\n{listing(faults)}")
+            else:
+                stored = self.info(name).dtype_name
+                if name not in integers and stored not in _FLOATS:
+                    faults.append(f"{name}: stored as {stored}, and floats are needed")
+                elif name in integers and integers[name] not in (0, _INTEGERS.get(stored)):
+                    faults.append(f"{name}: stored as {stored}, and whole numbers of {integers[name]} bytes are needed")
+                elif name in integers and stored not in _INTEGERS:
+                    faults.append(f"{name}: stored as {stored}, and whole numbers are needed")
+        return faults
+
+    def _unknown(self, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+        names = [name for name in self.names if name not in expected and not _IDLE.search(name)]
+        return [f"{name}: unknown to this architecture" for name in names if not self._is_zero_bias(name)]
+
+    def _is_zero_bias(self, name: str) -> bool:
+        """Whether a tensor is a bias that adds nothing: tools write such beside every linear that they quantize."""
+        info = self.info(name)
+        small = name.endswith(".bias") and len(info.shape) == 1 and info.dtype_name in _FLOATS
+        return small and not bool(self.tensor(name).any())
 
     @property
     def weight_files(self) -> list[Path]:

@@ -24,7 +24,7 @@ _SEVERAL_GPUS = ", ".join(name for name, parts in engine_runtimes().items() if p
 class BuildOptions(BaseModel):
     """Options of an engine build. Lengths in tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     gpu: str = Field(
         "cpu",
@@ -38,12 +38,14 @@ class BuildOptions(BaseModel):
         json_schema_extra={"names": "backends", "also": ["auto"]},
     )
     max_input_len: int | None = Field(
-        None, ge=1, description="Longest prompt. Default 1024, less where the model's context is short."
+        None, ge=1, le=1_048_576, description="Longest prompt. Default 1024, less where the model's context is short."
     )
     max_output_len: int | None = Field(
-        None, ge=1, description="Most new tokens. Default 512, less where the model's context is short."
+        None, ge=1, le=1_048_576, description="Most new tokens. Default 512, less where the model's context is short."
     )
-    max_batch_size: int | None = Field(None, ge=1, description="Most rows at once. Default 8 on cpu, 1 on a GPU.")
+    max_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="Most rows at once. Default 8 on cpu, 1 on a GPU."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
         description="Type that the engine computes in. auto is float32 on cpu, where it is fastest, and float16 on a GPU. "

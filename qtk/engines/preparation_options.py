@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class PreparationOptions(BaseModel):
     """What `qtk plan --prepare` assumes of the steps: named as in `qtk quantize`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     samples: int = Field(128, ge=1, description="With --prepare: rows of calibration text.")
     seq_len: int | None = Field(None, ge=8, description="With --prepare: tokens in a row (default as in quantize).")

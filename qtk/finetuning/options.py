@@ -12,7 +12,7 @@ ALL_LINEAR = "all-linear"
 class FinetuneOptions(BaseModel):
     """How an adapter is trained. Where MFTCoder has an option of the same meaning, docs/finetuning.md names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: tuple[str, ...] = Field(
         (),
@@ -91,7 +91,7 @@ class FinetuneOptions(BaseModel):
     checkpoint_every: int = Field(100, ge=1, description="Steps between two checkpoints, from which --resume goes on.")
     seed: int = Field(0, ge=0, description="Seed of everything random: split, order, the adapter's start, dropout.")
     threads: int | None = Field(
-        None, ge=1, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
+        None, ge=1, le=4096, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
     )
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, or cuda:N.")
 

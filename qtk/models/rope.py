@@ -25,6 +25,9 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 }
 
 
+_LARGEST = 1e15  # of every setting; the largest theta in use is 1e7
+
+
 @dataclass(frozen=True)
 class RopeSettings:
     """theta, and how the frequencies are scaled. The llama3 fields are 0 for the other kinds."""
@@ -124,6 +127,6 @@ def positive_number(values: Mapping[str, Any], name: str, default: float) -> flo
     value = values.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InputError(f"config.json: {name} is {value!r}, and must be a positive number.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+        raise InputError(f"config.json: {name} is {value!r}, and must be a positive number up to {_LARGEST:g}.")
     return float(value)

@@ -137,6 +137,8 @@ LM_HEAD_MODULE = "lm_head"
 LM_HEAD = f"{LM_HEAD_MODULE}.weight"
 # What transformers takes for fields that a Qwen config leaves out.
 QWEN_DEFAULTS = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
+# Beyond every model: what a wrong number would have allocated stays small.
+_MOST_LAYERS, _LARGEST = 10_000, 100_000_000
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -152,6 +154,11 @@ def read_spec(config: Mapping[str, Any], **fixed: Any) -> ModelSpec:
         raise InputError(f"config.json: {', '.join(bad)} must be given as positive whole numbers.")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise InputError(f"config.json: hidden_act is {config['hidden_act']!r}; qtk knows silu.")
+    huge = [k for k in required if config[k] > (_MOST_LAYERS if k == "num_hidden_layers" else _LARGEST)]
+    if huge:
+        raise InputError(
+            f"config.json: {', '.join(f'{k} is {_digits(config[k])}' for k in huge)}: no model is that large."
+        )
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     kv_heads = whole_number(config, "num_key_value_heads", heads)
     if heads % kv_heads:
@@ -187,7 +194,14 @@ def whole_number(config: Mapping[str, Any], name: str, default: int) -> int:
         return default
     if not _is_whole(value):
         raise InputError(f"config.json: {name} is {value!r}, and must be a positive whole number.")
+    if value > _LARGEST:
+        raise InputError(f"config.json: {name} is {_digits(value)}: no model is that large.")
     return int(value)
+
+
+def _digits(value: int) -> str:
+    """A number of any length, as far as it is read."""
+    return f"{value:,}" if value < 10**15 else "beyond 1e15"
 
 
 def _is_whole(value: Any) -> bool:

@@ -6,17 +6,26 @@ Reads tokenizer.json with the `tokenizers` library itself: importing transformer
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
+from qtk.bounded.files import read_bounded_text
 from qtk.checkpoint.json_file import read_json
 from qtk.errors import InputError
 from qtk.install_hints import missing_package
 from qtk.models.chat import ChatTemplate, Message, codefuse_chat
 
+_LIMIT = 200_000_000  # bytes of a tokenizer.json; the largest in use have 35 MB
+_PIECE = 65_536
+_MOST_SPECIAL, _MOST_TOKENS = 64, 100_000_000
+# How many letters the rules of a tokenizer may make of one: a letter has at most 18 in a compatibility form.
+_MOST_GROWTH = 4096
+_FORMS = {"NFKC": 18, "NFKD": 18, "Precompiled": 18, "NFD": 4, "Lowercase": 3}
 # none: the messages' contents one after another, without any marks.
 ChatFormat = Literal["none", "model", "codefuse"]
 
@@ -39,10 +48,29 @@ class TextTokenizer:
 
     def _bos_ids(self) -> list[int]:
         """The tokens that the tokenizer puts in front of a text, told by encoding one letter with and without them."""
-        with_special = self._tokenizer.encode("a").ids
-        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        with_special, plain = self._encoded("a", special=True).ids, self._encoded("a").ids
+        if len(with_special) - len(plain) > _MOST_SPECIAL:
+            raise InputError(
+                f"{self.directory}: its tokenizer puts {len(with_special) - len(plain)} tokens around every text."
+            )
         at = next((i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain), 0)
-        return with_special[:at]
+        return list(with_special[:at])
+
+    def _encoded(self, text: str, *, special: bool = False) -> Encoding:
+        with self._its_errors():
+            return self._tokenizer.encode(text, add_special_tokens=special)
+
+    @contextmanager
+    def _its_errors(self) -> Iterator[None]:
+        """InputError for what the library raises: plain Exception, and a panic of Rust, for rules of the file that do not work."""
+        try:
+            yield
+        except (InputError, MemoryError):
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise InputError(f"{self.directory}: its tokenizer fails on a text: {error}") from None
 
     def special_token(self, name: str) -> str | None:
         """The text of "bos_token", "eos_token", "pad_token", ... or None."""
@@ -68,19 +96,26 @@ class TextTokenizer:
 
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids without special tokens, and at which character of the text each begins."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encoded(text)
         return list(encoding.ids), [start for start, _ in encoding.offsets]
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids; with `special`, what the tokenizer adds around a text (bos) is there."""
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        return list(self._encoded(text, special=special).ids)
+
+    def encode_in_pieces(self, text: str) -> Iterator[list[int]]:
+        """Token ids of a text of any length without special tokens, a piece at a time, so that whoever has enough can stop: the
+        library takes about a hundred bytes of memory a letter."""
+        return (self.encode(piece) for piece in text_pieces(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts, without special tokens."""
-        return [list(e.ids) for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with self._its_errors():
+            return [list(e.ids) for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
+        with self._its_errors():
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
     @functools.cached_property
     def _chat_template(self) -> ChatTemplate:
@@ -98,6 +133,17 @@ class TextTokenizer:
         return self._chat_template.render(messages, generation_prompt=generation_prompt)
 
 
+def text_pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most 65,536 letters, cut behind the end of a line where there is one, else before a space."""
+    start = 0
+    while len(text) - start > _PIECE:
+        middle, last = start + _PIECE // 2, start + _PIECE
+        end = text.rfind("\n", middle, last) + 1 or max(text.rfind(" ", middle, last), 0) or last
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
 def configured_eos_ids(directory: Path) -> tuple[int, ...]:
     """Ids that end a generation by generation_config.json and config.json, for a directory without a tokenizer too.
 
@@ -107,8 +153,9 @@ def configured_eos_ids(directory: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         value = read_json(directory / name).get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
-            raise InputError(f"{directory / name}: eos_token_id is {value!r}, not a number or a list of numbers.")
+        if any(not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < _MOST_TOKENS for i in ids):
+            shown = value if len(repr(value)) < 100 else f"{repr(value)[:100]}..."
+            raise InputError(f"{directory / name}: eos_token_id is {shown!r}, not the id of a token or a list of ids.")
         found += ids
     return tuple(dict.fromkeys(found))
 
@@ -121,10 +168,13 @@ def has_tokenizer(directory: Path) -> bool:
 def _load(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if path.is_file():
+        content = read_bounded_text(path, _LIMIT)
         try:
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_str(content)
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"{path} cannot be read as a tokenizer: {error}") from None
+        _require_bounded(path, tokenizer)
+        return tokenizer
     if has_tokenizer(directory):
         try:
             from transformers import AutoTokenizer  # converts the older files; slow to import
@@ -138,3 +188,33 @@ def _load(directory: Path) -> Tokenizer:
     raise InputError(
         f"{directory} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json), so it cannot read text."
     )
+
+
+def _require_bounded(path: Path, tokenizer: Tokenizer) -> None:
+    """InputError for rules that make a text many times longer: each may double it, and a file may hold any number of them."""
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
+    for part in parts:
+        rules = {} if part is None else json.loads(part.__getstate__())
+        if _growth(rules) > _MOST_GROWTH:
+            raise InputError(f"{path} cannot be used: its rules make a text more than {_MOST_GROWTH} times as long.")
+
+
+def _growth(rules: Any) -> float:
+    """How many letters a rule, or a sequence of rules, makes of one at most; what is put in front once is counted in full."""
+    if isinstance(rules, list):
+        total = 1.0
+        for rule in rules:
+            total = min(total * _growth(rule), 1e9)
+        return total
+    if not isinstance(rules, dict):
+        return 1.0
+    inner = [value for key, value in rules.items() if key in ("normalizers", "pretokenizers", "decoders")]
+    if inner:
+        return _growth(inner[0])
+    if rules.get("type") == "Replace":
+        pattern = rules.get("pattern")
+        plain = pattern.get("String") if isinstance(pattern, dict) else None
+        return max(1.0, len(str(rules.get("content"))) / max(1, len(plain or "")) + (0 if plain else 1))
+    if rules.get("type") == "Prepend":
+        return max(1.0, len(str(rules.get("prepend"))) / 64)
+    return float(_FORMS.get(str(rules.get("type")), 1))

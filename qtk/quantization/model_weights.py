@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,18 @@ class ModelWeights:
         checkpoint = open_checkpoint(directory)
         spec = model_spec(checkpoint)
         if not checkpoint.config.get("quantization_config"):
-            checkpoint.require_shapes(spec.all_tensors())
+            checkpoint.require_tensors(spec.all_tensors())
             return ModelWeights.of_floats(checkpoint, spec)
         container = _container(checkpoint)
         scheme = _read_scheme(container, checkpoint, spec.module_shapes())
-        checkpoint.require_shapes(_stored_shapes(container, checkpoint, spec, scheme))
-        return ModelWeights(checkpoint, spec, scheme, container)
+        shapes, integers = _stored_shapes(container, checkpoint, spec, scheme)
+        checkpoint.require_tensors(shapes, integers)
+        return _with_a_norm(ModelWeights(checkpoint, spec, scheme, container))
 
     @staticmethod
     def of_floats(checkpoint: Checkpoint, spec: ModelSpec) -> ModelWeights:
         """A float checkpoint whose spec is known already."""
-        return ModelWeights(checkpoint, spec, float_scheme(spec))
+        return _with_a_norm(ModelWeights(checkpoint, spec, float_scheme(spec)))
 
     @property
     def quantized(self) -> bool:
@@ -69,14 +70,11 @@ class ModelWeights:
     def kept_tensors(self) -> list[str]:
         """The tensors that belong to the model, by the names that a float checkpoint has for them.
 
-        Of a float checkpoint, in the order of its files: a tied lm_head that was saved too, and rope buffers, do not belong
-        to the model; a bias that the architecture does not know does.
+        Of a float checkpoint, in the order of its files: a tied lm_head that was saved too, rope buffers and biases of zeros that
+        the architecture does not know do not belong to the model.
         """
         wanted = self.spec.all_tensors()
-        if self.quantized:
-            return list(wanted)
-        biases = {name.removesuffix("weight") + "bias" for name in wanted if name.endswith("_proj.weight")}
-        return [name for name in self.checkpoint.names if name in wanted or name in biases]
+        return list(wanted) if self.quantized else [name for name in self.checkpoint.names if name in wanted]
 
     def linear(self, module: str) -> QuantizedLinear | torch.Tensor:
         """The weight of a module by full name ("model.layers.0.mlp.up_proj", "lm_head")."""
@@ -84,7 +82,10 @@ class ModelWeights:
             return self.checkpoint.tensor(EMBEDDING, finite=True)
         scheme = self.scheme.of(module)
         if self.format is not None and scheme.quantized:
-            return self.format.unpack(self.checkpoint, module, scheme)
+            linear = self.format.unpack(self.checkpoint, module, scheme)
+            if not bool(linear.scales.any()):
+                raise InputError(f"{self.checkpoint.path}: every scale of {module} is zero. The file is damaged.")
+            return linear
         return self.checkpoint.tensor(f"{module}.weight", finite=True)
 
     def float_linear(self, module: str, dtype: torch.dtype) -> torch.Tensor:
@@ -100,7 +101,9 @@ class ModelWeights:
         """Block `layer` of a float checkpoint as stored, by name below its prefix."""
         prefix = self.spec.block_prefix(layer)
         names = [n for n in self.checkpoint.names if n.startswith(prefix) and n in self.spec.block_tensors(layer)]
-        return {n.removeprefix(prefix): self.checkpoint.tensor(n, finite=True) for n in names}
+        tensors = {n.removeprefix(prefix): self.checkpoint.tensor(n, finite=True) for n in names}
+        self._require_some(layer, (tensors[f"{linear.name}.weight"] for linear in self.spec.linears()))
+        return tensors
 
     def block(self, layer: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Block `layer` as float tensors by name below its prefix, dequantized: what `block_forward` takes."""
@@ -114,7 +117,12 @@ class ModelWeights:
             bias = self.bias(prefix + linear.name) if linear.bias else None
             if bias is not None:
                 weights[f"{linear.name}.bias"] = bias.to(dtype)
+        self._require_some(layer, (weights[f"{linear.name}.weight"] for linear in self.spec.linears()))
         return weights
+
+    def _require_some(self, layer: int, weights: Iterable[torch.Tensor]) -> None:
+        if not any(bool(weight.any()) for weight in weights):
+            raise InputError(f"{self.checkpoint.path}: every weight of block {layer} is zero. The file is damaged.")
 
     def embed(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Embeddings of token ids [batch, tokens] int64 -> [batch, tokens, hidden].
@@ -189,9 +197,11 @@ def _read_scheme(container: Format, checkpoint: Checkpoint, shapes: dict[str, tu
 
 def _stored_shapes(
     container: Format, checkpoint: Checkpoint, spec: ModelSpec, scheme: QuantizationScheme
-) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape that a checkpoint of this scheme must have; what a container may lack is left out where it does."""
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """(name -> shape of the tensors that a checkpoint of this scheme must have, name -> bytes of a number for those that hold whole
+    numbers); what a container may lack is left out where it does."""
     shapes: dict[str, tuple[int, ...]] = {}
+    integers: dict[str, int] = {}
     for name, shape in spec.all_tensors().items():
         module = name.removesuffix(".weight")
         linear = scheme.of(module)
@@ -201,4 +211,14 @@ def _stored_shapes(
         for stored, tensor in container.specs(module, (shape[0], shape[1]), linear).items():
             if stored in checkpoint or stored.rpartition(".")[2] not in container.may_lack:
                 shapes[stored] = tensor.shape
-    return shapes
+                if not tensor.dtype.is_floating_point:
+                    # Tools write the shape in other widths than ours; packed weights mean something in one width only.
+                    integers[stored] = 0 if tensor.dtype is torch.int64 else tensor.dtype.itemsize
+    return shapes, integers
+
+
+def _with_a_norm(weights: ModelWeights) -> ModelWeights:
+    """The weights. InputError where the last norm is zeros, which makes every logit zero: such a file was never filled."""
+    if not bool(weights.final_norm().any()):
+        raise InputError(f"{weights.checkpoint.path}: {FINAL_NORM} is all zeros. The file is damaged.")
+    return weights

@@ -13,7 +13,7 @@ class QuantizeOptions(BaseModel):
     Recipes and manifests written before call `container` "format", and are read all the same.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Literal["gptq", "awq", "rtn", "auto"] = Field(
         "gptq",
@@ -80,7 +80,7 @@ class QuantizeOptions(BaseModel):
         "the machine's memory (or of the control group's limit) for activations.",
     )
     threads: int | None = Field(
-        None, ge=1, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
+        None, ge=1, le=4096, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
     )
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, or cuda:N.")
 

@@ -156,7 +156,7 @@ def open_float_model(model: Path) -> ModelWeights:
             "Quantize the float model that it was made from."
         )
     spec = model_spec(checkpoint)
-    checkpoint.require_shapes(spec.all_tensors())
+    checkpoint.require_tensors(spec.all_tensors())
     return ModelWeights.of_floats(checkpoint, spec)
 
 

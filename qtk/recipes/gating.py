@@ -28,7 +28,7 @@ from qtk.shipped import read_yaml
 class GatesFile(BaseModel):
     """A YAML file of gates alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     gates: tuple[Gate, ...]
 

@@ -104,7 +104,7 @@ class AccuracyStage(AccuracyOptions, ModelOptions):
 class BenchStages(BaseModel):
     """The measurements. One that is left out is not taken."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sample: SampleOptions | None = None
     latency: LatencyStage | None = None
@@ -120,7 +120,7 @@ class Recipe(BaseModel):
     The adapter of `finetune` is merged first, then `adapters`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="What the run is called: letters, digits, dots, dashes."

@@ -65,7 +65,7 @@ _UNBUILT = "unbuilt"
 class BundleOptions(BaseModel):
     """What is bundled, and for what."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     take: str | None = Field(
         None,

@@ -33,7 +33,7 @@ _CERTAIN = 1.96  # standard errors: two-sided 95 %
 class Gate(BaseModel):
     """One thing that must hold. What is left out of suite, language, text and shape means every one that was measured."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: str = Field(
         description="What is measured; `qtk list gates` names the metrics.", json_schema_extra={"names": "gates"}

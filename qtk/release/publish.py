@@ -23,7 +23,7 @@ from qtk.release.leaks import leaks
 class PublishOptions(BaseModel):
     """Whether and how to publish."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     yes: bool = Field(False, description="Upload; without this nothing is changed anywhere.")
     private: bool = Field(False, description="Make a new repository private; one that is public is refused.")

@@ -28,7 +28,7 @@ class GpuProfile(BaseModel):
     engines for and that run on this GPU; `advice` tells a user what to do where the usual backend does not work.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     title: str

@@ -162,7 +162,9 @@ def test_companions_and_config_are_carried_byte_for_byte(tiny, tmp_path) -> None
 def test_every_wrong_shape_is_listed(tiny) -> None:
     checkpoint = Checkpoint(tiny("llama"))
     with pytest.raises(InputError) as caught:
-        checkpoint.require_shapes({"nowhere": (1,), "model.norm.weight": (5,), "model.embed_tokens.weight": (320, 128)})
+        checkpoint.require_tensors(
+            {"nowhere": (1,), "model.norm.weight": (5,), "model.embed_tokens.weight": (320, 128)}
+        )
     assert "nowhere: missing" in str(caught.value)
     assert "model.norm.weight: shape [128], config.json says [5]" in str(caught.value)
     assert "embed_tokens" not in str(caught.value)

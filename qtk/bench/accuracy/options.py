@@ -23,7 +23,7 @@ def harness_of(rules: Rules) -> Literal["qtk", "codefuse", "bigcode"]:
 class AccuracyOptions(BaseModel):
     """What `qtk bench accuracy` scores, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     suite: tuple[str, ...] = Field(
         ("humaneval",),
@@ -65,7 +65,7 @@ class AccuracyOptions(BaseModel):
 class ModelOptions(BaseModel):
     """How a model is asked for its answers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     chat_format: ChatFormat = Field(
         "none",
@@ -79,7 +79,7 @@ class ModelOptions(BaseModel):
     seed: int = Field(0, description="Seed of the draws.")
     batch_size: int | None = Field(None, ge=1, description="Rows at once. Default: what the engine takes.")
     threads: int | None = Field(
-        None, ge=1, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
+        None, ge=1, le=4096, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
     )
 
     def answer_settings(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from qtk.engines.sessions.decoding import Decoding
 class GenerateOptions(BaseModel):
     """Options of a generation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_new_tokens: int = Field(128, ge=1, description="Most new tokens for each prompt.")
     chat_format: Literal["none", "model", "codefuse"] = Field(
@@ -24,9 +24,9 @@ class GenerateOptions(BaseModel):
     system: str | None = Field(None, description="A system message in front of the prompt, with --chat-format.")
     temperature: float = Field(0.0, ge=0, description="0 takes the most likely token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the smallest set of tokens with this probability.")
-    seed: int | None = Field(None, description="Seed of the draws.")
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Seed of the draws.")
     threads: int | None = Field(
-        None, ge=1, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
+        None, ge=1, le=4096, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
     )
 
     def decoding(self) -> Decoding:

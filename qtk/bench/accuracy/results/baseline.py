@@ -14,7 +14,7 @@ class Baseline(BaseModel):
     """A published comparison: pass@1 of each language before and after, in percent. gpu, figures: what gates are held against
     besides (see qtk/release/gate_baselines.py)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: str
     summary: str
     suite: str

@@ -26,14 +26,14 @@ _PYTHON = ("humaneval", "python")
 class LeaderboardOptions(BaseModel):
     """Which published models a model is ranked among."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     reference: str = Field("bigcode", description="Published models to rank among: a name or a YAML file.")
 
 
 class ReferenceModel(BaseModel):
     """A published model: pass@1 in percent, in the order of the table's languages; average and win_rate as published."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     source: str
     scores: tuple[float, ...]
     average: float | None = None
@@ -43,7 +43,7 @@ class ReferenceModel(BaseModel):
 class ReferenceTable(BaseModel):
     """Published models. sources: what the `source` of a model means."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: str
     summary: str
     source: str

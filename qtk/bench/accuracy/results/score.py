@@ -22,7 +22,7 @@ Conclusion = Literal["within tolerance", "beyond tolerance", "too few tasks to t
 class CompareOptions(BaseModel):
     """What counts as too large a loss, and which published figures are printed beside the measured ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     tolerance: float = Field(
         2.0,
         ge=0,
@@ -88,7 +88,7 @@ class Score(BaseModel, ABC):
 class PublishedPair(BaseModel):
     """The published pass@1 of one language before and after, in percent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     before: float
     after: float
 

@@ -13,7 +13,7 @@ class HubSource(BaseModel):
     subjects: the configurations, one a subject (then `name` is not given).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     id: str
     name: str | None = None
     split: str
@@ -34,7 +34,7 @@ class ChoiceSet(BaseModel):
     found in an answer. mean: over all questions, or over the subjects' means.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     title: str
     file: str
     shots_file: str | None = None

@@ -29,7 +29,7 @@ class SuiteLanguage(BaseModel):
     settings: values for fields of the language's toolchain (qtk/bench/accuracy/languages) that differ in this suite.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     file: str
     tasks: int
     settings: dict[str, str | bool | float] = Field(default_factory=dict)
@@ -45,7 +45,7 @@ class Suite(BaseModel):
     tasks. python_header: lines put before every Python program. seconds: the clock of one run (compiling has its own).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: str
     kind: str = "programs"
     summary: str
