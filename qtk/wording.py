@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+# All but the tab and the end of a line; U+009B begins a sequence as ESC [ does.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 def counted(number: int, noun: str) -> str:
     """ "1 row", "2 rows": `noun` in the singular, of those that form the plural with an s, or with -ies."""
@@ -15,3 +20,8 @@ def duration_text(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: control characters, which a name in a file may hold and a terminal obeys, are written as \\x1b."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -10,6 +10,7 @@ import torch
 pytest_plugins = [
     "support.bundles",
     "support.commands",
+    "support.confined",
     "support.hub",
     "support.machines",
     "support.peft_adapters",

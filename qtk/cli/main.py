@@ -23,6 +23,7 @@ from click.shell_completion import CompletionItem
 
 import qtk
 from qtk.errors import InputError, QtkError
+from qtk.wording import printable
 
 # pydantic looks through every installed package for plugins before its first model, which takes longer than most commands
 # that read files. qtk uses none.
@@ -219,7 +220,7 @@ def _run(words: list[str]) -> int:
         if isinstance(error, click.ClickException):
             error.show()
         else:
-            print(f"qtk: {message}", file=sys.stderr)
+            print(printable(f"qtk: {message}"), file=sys.stderr)
         if "--json" in words and not printed:
             from qtk.cli.output import emit_error
 
