@@ -21,14 +21,12 @@ def read_bounded(path: Path, limit: int = SETTINGS_LIMIT) -> bytes:
     FileNotFoundError where there is no such file; InputError for one that is longer, is a directory or a device, or cannot be read.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            if stat.S_ISFIFO(mode) and str(path).startswith("/dev/"):
-                os.set_blocking(stream.fileno(), True)
-            elif not stat.S_ISREG(mode):
-                kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a directory"
-                raise InputError(f"{path} cannot be read: it is {kind}.")
-            content = stream.read(limit + 1)
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _require_finite(path, number)
+            content = _read(number, limit + 1)
+        finally:
+            os.close(number)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -38,6 +36,24 @@ def read_bounded(path: Path, limit: int = SETTINGS_LIMIT) -> bytes:
     if len(content) > limit:
         raise InputError(f"{path} is longer than {size_text(limit)}, so it is not what it is taken for.")
     return content
+
+
+def _require_finite(path: Path, number: int) -> None:
+    """InputError unless the open file is a regular one, or a pipe that a shell made, which is set to wait for its writer."""
+    mode = os.fstat(number).st_mode
+    if stat.S_ISFIFO(mode) and str(path).startswith("/dev/"):
+        os.set_blocking(number, True)
+    elif not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a directory"
+        raise InputError(f"{path} cannot be read: it is {kind}.")
+
+
+def _read(number: int, most: int) -> bytes:
+    pieces: list[bytes] = []
+    while most > 0 and (piece := os.read(number, min(most, 1 << 20))):
+        pieces.append(piece)
+        most -= len(piece)
+    return b"".join(pieces)
 
 
 def read_bounded_text(path: Path, limit: int = SETTINGS_LIMIT) -> str:
@@ -51,11 +67,21 @@ def read_bounded_text(path: Path, limit: int = SETTINGS_LIMIT) -> str:
 def require_inside(directory: Path, name: str, where: object) -> Path:
     """directory / name, for a name that a file says. InputError for one that leads out of the directory: absolute, with "..", or
     through a link. `where` is the file that names it."""
-    path = Path(name)
-    inside = bool(name) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
-    if inside and (directory / path).resolve().is_relative_to(directory.resolve()):
-        return directory / path
-    raise InputError(f"{where} names {name!r}, which does not lie inside {directory}.")
+    try:
+        path = directory / name_inside(name)
+    except ValueError:
+        path = None
+    if path is None or not path.resolve().is_relative_to(directory.resolve()):
+        raise InputError(f"{where} names {name!r}, which does not lie inside {directory}.")
+    return path
+
+
+def name_inside(name: str) -> str:
+    """A name that a file says of another one, which must lie in a directory of its own choosing. ValueError for one that leads out of
+    it: absolute, or with ".."."""
+    if not name or "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} does not lie inside the directory")
+    return name
 
 
 def file_state(place: Path | int) -> tuple[int, int, int, int] | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from qtk.errors import InputError, MachineError
 
-SECONDS = 2.0  # of processor time for one template or expression; each takes less than a millisecond
+SECONDS = 1.0  # of processor time for one template or expression; each takes less than a millisecond
 MEGABYTES = 512
 _LONGEST = (
     1_000_000  # characters that a template may add to a conversation, and as many again for each character of it: 20
@@ -73,7 +73,7 @@ class _Worker:
         code = process.wait()
         self._end()
         if code == -signal.SIGPROF:
-            raise TooMuch(f"it takes more than {SECONDS:g} seconds")
+            raise TooMuch("it takes more than a second")
         if code in (1, -signal.SIGSEGV):  # out of memory where Python cannot say so any more; out of stack
             raise TooMuch(f"it takes more than {MEGABYTES} MB of memory")
         raise MachineError(

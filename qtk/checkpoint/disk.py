@@ -40,7 +40,7 @@ def written_to(directory: Path) -> Iterator[None]:
                 f"A file in {directory} would be larger than this machine allows. Raise the limit (ulimit -f), and run again."
             ) from None
         if error.errno in _FORBIDDEN:
-            at = error.filename or directory
+            at = os.fsdecode(error.filename or directory)
             raise InputError(
                 f"{at}: {error.strerror}. Give another place than {directory}, or change its permissions."
             ) from None

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 import qtk
-from qtk.bounded.files import file_state, require_unchanged
+from qtk.bounded.files import file_state, name_inside, require_unchanged
 from qtk.bounded.parsing import read_model
 from qtk.checkpoint.disk import require_text_path
 from qtk.checkpoint.publishing import found_path, publishable, recorded_path, redact_tree, typed_command
@@ -44,13 +44,6 @@ _PACKAGES = (
 )
 
 
-def _inside(name: str) -> str:
-    """The name of a file in a manifest, which must lie in the manifest's directory, or in the input's."""
-    if not name or "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
-        raise ValueError(f"{name!r} does not lie inside the directory")
-    return name
-
-
 class FileDigest(BaseModel):
     """The sha256 and size of an output file."""
 
@@ -68,7 +61,7 @@ class InputRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
     role: str
     path: str
-    files: dict[Annotated[str, AfterValidator(_inside)], str]
+    files: dict[Annotated[str, AfterValidator(name_inside)], str]
     manifest_sha256: str | None = None
 
 
@@ -81,7 +74,7 @@ class Manifest(BaseModel):
     command: list[str]
     options: dict[str, Any]
     inputs: list[InputRecord]
-    outputs: dict[Annotated[str, AfterValidator(_inside)], FileDigest]
+    outputs: dict[Annotated[str, AfterValidator(name_inside)], FileDigest]
     packages: dict[str, str]
     machine: dict[str, Any]
     started: str

@@ -18,9 +18,9 @@ def test_an_expression_matches_what_python_says(pattern: str) -> None:
     assert matches(pattern, text, r"(?:{})\Z") == (re.fullmatch(pattern, text) is not None)
 
 
-@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|a)*b", r"(.*a){25}", "(a|a)" * 40 + "b"])
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|a)*b", r"(.*a){25}b"])
 def test_an_expression_that_tries_for_ever_is_refused_by_name(pattern: str) -> None:
-    with pytest.raises(InputError, match="takes more than 2 seconds") as caught:
+    with pytest.raises(InputError, match="takes more than a second") as caught:
         matches(pattern, "a" * 60 + "!")
     assert pattern[:20] in str(caught.value)
 
@@ -49,7 +49,7 @@ def test_a_template_renders() -> None:
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
         "{{ lipsum(n=10**6) }}",
-        "{{ 10 ** 10 ** 8 }}",
+        "{{ 10 ** (10 ** 8) }}",
         "{% set ns = namespace(x='a') %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
     ],
     ids=["text", "indent", "loops", "output", "lipsum", "power", "doubling"],

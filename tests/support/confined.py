@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,18 +45,26 @@ class Outcome:
 class Confined:
     """`run("merge", ...)` runs a command in a fork of a process that has imported everything: some milliseconds each."""
 
-    def __init__(self) -> None:
+    def __init__(self, preload: Path | None = None) -> None:
+        """preload: a library whose functions take the place of the C library's."""
+        environment = {**os.environ, **({"LD_PRELOAD": str(preload)} if preload else {})}
         # -u: what is asked and answered must not wait in a buffer.
         self._server = subprocess.Popen(
-            [sys.executable, "-u", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-u", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def run(
-        self, *words: object, cwd: Path | None = None, seconds: float = SECONDS, megabytes: int = MEGABYTES
+        self,
+        *words: object,
+        cwd: Path | None = None,
+        seconds: float = SECONDS,
+        megabytes: int = MEGABYTES,
+        env: Mapping[str, str] = {},
     ) -> Outcome:
+        """Runs a command. seconds: after which it is killed. env: what is set for it beside what this process has."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        request = {"words": [str(word) for word in words], "cwd": str(cwd or "."), "seconds": seconds}
+        request = {"words": [str(word) for word in words], "cwd": str(cwd or "."), "seconds": seconds, "env": dict(env)}
         self._server.stdin.write(json.dumps({**request, "bytes": megabytes << 20}) + "\n")
         self._server.stdin.flush()
         return Outcome(**json.loads(self._server.stdout.readline()))
@@ -101,6 +109,7 @@ def _answer(request: dict[str, object]) -> dict[str, object]:
         def work() -> int:
             from qtk.cli.main import main
 
+            os.environ.update(request["env"])  # type: ignore[call-overload]
             os.chdir(str(request["cwd"]))
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)

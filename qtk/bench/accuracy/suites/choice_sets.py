@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from qtk.bounded.files import name_inside
 
 
 class HubSource(BaseModel):
@@ -36,8 +38,8 @@ class ChoiceSet(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     title: str
-    file: str
-    shots_file: str | None = None
+    file: Annotated[str, AfterValidator(name_inside)]
+    shots_file: Annotated[str, AfterValidator(name_inside)] | None = None
     hub: HubSource | None = None
     questions: int
     reader: Literal["rows", "idiom", "dialogue", "pronoun", "science", "subjects"] = "rows"

@@ -6,15 +6,16 @@ import importlib.util
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from qtk.bench.accuracy.kinds import kind_of
 from qtk.bench.accuracy.languages.registry import full_name
 from qtk.bench.accuracy.suites.choice_sets import ChoiceSet
 from qtk.bench.accuracy.suites.tasks import read_tasks
 from qtk.bench.accuracy.task import Task
+from qtk.bounded.files import name_inside
 from qtk.bounded.parsing import load_yaml
 from qtk.errors import InputError, listing
 from qtk.shipped import find_yaml, read_yaml, shipped_directory, shipped_names
@@ -30,7 +31,7 @@ class SuiteLanguage(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    file: str
+    file: Annotated[str, AfterValidator(name_inside)]
     tasks: int
     settings: dict[str, str | bool | float] = Field(default_factory=dict)
 
@@ -57,7 +58,7 @@ class Suite(BaseModel):
     also: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     package: str | None = None
-    solutions: str | None = None
+    solutions: Annotated[str, AfterValidator(name_inside)] | None = None
     challenge_tests: bool = False
     python_header: str = ""
     seconds: float = Field(10.0, gt=0)
@@ -118,21 +119,25 @@ class SuitePart:
         return f"{self.suite.name} {self.name}"
 
 
-def chosen_parts(text: str) -> list[SuitePart]:
-    """The parts that a --suite names; if it names none of a suite's sets, all of them and the suites that belong to it."""
+def chosen_parts(text: str, within: tuple[str, ...] = ()) -> list[SuitePart]:
+    """The parts that a --suite names; if it names none of a suite's sets, all of them and the suites that belong to it.
+
+    within: the suites that name this one. InputError for a suite that contains itself."""
     name, _, chosen = text.partition(":")
+    if name in within:
+        raise InputError(f"Suite {name} contains itself: {', '.join((*within, name))}.")
     if (group := load_suite(name)).kind == GROUP:
-        return _members(group, _names(chosen))
+        return _members(group, _names(chosen), (*within, name))
     suite, names = parse_suite(text)
     if not suite.sets or ":" in text:
         return [SuitePart(suite, name, True) for name in names]
-    also = [replace(part, required=False) for other in suite.also for part in chosen_parts(other)]
+    also = [replace(part, required=False) for other in suite.also for part in chosen_parts(other, (*within, name))]
     return [SuitePart(suite, name, len(names) == 1) for name in names] + also
 
 
-def _members(group: Suite, chosen: tuple[str, ...]) -> list[SuitePart]:
+def _members(group: Suite, chosen: tuple[str, ...], within: tuple[str, ...]) -> list[SuitePart]:
     """The parts of a group's members, or those of the chosen languages. InputError for a language that no member has."""
-    parts = [part for member in group.members for part in chosen_parts(member)]
+    parts = [part for member in group.members for part in chosen_parts(member, within)]
     known = [part.name for part in parts]
     if unknown := [name for name in chosen if name not in known]:
         raise InputError(f"Suite {group.name} has no {', '.join(unknown)}. Languages: {', '.join(known)}.")

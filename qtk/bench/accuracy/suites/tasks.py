@@ -97,8 +97,22 @@ LAYOUTS = {"humaneval-x": humaneval_x, "humaneval": humaneval, "mbpp": mbpp, "mu
 
 
 def read_tasks(path: Path, layout: str, language: str, challenge: bool) -> list[Task]:
-    """All tasks of a file. InputError names every row that lacks a field."""
+    """All tasks of a file. InputError names every row that lacks a field, or has one of another type."""
     return list(_tasks(path, layout, language, challenge))
+
+
+# What tools write as texts, and as a number or a text.
+_TEXTS = ("prompt", "canonical_solution", "entry_point", "declaration", "test_setup", "import", "name", "tests")
+
+
+def _other(row: dict[str, Any]) -> str:
+    """Which fields of a row are of another type than tasks have; empty for none."""
+    wrong = [name for name in _TEXTS if not isinstance(row.get(name, ""), str | None)]
+    wrong += [] if isinstance(row.get("task_id", ""), str | int) else ["task_id"]
+    lists = [row[name] for name in ("test", "challenge_test_list", "stop_tokens") if isinstance(row.get(name), list)]
+    wrong += [] if isinstance(row.get("test", ""), str | list) else ["test"]
+    wrong += ["an entry of a list"] if any(not isinstance(entry, str) for entries in lists for entry in entries) else []
+    return f"{', '.join(wrong)}: a text is needed" if wrong else ""
 
 
 def _tasks(path: Path, layout: str, language: str, challenge: bool) -> Iterator[Task]:
@@ -107,10 +121,15 @@ def _tasks(path: Path, layout: str, language: str, challenge: bool) -> Iterator[
         try:
             task = LAYOUTS[layout](row, language, challenge)
         except (KeyError, TypeError) as error:
-            wrong.append(f"row {number}: no field {error}")
+            wrong.append(
+                f"row {number}: no field {error}" if isinstance(error, KeyError) else f"row {number}: {_other(row)}"
+            )
             continue
-        except SyntaxError as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             wrong.append(f"row {number}: an assertion cannot be parsed: {error}")
+            continue
+        if others := _other(row):
+            wrong.append(f"row {number}: {others}")
             continue
         if task.task_id in seen:
             wrong.append(f"row {number}: task_id {task.task_id} a second time")

@@ -1,0 +1,94 @@
+"""Disks that are full, broken or closed to us: every call that writes is made to fail, one after the other."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults.commands import COMMANDS, contents, left_behind
+from support.confined import Confined
+
+_SOURCE = Path(__file__).with_name("failing_calls.c")
+_CODES = {
+    errno.ENOSPC: (4, "disk is full"),
+    errno.EIO: (4, "Input/output error"),
+    errno.EACCES: (2, "Permission denied"),
+}
+_KINDS = ("open", "write", "sync", "rename")
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory) -> Iterator[Confined]:
+    """Runs commands whose calls can be made to fail."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler, so calls cannot be made to fail")
+    library = tmp_path_factory.mktemp("shim") / "failing.so"
+    made = subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", library, _SOURCE, "-ldl"], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"the C compiler cannot make a library: {made.stderr[-200:]}")
+    server = Confined(library)
+    yield server
+    server.close()
+
+
+def _try(failing: Confined, w, name: str, kind: str, number: int, at: int) -> bool:
+    """Runs a command whose `at`-th call of a kind fails. Returns whether there was such a call."""
+    out = w.root / "disk" / "out"
+    out.parent.mkdir(exist_ok=True)
+    env = {"FAIL_CALL": kind, "FAIL_AT": str(at), "FAIL_ERRNO": str(number), "FAIL_UNDER": str(out.parent)}
+    outcome = failing.run(*COMMANDS[name](w, out), env=env, seconds=120)
+    where = f"{name}: {kind} {at} fails with {errno.errorcode[number]}: {outcome.said}"
+    assert outcome.clean, where
+    if outcome.code == 0:
+        assert out.exists(), where
+        shutil.rmtree(out.parent)
+        return False
+    code, phrase = _CODES[number]
+    assert outcome.code == code, where
+    assert phrase in outcome.err, where
+    assert str(out.parent) in outcome.err, where
+    assert not out.exists() or failing.run("verify", out).code == 0, where
+    shutil.rmtree(out.parent)
+    return True
+
+
+@pytest.mark.parametrize("number", _CODES, ids=lambda number: errno.errorcode[number])
+@pytest.mark.parametrize("kind", _KINDS)
+def test_the_first_call_that_fails_is_told(workshop, tmp_path, failing, kind: str, number: int) -> None:
+    assert _try(failing, workshop.copy(tmp_path / "w"), "merge", kind, number, at=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", _CODES, ids=lambda number: errno.errorcode[number])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])
+def test_every_call_that_fails_is_told(workshop, tmp_path, failing, name: str, number: int) -> None:
+    w = workshop.copy(tmp_path / "w")
+    for kind in _KINDS:
+        at = 1
+        while _try(failing, w, name, kind, number, at):
+            at += 1 + at // 12  # each of the first dozen, then fewer and fewer
+    assert at > 1
+
+
+def test_what_is_done_outlives_a_full_disk(workshop, tmp_path, failing) -> None:
+    w = workshop.copy(tmp_path / "w")
+    whole, out = w.root / "whole", w.root / "out"
+    name = "quantize gptq fast"
+    assert failing.run(*COMMANDS[name](w, whole), seconds=120).code == 0
+    env = {"FAIL_CALL": "write", "FAIL_AT": "60", "FAIL_ERRNO": str(errno.ENOSPC), "FAIL_UNDER": str(w.root / "out")}
+    full = failing.run(*COMMANDS[name](w, out), env=env, seconds=120)
+    assert full.code in (0, 4), full.said
+    if full.code:
+        again = failing.run(*COMMANDS[name](w, out), "--resume", seconds=120)
+        if again.code == 2:
+            again = failing.run(*COMMANDS[name](w, out), seconds=120)
+        assert again.code == 0, again.said
+    assert contents(out) == contents(whole)
+    assert left_behind(out) == []

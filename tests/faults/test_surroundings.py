@@ -1,0 +1,158 @@
+"""Odd surroundings: closed streams, tiny limits, other languages, names that are not text, another user, two at once."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.commands import COMMANDS
+from faults.conftest import Workshop
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def qtk(*words: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
+    command = [sys.executable, "-m", "qtk", *(word if isinstance(word, bytes) else str(word) for word in words)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **settings.pop("env", {})}  # type: ignore[dict-item]
+    return subprocess.run(
+        command, **{"capture_output": True, "timeout": 120, "env": env, "errors": "replace", **settings}
+    )  # type: ignore[call-overload]
+
+
+def clean(done: subprocess.CompletedProcess[str], code: int) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "a bug:" not in done.stderr
+
+
+def limited(kind: int, amount: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(kind, (amount, amount))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_closed_stream_is_nobodys_loss(broken: Workshop, number: int) -> None:
+    done = qtk(*COMMANDS["merge"](broken, broken.out), preexec_fn=lambda: os.close(number), stdin=None)
+    assert done.returncode == 0, done.stderr
+    assert (broken.out / "qtk-manifest.json").is_file()
+    clean(qtk("verify", broken.out), 0)
+
+
+def test_a_full_stdout_says_that_the_result_is_written(broken: Workshop) -> None:
+    with open("/dev/full", "w") as full:
+        done = qtk(*COMMANDS["merge"](broken, broken.out), capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    clean(done, 4)
+    assert "What the command prints cannot be written" in done.stderr
+    assert (broken.out / "qtk-manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "amount", "phrase"),
+    [
+        (resource.RLIMIT_FSIZE, 20_000, "ulimit -f"),
+        (resource.RLIMIT_NOFILE, 12, "open"),
+        (resource.RLIMIT_AS, 400 << 20, "memory"),
+    ],
+    ids=["size of files", "open files", "memory"],
+)
+def test_a_tiny_limit_is_the_machines_lack(broken: Workshop, kind: int, amount: int, phrase: str) -> None:
+    done = qtk(*COMMANDS["merge"](broken, broken.out), preexec_fn=limited(kind, amount))
+    clean(done, 4)
+    assert phrase in done.stderr
+    assert not broken.out.exists()
+
+
+@pytest.mark.parametrize("amount", range(3, 24))
+def test_so_few_open_files_that_nothing_starts(amount: int) -> None:
+    """Python itself, or qtk, says so; nobody is told that all is well."""
+    done = qtk("version", preexec_fn=limited(resource.RLIMIT_NOFILE, amount))
+    assert (done.returncode == 0) == ("qtk" in done.stdout), done
+
+
+def test_names_in_other_languages(broken: Workshop) -> None:
+    out = broken.root / "Модель «ü» 模型"
+    for locale in ({"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"}):
+        clean(qtk(*COMMANDS["merge"](broken, out), "--overwrite", env=locale), 0)
+        clean(qtk("verify", out, env=locale), 0)
+    said = qtk("generate", broken.e, "--prompt", "Привет", "--max-new-tokens", 2, env={"LC_ALL": "C"})
+    clean(said, 0)
+
+
+def test_a_locale_without_our_letters(broken: Workshop) -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = qtk("generate", broken.e, "--prompt", "Привет", "--max-new-tokens", 2, env=ascii_only)
+    clean(done, 2)
+    assert "LC_ALL=C.UTF-8" in done.stderr
+
+
+def test_a_name_that_is_not_text(broken: Workshop) -> None:
+    done = qtk("merge", broken.m, broken.a, "--any-base", "-o", os.fsencode(broken.root) + b"/out\xff")
+    clean(done, 2)
+    assert "\\xff is not UTF-8" in done.stderr
+    odd = broken.root / os.fsdecode(b"dir\xff")
+    odd.mkdir()
+    done = qtk("merge", broken.m, broken.a, "--any-base", "-o", "out", cwd=odd)
+    clean(done, 2)
+    assert list(odd.iterdir()) == []
+
+
+def test_a_link_that_leads_to_itself(broken: Workshop) -> None:
+    (broken.root / "loop").symlink_to("loop")
+    for words in (("merge", broken.root / "loop", broken.a, "-o", broken.out), ("verify", broken.root / "loop")):
+        clean(qtk(*words), 2)
+    clean(qtk("merge", broken.m, broken.a, "--any-base", "-o", broken.root / "loop" / "out"), 2)
+
+
+@pytest.mark.parametrize("words", [("verify", "."), ("doctor",), ("merge", "/nowhere", "/nothing", "-o", "out")])
+def test_a_working_directory_that_was_removed(tmp_path, words: tuple[str, ...]) -> None:
+    script = f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; exec {sys.executable} -m qtk {' '.join(words)}"
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    clean(done, 2)
+    assert "working directory was removed" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_another_user_is_told_what_is_closed_to_him(broken: Workshop) -> None:
+    closed, own = broken.root / "closed", Path("/tmp") / f"qtk-user-{os.getpid()}"
+    closed.mkdir(mode=0o700)
+    for path in (broken.root, *broken.root.parents):
+        path.chmod(path.stat().st_mode | 0o055)
+    own.mkdir()
+    try:
+        os.chown(own, 65534, 65534)
+        user = {"user": 65534, "group": 65534, "extra_groups": [], "env": {"HOME": str(own)}}
+        if qtk("version", **user).returncode:
+            pytest.skip("another user than root cannot start this Python")
+        words = ("merge", broken.m, broken.a, "--any-base", "-o")
+        refused = qtk(*words, closed / "out", **user)
+        clean(refused, 2)
+        assert "Permission denied" in refused.stderr
+        assert "closed" in refused.stderr
+        clean(qtk(*words, own / "out", **user), 0)
+        (broken.m / "config.json").chmod(0o600)
+        unreadable = qtk(*words, own / "again", **user)
+        clean(unreadable, 2)
+        assert "config.json" in unreadable.stderr
+    finally:
+        shutil.rmtree(own)
+
+
+def test_two_processes_with_one_output(broken: Workshop) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "qtk", *map(str, COMMANDS["merge"](broken, broken.out))]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    loser = next(text for process, text in zip(both, said, strict=True) if process.returncode == 2)
+    assert "right now" in loser or "exists already" in loser
+    clean(qtk("verify", broken.out), 0)
