@@ -55,7 +55,8 @@ def _in_wanted_layer(config: AdapterConfig, module: str) -> bool:
         if patterns and patterns != ("",)
         else _OWN_LAYER.match(module)
     )
-    return match is not None and match[1] in map(str, (wanted,) if isinstance(wanted, int) else wanted)
+    numbers = {str(number) for number in ((wanted,) if isinstance(wanted, int) else wanted)}
+    return match is not None and match[1] in numbers
 
 
 def _ends_with_one(module: str, names: Iterable[str]) -> bool:

@@ -40,9 +40,9 @@ def written_to(directory: Path) -> Iterator[None]:
                 f"A file in {directory} would be larger than this machine allows. Raise the limit (ulimit -f), and run again."
             ) from None
         if error.errno in _FORBIDDEN:
-            at = os.fsdecode(error.filename or directory)
+            closed = os.fsdecode(error.filename or directory)
             raise InputError(
-                f"{at}: {error.strerror}. Give another place than {directory}, or change its permissions."
+                f"{closed}: {error.strerror}. Give another place than {directory}, or change its permissions."
             ) from None
         raise
 

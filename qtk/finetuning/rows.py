@@ -6,12 +6,12 @@ though it has the fields of an input/output row too. Among formats with equally 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qtk.bounded.parsing import parse_bounded_json
 from qtk.calibration.held_out import standard_library_modules
 from qtk.calibration.sources import STANDARD_LIBRARY
 from qtk.errors import InputError, listing
@@ -153,10 +153,10 @@ def _rows_of_file(file: Path) -> Iterator[TrainingRow | str]:
 
 def _row_of_line(line: str, where: str) -> TrainingRow | str:
     try:
-        return parse_row(json.loads(line), where)
+        return parse_row(parse_bounded_json(line), where)
     except InputError as error:
         return str(error)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return f"{where}: not valid JSON: {error}"
 
 

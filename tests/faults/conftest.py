@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 from support.tiny_models import make_tiny, write_byte_tokenizer
 
+from qtk.calibration.options import CalibrationOptions
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
+from qtk.quantization.options import QuantizeOptions
+from qtk.quantization.quantize import quantize_model
 
 CONTAINERS = ("gptq", "awq", "compressed-tensors", "modelopt")
 RECIPE = "name: own\nmodel: ./m\nquantize: {method: rtn, group_size: 32}\nbuild: {gpu: cpu, max_input_len: 32, max_output_len: 16}\n"
@@ -76,8 +80,31 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, make_adapter, write_quant
         group = 64 if container == "modelopt" else 32
         write_quantized(model, root / f"q-{container}", container, LinearScheme(4, group, container != "awq"))
     build_engine(model, root / "e", BuildOptions(gpu="cpu", max_input_len=32, max_output_len=16, max_batch_size=1))
+    make_tiny(root / "sharded", "llama", num_hidden_layers=2, hidden_size=64, intermediate_size=128, shard_size="100KB")
+    _write_gguf(model, root)
+    (root / "m" / "chat_template.jinja").write_text(
+        json.loads((model / "tokenizer_config.json").read_text())["chat_template"]
+    )
     write_settings(root)
     return Workshop(root)
+
+
+def _write_gguf(model: Path, root: Path) -> None:
+    """q-gguf: the model in one GGUF file, which takes a tokenizer with merges."""
+    if importlib.util.find_spec("gguf") is None:
+        return
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    source = Path(shutil.copytree(model, root / "m-merges"))
+    letters = {symbol: number + 2 for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, **letters, "th": 258}, merges=[("t", "h")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(source / "tokenizer.json"))
+    options = QuantizeOptions(method="rtn", group_size=32, container="gguf")
+    quantize_model(source, root / "q-gguf", options, CalibrationOptions())
+    shutil.rmtree(source)
 
 
 @pytest.fixture

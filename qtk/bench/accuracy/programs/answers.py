@@ -125,6 +125,9 @@ def read_answers(path: Path) -> Answers:
         if not all(isinstance(text, str) for text in texts):
             complaints.append(f"row {number}: {field} is not text")
             continue
+        if not all(isinstance(row.get(name), str | None) for name in ("suite", "language")):
+            complaints.append(f"row {number}: suite and language are texts")
+            continue
         answers.setdefault((row.get("suite"), row.get("language"), str(row["task_id"])), []).extend(texts)
     if complaints:
         raise InputError(f"{path} does not hold answers:\n{listing(complaints)}")
