@@ -128,7 +128,11 @@ def _sort(adapter: Adapter, key: str) -> None:
 
 def _require_finite(adapter: Adapter, passing: PassingDigest) -> None:
     tensors = sorted(adapter.file.tensors, key=lambda key: adapter.info(key).offset)
-    bad = [key for key in tensors if adapter.info(key).dtype.is_floating_point and not _finite(adapter, key, passing)]
+    if numbers := [
+        f"{key}: {adapter.info(key).dtype_name}" for key in tensors if not adapter.info(key).dtype.is_floating_point
+    ]:
+        raise InputError(f"{adapter.file.path} holds tensors that are not floats:\n{listing(numbers)}")
+    bad = [key for key in tensors if not _finite(adapter, key, passing)]
     if bad:
         raise InputError(
             f"{adapter.path / WEIGHTS_NAME} holds NaN or Inf:\n{listing(bad)}\nThe file is damaged or the training diverged."

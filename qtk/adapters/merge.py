@@ -153,8 +153,6 @@ def adapter_weights(given: Sequence[float], adapters: Sequence[Adapter]) -> tupl
     """The factor of each adapter's update. InputError when they are not one for each."""
     if given and len(given) != len(adapters):
         raise InputError(f"--weight is given {len(given)} times for {len(adapters)} adapters: once for each, or never.")
-    if not all(math.isfinite(weight) for weight in given):
-        raise InputError("--weight must be a finite number.")
     return tuple(given) or (1.0,) * len(adapters)
 
 

@@ -363,7 +363,8 @@ def test_sums_that_are_none(base, adapter, tmp_path, make_adapter) -> None:
     head = make_adapter(base, tmp_path / "head", target_modules=["lm_head"])
     assert "one adapter replaces it and another changes it" in refusal(base, [saving, head], tmp_path)
     assert "2 times for 1 adapters" in refusal(base, adapter, tmp_path, weight=(1.0, 1.0))
-    assert "finite" in refusal(base, adapter, tmp_path, weight=(float("nan"),))
+    with pytest.raises(ValueError, match="finite"):
+        refusal(base, adapter, tmp_path, weight=(float("nan"),))
 
 
 def test_added_tokens_that_do_not_add_up(base, tmp_path, make_adapter) -> None:

@@ -133,7 +133,27 @@ def test_broken_and_absent_manifests_are_sentences(tmp_path) -> None:
         verify_chain(tmp_path)
     (tmp_path / MANIFEST_NAME).write_text('{"kind": 3}')
     with pytest.raises(InputError, match="cannot be read as a manifest"):
-        verify_chain(tmp_path)
+        read_manifest(tmp_path)
+    (finding,) = verify_chain(tmp_path)
+    assert (finding.file, finding.status) == (MANIFEST_NAME, "changed")
+
+
+@pytest.mark.parametrize("when", ["before the end", "after a digest of its own"])
+def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path, when: str) -> None:
+    source, out = tmp_path / "in" / "x.bin", tmp_path / "out"
+    source.parent.mkdir()
+    out.mkdir()
+    source.write_bytes(b"what is read")
+    recorder = ManifestRecorder("test", {})
+    recorder.add_input("source", source.parent, [source])
+    if when != "before the end":
+        recorder.know({source: file_digest(source)})
+    (out / "copy").write_bytes(source.read_bytes())
+    source.unlink()
+    source.write_bytes(b"something else")
+    with pytest.raises(InputError, match="written to while they were read"):
+        recorder.write(out, out, 0)
+    assert not (out / MANIFEST_NAME).exists()
 
 
 def test_the_canonical_digest_sees_content_and_not_form() -> None:
