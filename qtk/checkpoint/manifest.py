@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from qtk.machine import machine, package_versions, threads_for
 from qtk.progress import Progress, warnings_since, warnings_so_far
 
 MANIFEST_NAME = "qtk-manifest.json"
+PENDING_NAME = "qtk-manifest.json.pending"
 # Of a bundle: every file's sha256, the manifest's included, and the signature of that list.
 SUMS_NAME, SIGNATURE_NAME = "SHA256SUMS", "SHA256SUMS.sig"
 BLOCK = 2**20  # bytes read at a time
@@ -143,11 +145,14 @@ class ManifestRecorder:
             changed += [path / name for name in names if recorded.get(name) != found.get(name)]
         return changed
 
-    def write(self, directory: Path, final: Path, peak_memory_bytes: int) -> Manifest:
+    def write(self, directory: Path, final: Path, peak_memory_bytes: int, *, remove: Sequence[Path] = ()) -> Manifest:
         """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its final name.
 
+        remove: what served to make the outputs. It goes when the manifest is there under another name, so that a command that is
+        killed in between has lost nothing (see `settle_pending`).
+
         InputError where an input is no longer what it was when it was added: the digests would be of other bytes than were used."""
-        outputs = self.digest(directory)
+        outputs = self.digest(directory, leave_out=remove)
         require_unchanged(self._states)
         manifest = Manifest(
             qtk_version=qtk.__version__,
@@ -168,7 +173,8 @@ class ManifestRecorder:
             notes=publishable(self.notes),
             warnings=publishable(warnings_since(self._warned)),
         )
-        (directory / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (directory / PENDING_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _settle(directory, remove)
         return manifest
 
     @staticmethod
@@ -185,10 +191,33 @@ class ManifestRecorder:
         )
 
 
+def settle_pending(directory: Path) -> None:
+    """Completes a directory whose command was killed between writing its manifest and giving it its name: what the manifest does not
+    record served to make the outputs, and goes."""
+    pending = directory / PENDING_NAME
+    try:
+        outputs = read_model(pending, Manifest, "cannot be read as a manifest").outputs
+    except (FileNotFoundError, InputError):  # there is none, or it was being written
+        pending.unlink(missing_ok=True)
+        return
+    kept = {directory / name for name in outputs} | {directory / CARD_NAME, pending}
+    kept |= {parent for path in kept for parent in path.parents}
+    _settle(directory, [path for path in sorted(directory.rglob("*")) if path not in kept])
+
+
+def _settle(directory: Path, remove: Iterable[Path]) -> None:
+    for path in remove:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    os.replace(directory / PENDING_NAME, directory / MANIFEST_NAME)
+
+
 def output_files(directory: Path) -> list[Path]:
     """Every file below `directory`, sorted, except the manifest itself, a bundle's sums, which hold the manifest's, and the model
     card: that is there to be edited."""
-    left_out = [directory / name for name in (MANIFEST_NAME, CARD_NAME, SUMS_NAME, SIGNATURE_NAME)]
+    left_out = [directory / name for name in (MANIFEST_NAME, PENDING_NAME, CARD_NAME, SUMS_NAME, SIGNATURE_NAME)]
     return sorted(p for p in directory.rglob("*") if p.is_file() and p not in left_out)
 
 

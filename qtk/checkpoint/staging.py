@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from qtk.checkpoint.begun import UnfinishedWork
 from qtk.checkpoint.disk import require_text_path, written_to
-from qtk.checkpoint.manifest import MANIFEST_NAME
+from qtk.checkpoint.manifest import MANIFEST_NAME, settle_pending
 from qtk.errors import InputError
 from qtk.progress import note
 
@@ -99,6 +99,7 @@ def _staged(out: Path, overwrite: bool, resumption: Resumption | None) -> Iterat
 def _settle_what_lies_there(out: Path, overwrite: bool, resumption: Resumption | None) -> None:
     """Decides about an unfinished directory of an earlier command: it stays to be resumed, is removed, or is refused."""
     partial = partial_path(out)
+    settle_pending(partial)
     if not any(partial.iterdir()):
         return
     if (partial / MANIFEST_NAME).exists():

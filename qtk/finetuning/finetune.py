@@ -91,9 +91,7 @@ def finetune(
         if rank() == 0:
             write_record(report, partial)
             recorder.notes |= {"loss_before": report.loss_before, "loss": report.loss, "best_step": report.best_step}
-            recorder.digest(partial, leave_out=(partial / WORK,))
-            shutil.rmtree(partial / WORK)
-            recorder.write(partial, out, memory.peak_bytes)
+            recorder.write(partial, out, memory.peak_bytes, remove=(partial / WORK,))
     if report.loss is not None and report.loss_before is not None and report.loss > report.loss_before:
         warn(
             f"The held-back loss is {report.loss:.3f} with the adapter and {report.loss_before:.3f} without it: it learnt "

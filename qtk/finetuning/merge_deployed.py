@@ -27,6 +27,7 @@ from qtk.checkpoint.reader import config_bytes, require_finite
 from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec
 from qtk.errors import InputError, listing
+from qtk.models.rope import with_both_spellings
 from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress
 from qtk.quantization.model_weights import ModelWeights
@@ -83,7 +84,7 @@ def _merge_deployed(
         _require_updates_of_linears(weights, adapters)
         changed = _write(weights, adapters, factors, directory, shard_bytes=int(options.shard_gb * 1e9))
         config = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
-        write_companions(checkpoint, directory, None, config=config_bytes(config))
+        write_companions(checkpoint, directory, None, config=config_bytes(with_both_spellings(config)))
         write_merged_card(directory, out.name, checkpoint, adapters, factors)
         described = [describe_adapter(adapter, weight) for adapter, weight in zip(adapters, factors, strict=True)]
         recorder.notes = {

@@ -48,7 +48,7 @@ from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.read_back import read_back, writes_texts
 from qtk.quantization.report import LOG_NAME, QuantizeReport
-from qtk.quantization.resume import begin, remove_work
+from qtk.quantization.resume import begin
 from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.quantization.target_settings import for_target, settled_scheme
 from qtk.quantization.unfinished import WORK, unfinished_quantization, worth_resuming
@@ -125,16 +125,13 @@ def quantize_model(
         )
         write_quantized_card(work, source.checkpoint, _card(out.name, report, settled, calibration))
         recorder.notes |= {"report": report.model_dump(), "resolved_group_size": settled.scheme.default.group_size}
-        # What takes its time comes before the state goes: without the state, a stopped run would begin again.
         container = settled.container
         container.complete(work, out.name, settled.scheme)
         with Progress("digest files", None):
             recorder.digest(work, leave_out=(work / WORK, *container.working_files(work)))
             sync_tree(work)
-        remove_work(work)
-        for path in container.working_files(work):
-            path.unlink()
-        recorder.write(work, out, report.peak_memory_bytes)
+        remove = (work / WORK, *container.working_files(work))
+        recorder.write(work, out, report.peak_memory_bytes, remove=remove)
     return report
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from qtk.checkpoint.manifest import (
     MANIFEST_NAME,
+    PENDING_NAME,
     ManifestRecorder,
     canonical_digest,
     file_digest,
@@ -18,7 +19,7 @@ from qtk.checkpoint.manifest import (
     verify_chain,
 )
 from qtk.checkpoint.publishing import redact
-from qtk.checkpoint.staging import staged_directory
+from qtk.checkpoint.staging import Resumption, partial_path, staged_directory
 from qtk.errors import InputError
 
 
@@ -154,6 +155,29 @@ def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path, when: str) 
     with pytest.raises(InputError, match="written to while they were read"):
         recorder.write(out, out, 0)
     assert not (out / MANIFEST_NAME).exists()
+
+
+def test_a_kill_between_the_manifest_and_its_name_loses_nothing(tmp_path, capfd) -> None:
+    out = tmp_path / "out"
+    partial = partial_path(out)
+    with pytest.raises(Stopped), staged_directory(out, resumption=Resumption(False, {}, lambda place: None)) as work:
+        (work / "result").write_text("hours of work")
+        (work / "state").mkdir()
+        (work / "state" / "x").write_text("what it was made with")
+        ManifestRecorder("test", {}).write(work, out, 0, remove=(work / "state",))
+        (work / MANIFEST_NAME).rename(work / PENDING_NAME)  # as a kill in the middle of removing would have left it
+        (work / "state").mkdir()
+        (work / "state" / "x").write_text("half removed")
+        raise Stopped
+    with pytest.raises(InputError, match="is complete"), staged_directory(out):
+        pass
+    partial.rename(out)
+    assert sorted(path.name for path in out.iterdir()) == [MANIFEST_NAME, "result"]
+    assert {finding.status for finding in verify_chain(out)} == {"ok"}
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
 
 
 def test_the_canonical_digest_sees_content_and_not_form() -> None:

@@ -68,7 +68,7 @@ def test_a_tiny_limit_is_the_machines_lack(broken: Workshop, kind: int, amount: 
     assert not broken.out.exists()
 
 
-@pytest.mark.parametrize("amount", range(3, 24))
+@pytest.mark.parametrize("amount", [3, 5, 7, 9, 12])
 def test_so_few_open_files_that_nothing_starts(amount: int) -> None:
     """Python itself, or qtk, says so; nobody is told that all is well."""
     done = qtk("version", preexec_fn=limited(resource.RLIMIT_NOFILE, amount))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qtk.calibration.options import CalibrationOptions
+from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.errors import GateFailed, InputError
 from qtk.quantization import method_choice as methods
 from qtk.quantization import quantize as pipeline
@@ -70,7 +71,7 @@ MOMENTS = {
     "spilled": ({"spilled": True}, (ResumeState, "save"), {"calls": 2}),
     "read back": ({}, (pipeline, "read_back"), {"after": False}),
     "digested": ({}, (pipeline, "sync_tree"), {}),
-    "log written": ({}, (pipeline, "remove_work"), {"after": False}),
+    "log written": ({}, (ManifestRecorder, "write"), {"after": False}),
     "auto, gptq": ({"method": "auto"}, (ResumeState, "save"), {"calls": 1}),
     "auto, gptq finished": ({"method": "auto"}, (methods, "save_finished"), {"calls": 1}),
     "auto, gptq not recorded": ({"method": "auto"}, (methods, "save_finished"), {"calls": 1, "after": False}),

@@ -137,8 +137,7 @@ def _staged(recorder: ManifestRecorder, facts: Mapping[str, Any], source: Path, 
         if not (directory / BEGUN_NAME).exists():
             BegunWork.now(facts, total=0, unit="line").write(directory / BEGUN_NAME)
         yield directory
-        (directory / BEGUN_NAME).unlink()
-        recorder.write(directory, output.directory, memory.peak_bytes)
+        recorder.write(directory, output.directory, memory.peak_bytes, remove=(directory / BEGUN_NAME,))
 
 
 def _deciding_facts(options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loaded]) -> dict[str, Any]:
