@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -167,7 +167,7 @@ class ServingApp:
             raise
         return _EventStream(first, events)
 
-    async def _events(self, running: RunningRequest, prepared: PreparedRequest, begin: float) -> AsyncIterator[bytes]:
+    async def _events(self, running: RunningRequest, prepared: PreparedRequest, begin: float) -> AsyncGenerator[bytes]:
         """The server-sent events of a request that streams."""
         form, started = prepared.form, False
         async with running:
@@ -238,7 +238,7 @@ class _EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._first, self._rest = first, rest
@@ -248,7 +248,7 @@ class _EventStream(Response):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await send(message)
 
-        async with contextlib.aclosing(self._rest):  # type: ignore[type-var]
+        async with contextlib.aclosing(self._rest):
             await write({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await write({"type": "http.response.body", "body": self._first, "more_body": True})
             async for event in self._rest:

@@ -164,7 +164,7 @@ class CallRunner:
         # The number of a choice is part of its seed, as the number of a prompt is in a call of several.
         [seed] = work.decoding.row_seeds(work.choice + 1)[work.choice :]
         decoding = replace(work.decoding, seed=None if seed is None else (seed,))
-        finish = "length"
+        finish: Literal["stop", "length"] = "length"
         if work.max_new_tokens:
             finish = self._session.generate([work.prompt], work.max_new_tokens, decoding, on_token).finish[0]
         tell([(work, WorkEnded(finish))])

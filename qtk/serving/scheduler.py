@@ -103,4 +103,4 @@ class Scheduler:
 
 def _tell_all(told: Sequence[tuple[Work, Event]]) -> None:
     for work, event in told:
-        work.tell(event)
+        work.tell(work, event)

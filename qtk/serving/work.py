@@ -48,14 +48,14 @@ Event = PromptScored | TokenMade | WorkEnded | WorkFailed
 class Work:
     """One choice. prompt: token ids. choice: its number in the request, which its draws depend on, as the number of a prompt
     in `qtk generate`. top_logprobs: how many tokens are named beside each new one; None for no log probabilities.
-    score_prompt: whether the prompt's tokens get theirs. client: whose it is. tell: called in the thread of the server, in
-    order.
+    score_prompt: whether the prompt's tokens get theirs. client: whose it is. tell: called with this work and each event, in
+    the thread of the server, in order.
     """
 
     prompt: tuple[int, ...]
     max_new_tokens: int
     decoding: Decoding
-    tell: Callable[[Event], None]
+    tell: Callable[[Work, Event], None]
     client: str = ""
     choice: int = 0
     top_logprobs: int | None = None

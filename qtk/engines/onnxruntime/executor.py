@@ -23,7 +23,7 @@ from qtk.machine import threads_for
 # large ones when growing means copying much.
 CACHE_STEPS = (32, 128)
 PREFILL_CHUNK = 256
-_DTYPES = {"float32": np.float32, "float16": np.float16}
+_DTYPES: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16}
 
 
 class OnnxRuntimeExecutor:
