@@ -28,7 +28,7 @@ MODULES = {
 # Installed by the user's own hand, since NVIDIA's releases have to fit the machine; the errors say how.
 NOT_DECLARED = {"tensorrt", "tensorrt_llm", "tensorrt_edgellm"}
 # Extras that qtk itself imports something of. The others serve tests, the demo and comparisons.
-EXTRAS = ("legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets", "demo", "release", "modelscope")
+EXTRAS = ("legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets", "demo", "release", "modelscope", "serve")
 
 
 def modules(requirements: list[str]) -> set[str]:

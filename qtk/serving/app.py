@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import time
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -54,6 +55,11 @@ class ServingApp:
             lifespan=self._lifespan,
         )
 
+    def close(self) -> None:
+        """Gives up whatever the engine still does. After it the engine may be closed."""
+        if self._scheduler is not None:
+            self._scheduler.close()
+
     @property
     def scheduler(self) -> Scheduler:
         assert self._scheduler is not None, "the application has not started"
@@ -62,9 +68,12 @@ class ServingApp:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        self._scheduler = Scheduler(
-            self._runner, self.served.options.max_waiting, loop.call_soon_threadsafe, self._on_failure
-        )
+
+        def post(task: Callable[[], None]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens any more
+                loop.call_soon_threadsafe(task)
+
+        self._scheduler = Scheduler(self._runner, self.served.options.max_waiting, post, self._on_failure)
         try:
             yield
         finally:
@@ -275,5 +284,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
+    traceback.print_exception(error)
     message = f"A bug: {type(error).__name__}: {error}."
     return JSONResponse(error_object(500, message), status_code=500)

@@ -69,6 +69,13 @@ class Scheduler:
         """Waits until the thread has ended, after `drain`."""
         self._thread.join()
 
+    def close(self) -> None:
+        """Gives up what runs too, and waits until the thread has ended."""
+        self.drain()
+        for work in self._runner.works:
+            work.cancel()
+        self.join()
+
     def _take_all(self) -> list[Work]:
         return [self._waiting.take() for _ in range(len(self._waiting))]
 

@@ -30,9 +30,9 @@ class EngineServer(uvicorn.Server):
         self.app = ServingApp(served, self._stop)
         self._on_start = on_start
         options = served.options
-        super().__init__(
-            uvicorn.Config(self.app.asgi, log_config=None, access_log=False, server_header=False, lifespan="on")
-        )
+        # The application tells of its own bugs; what uvicorn would log besides are the requests that a second Ctrl-C ends.
+        quiet = {"log_config": None, "log_level": "critical", "access_log": False}
+        super().__init__(uvicorn.Config(self.app.asgi, **quiet, server_header=False, lifespan="on"))
         self._socket = _listen(options.host, options.port)
         host = f"[{options.host}]" if ":" in options.host else options.host
         self.address = f"http://{host}:{self._socket.getsockname()[1]}"
@@ -43,6 +43,7 @@ class EngineServer(uvicorn.Server):
             self.run(sockets=[self._socket])
         finally:
             self._socket.close()
+            self.app.close()
         if (failure := self.app.scheduler.failure) is not None:
             raise failure
 

@@ -208,7 +208,9 @@ def test_health_and_metrics(server: Served, client: OpenAI) -> None:
     before = server.metric("qtk_generated_tokens_total")
     complete(client, max_tokens=7)
     assert server.metric("qtk_generated_tokens_total") == before + 7
-    families = {family.name: family for family in text_string_to_metric_families(httpx.get(f"{server.address}/metrics").text)}
+    families = {
+        family.name: family for family in text_string_to_metric_families(httpx.get(f"{server.address}/metrics").text)
+    }
     assert families["qtk_time_to_first_token_seconds"].type == "histogram"
     assert server.metric('qtk_requests_total{endpoint="completions",status="200"}') > 0
     assert server.metric("qtk_rows_running") == 0
