@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -60,10 +61,8 @@ class Clients:
 
     def chat(self, number: int) -> None:
         messages: Any = [{"role": "user", "content": "a" * (number % 20)}]
-        try:
+        with contextlib.suppress(openai.RateLimitError):
             self._openai.chat.completions.create(model="engine", messages=messages, max_tokens=5)
-        except openai.RateLimitError:
-            pass
 
     def refused(self, number: int) -> None:
         assert self._http.post(self._url, content=b"{").status_code == 400
