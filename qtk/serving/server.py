@@ -31,8 +31,16 @@ class EngineServer(uvicorn.Server):
         self._on_start = on_start
         options = served.options
         # The application tells of its own bugs; what uvicorn would log besides are the requests that a second Ctrl-C ends.
-        quiet = {"log_config": None, "log_level": "critical", "access_log": False}
-        super().__init__(uvicorn.Config(self.app.asgi, **quiet, server_header=False, lifespan="on"))
+        super().__init__(
+            uvicorn.Config(
+                self.app.asgi,
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+            )
+        )
         self._socket = _listen(options.host, options.port)
         host = f"[{options.host}]" if ":" in options.host else options.host
         self.address = f"http://{host}:{self._socket.getsockname()[1]}"
