@@ -6,7 +6,6 @@ process 1 there; elsewhere this process adopts every orphan. Standard library on
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import gc
 import os
@@ -16,16 +15,19 @@ import signal
 import socket
 import sys
 import time
-import traceback
 import types
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 
-from qtk.sandbox.job import Command, Ending, Job, JobLimits, ProgramOutcome
+from qtk.sandbox import kernel
+from qtk.sandbox.answer_process import AnswerProcess, exit_code_of, loaded_program, quotable
+from qtk.sandbox.job import Apart, Command, Ending, Job, JobLimits, ProgramOutcome
+from qtk.sandbox.plain_values import Line
+from qtk.sandbox.tests_process import ANSWER_GONE_EXIT, TestsProcess, report
 
 _TICK_SECONDS = 0.025
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-SYNTAX_ERROR_EXIT, MEMORY_ERROR_EXIT = 97, 98  # what a forked Python program ends with in these two cases
-_MODULE = "program"  # not __main__: what a script does only as the main program is not part of an answer
+_ANSWER_SECONDS = 1.0  # in which an answer's process has to end that has closed its connection
 
 
 class Tree:
@@ -137,8 +139,49 @@ def _tasks_of_user() -> int:
     return found
 
 
-def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome:
+@dataclass(frozen=True)
+class Streams:
+    """The two pipes that a step's processes print into."""
+
+    out_read: int
+    out_write: int
+    err_read: int
+    err_write: int
+
+    @staticmethod
+    def make() -> Streams:
+        return Streams(*os.pipe(), *os.pipe())
+
+    def close_writing(self) -> None:
+        os.close(self.out_write)
+        os.close(self.err_write)
+
+
+@dataclass(frozen=True)
+class WaitingAnswer:
+    """A process that was forked before anything of the job was read, and waits for the program that it is to run."""
+
+    pid: int
+    handle: int
+    line: socket.socket
+    streams: Streams
+
+
+def waiting_answer(confine: Callable[[], None]) -> WaitingAnswer:
+    """Forks the process of an answer whose tests run apart: of the job it will ever know what it is sent."""
+    streams = Streams.make()
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        _become_answer(theirs, streams, confine)
+    theirs.close()
+    return WaitingAnswer(pid, os.pidfd_open(pid), ours, streams)
+
+
+def run_job(job: Job, tree: Tree, confine: Callable[[], None], answer: WaitingAnswer | None = None) -> ProgramOutcome:
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
+    if answer is not None:
+        return _run_apart(job, tree, confine, answer)
     for name, text in job.files.items():
         path = os.path.join(os.getcwd(), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -147,7 +190,7 @@ def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome
         os.chmod(path, 0o644)
     outcome = None
     for number, step in enumerate(job.steps):
-        if number and step.name == "run":  # the sources hold the sentinel; a compiled program does not need them
+        if number and step.name == "run":  # the sources hold the tests; a compiled program does not need them
             _remove(job.files)
         outcome = _run_step(job, step, tree, confine)
         if outcome.ending != "exited" or outcome.exit_code != 0:
@@ -163,23 +206,73 @@ def _remove(names: Iterable[str]) -> None:
 
 
 def _run_step(job: Job, step: Command, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome:
-    out_read, out_write = os.pipe()
-    err_read, err_write = os.pipe()
+    streams = Streams.make()
     end = EndOfScript() if not step.argv else None
     others = 0 if tree.alone else _tasks_of_user()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _become_program(job, step, out_write, err_write, end, confine, others)
-    os.close(out_write)
-    os.close(err_write)
+        _become_program(job, step, streams, end, confine, others)
+    streams.close_writing()
     if end is not None:
         end.theirs.close()
-    handle = os.pidfd_open(pid)
-    streams = {out_read: bytearray(), err_read: bytearray()}
+    return _outcome(job, step, tree, streams, end, _Watched(pid, os.pidfd_open(pid)), start)
+
+
+def _run_apart(job: Job, tree: Tree, confine: Callable[[], None], answer: WaitingAnswer) -> ProgramOutcome:
+    """Sends the program to the waiting process, and forks the one of its tests. None of the two can read the other."""
+    [step] = job.steps
+    assert step.apart is not None
+    end = EndOfScript()
+    others = 0 if tree.alone else _tasks_of_user()
+    start = time.monotonic()
+    told = {"limits": asdict(job.limits), "cpu_seconds": step.cpu_seconds, "others": others}
+    with contextlib.suppress(OSError):
+        source = job.files[step.script]
+        Line(answer.line).send({**told, "environment": job.environment, "script": step.script, "source": source})
+    pid = os.fork()
+    if pid == 0:
+        _become_tests(job, step, answer, end, confine, others)
+    answer.line.close()
+    answer.streams.close_writing()
+    end.theirs.close()
+    return _outcome(job, step, tree, answer.streams, end, _Watched(pid, os.pidfd_open(pid), answer), start)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """The process whose end is a step's end, and that of the answer where its tests are apart."""
+
+    pid: int
+    handle: int
+    answer: WaitingAnswer | None = None
+
+    def ended(self) -> tuple[int, resource.struct_rusage]:
+        """The exit code and what was used: of the answer's process where that ended by itself before its tests did."""
+        _, status, used = os.wait4(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if self.answer is None:
+            return code, used
+        if code == ANSWER_GONE_EXIT:  # it has closed its connection, and ends or is made to
+            select.select([self.answer.handle], [], [], _ANSWER_SECONDS)
+        pid, status, used_there = os.wait4(self.answer.pid, os.WNOHANG)
+        if pid and code != 0:
+            return os.waitstatus_to_exitcode(status) or code, used_there
+        return code, used_there if pid else used
+
+    def close(self) -> None:
+        os.close(self.handle)
+        if self.answer is not None:
+            os.close(self.answer.handle)
+
+
+def _outcome(
+    job: Job, step: Command, tree: Tree, pipes: Streams, end: EndOfScript | None, watched: _Watched, start: float
+) -> ProgramOutcome:
+    streams = {pipes.out_read: bytearray(), pipes.err_read: bytearray()}
     try:
-        ending = _watch(handle, streams, end, step, job.limits, tree, start)
-        _, status, used = os.wait4(pid, 0)
+        ending = _watch(watched.handle, streams, end, step, job.limits, tree, start)
+        code, used = watched.ended()
         tree.kill()
         if ending == "exited":  # the pipes are closed by now at every other end
             for fd, data in streams.items():
@@ -189,9 +282,9 @@ def _run_step(job: Job, step: Command, tree: Tree, confine: Callable[[], None]) 
     finally:
         if end is not None:
             end.close()
-        for fd in (handle, out_read, err_read):
+        watched.close()
+        for fd in streams:
             os.close(fd)
-    code = os.waitstatus_to_exitcode(status)
     if ending == "exited" and sum(map(len, streams.values())) > job.limits.output_bytes:
         ending = "output"
     stdout, stderr = (bytes(data).decode("utf-8", "replace") for data in streams.values())
@@ -202,12 +295,12 @@ def _run_step(job: Job, step: Command, tree: Tree, confine: Callable[[], None]) 
     if ending == "exited" and over and used.ru_utime + used.ru_stime >= 0.5 * step.cpu_seconds:
         ending = "cpu_time"
     reached_end = ending == "exited" and (stdout.endswith(job.sentinel) if end is None else end.reached)
+    forged = any(word in stdout for word in job.decoys)
     if reached_end and end is None:
         stdout = stdout[: -len(job.sentinel)]
     keep = job.limits.output_bytes
-    return ProgramOutcome(
-        step.name, code, ending, stdout[:keep], stderr[:keep], reached_end, round(time.monotonic() - start, 4)
-    )
+    seconds = round(time.monotonic() - start, 4)
+    return ProgramOutcome(step.name, code, ending, stdout[:keep], stderr[:keep], reached_end, seconds, forged)
 
 
 def _watch(
@@ -263,34 +356,98 @@ def _drain(fd: int, data: bytearray, limit: int) -> None:
 
 
 def _become_program(
-    job: Job, step: Command, out: int, err: int, end: EndOfScript | None, confine: Callable[[], None], others: int
+    job: Job, step: Command, streams: Streams, end: EndOfScript | None, confine: Callable[[], None], others: int
 ) -> None:
     """In the child: a session of its own, limits, no rights, then the program. Never returns."""
     code = 96
     try:
-        os.setsid()
-        nothing = os.open("/dev/null", os.O_RDONLY)
-        for source, target in ((nothing, 0), (out, 1), (err, 2)):
-            os.dup2(source, target)
-        if end is not None:
-            os.dup2(end.theirs.fileno(), 3, inheritable=False)
-        os.closerange(4, 1024)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        _limit(job.limits, step, others)
+        _stand_alone(streams, {} if end is None else {3: end.theirs.fileno()})
+        _limit(job.limits, step.cpu_seconds, others)
         confine()
         if step.argv:
             os.execvpe(step.argv[0], step.argv, job.environment)  # noqa: S606 - no shell wanted
-        code = _run_python(step.script, job.environment, 3)
+        _ready_interpreter(job.environment)
+        code = _run_python(step.script, 3)
     except BaseException as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(code)
 
 
-def _limit(limits: JobLimits, step: Command, others: int) -> None:
+def _become_answer(end: socket.socket, streams: Streams, confine: Callable[[], None]) -> None:
+    """In the child that waits for a program: what it is sent first sets its limits. Never returns."""
+    code = 96
+    try:
+        _stand_alone(streams, {3: end.fileno()})
+        line = Line(socket.socket(fileno=3))
+        told = line.receive()
+        _limit(JobLimits(**told["limits"]), told["cpu_seconds"], told["others"])
+        confine()
+        _ready_interpreter(told["environment"])
+        name, source = told["script"], told["source"]
+        quotable(source, name)
+        loaded = loaded_program(source, name)
+        if isinstance(loaded, types.ModuleType):
+            code = 0
+            AnswerProcess(line, loaded).serve()
+        else:
+            code = loaded
+    except EOFError:
+        code = 0  # the tests have ended
+    except BaseException as error:
+        code = code or exit_code_of(error)
+        if code == 96:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def _become_tests(
+    job: Job, step: Command, answer: WaitingAnswer, end: EndOfScript, confine: Callable[[], None], others: int
+) -> None:
+    """In the child that runs the tests. Its memory is hidden from the answer's process, which has the same user."""
+    code = 96
+    try:
+        assert step.apart is not None
+        _stand_alone(answer.streams, {3: end.theirs.fileno(), 4: answer.line.fileno()})
+        _limit(job.limits, step.cpu_seconds, others)
+        confine()
+        kernel.hide_memory()
+        _ready_interpreter(job.environment)
+        code = _run_tests(Line(socket.socket(fileno=4)), step.apart)
+        if code == 0:
+            _say_end(3)
+    except BaseException as error:
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def _stand_alone(streams: Streams, descriptors: dict[int, int]) -> None:
+    """A session of its own, standard input empty, the pipes, and these descriptors (number -> where it is now)."""
+    os.setsid()
+    moved = {number: os.dup(source) for number, source in descriptors.items()}
+    while any(source in (0, 1, 2, *moved) for source in moved.values()):
+        moved = {number: os.dup(source) for number, source in moved.items()}
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    for source, target in ((nothing, 0), (streams.out_write, 1), (streams.err_write, 2)):
+        os.dup2(source, target)
+    for number, source in moved.items():
+        os.dup2(source, number, inheritable=False)
+    os.closerange(3 + len(moved), 1024)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _ready_interpreter(environment: dict[str, str]) -> None:
+    gc.enable()
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _limit(limits: JobLimits, cpu_seconds: int, others: int) -> None:
     for kind, value in (
-        (resource.RLIMIT_CPU, step.cpu_seconds),
+        (resource.RLIMIT_CPU, cpu_seconds),
         (resource.RLIMIT_DATA, limits.memory_bytes),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_NOFILE, limits.open_files),
@@ -305,41 +462,27 @@ def _limit(limits: JobLimits, step: Command, others: int) -> None:
         resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU and hard < 0 else value))
 
 
-def _run_python(script: str, environment: dict[str, str], end: int) -> int:
+def _run_python(script: str, end: int) -> int:
     """Runs a script as a module in this forked interpreter, then says that its end was reached. Returns the exit code."""
-    gc.enable()
-    os.environ.clear()
-    os.environ.update(environment)
     with open(script, encoding="utf-8", errors="surrogatepass", newline="") as stream:
         source = stream.read()
+    loaded = loaded_program(source, script)
+    if not isinstance(loaded, types.ModuleType):
+        return loaded
+    _say_end(end)
+    return 0
+
+
+def _run_tests(line: Line, apart: Apart) -> int:
     try:
-        program = compile(source, script, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        traceback.print_exception(type(error), error, None, file=sys.stderr)
-        sys.stderr.flush()
-        return SYNTAX_ERROR_EXIT
-    module = types.ModuleType(_MODULE)
-    module.__dict__.update(__builtins__=builtins, __file__=script)
-    sys.modules[_MODULE] = module
-    sys.modules["__main__"] = types.ModuleType("__main__")  # the program must not see ours
-    sys.argv = [script]
-    sys.path.insert(0, os.getcwd())
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the program
-    try:
-        exec(program, module.__dict__)  # noqa: S102 - the very purpose of this process
-    except MemoryError:
-        os.write(2, b"MemoryError\n")
-        return MEMORY_ERROR_EXIT
-    except SystemExit as error:
-        os.write(2, f"SystemExit: {error.code}\n".encode("utf-8", "replace"))
-        return error.code if isinstance(error.code, int) and 0 < error.code < 96 else 1
-    except BaseException:
-        with contextlib.suppress(BaseException):
-            traceback.print_exc()
-            sys.stderr.flush()
-        return 1
+        TestsProcess(line).run(apart.before, apart.tests, apart.names, apart.own)
+    except BaseException as error:
+        return report(error)
+    return 0
+
+
+def _say_end(end: int) -> None:
     with contextlib.suppress(BaseException):
         sys.stdout.flush()
     os.write(end, b"?")
     os.write(end, os.read(end, 64))
-    return 0

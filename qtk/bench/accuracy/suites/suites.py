@@ -191,6 +191,8 @@ def suite_tasks(suite: Suite, language: str, data: Path | None) -> tuple[list[Ta
     tasks = read_tasks(path, suite.layout, language, suite.challenge_tests)
     if not tasks:
         raise InputError(f"{path} does not hold any task.")
+    if header := suite.header(language):
+        tasks = [replace(task, header=header) for task in tasks]
     if suite.solutions is not None:
         solved = load_yaml(shipped_directory(_ROOM) / suite.solutions).get(language, {})
         tasks = [replace(task, reference=solved.get(task.task_id, "")) for task in tasks]
