@@ -147,8 +147,8 @@ class NamespaceJail:
             for path in (WORK, "/tmp/home"):  # noqa: S108
                 os.chown(path, self.plan.user, self.plan.user)
 
-    def confine(self) -> None:
-        """In the program's process: gives up all rights for good."""
+    def confine(self, *, signals: bool = False) -> None:
+        """In the program's process: gives up all rights for good. signals: may still send signals, as the supervisor must."""
         if self.plan.level == "namespaces":
             os.setgroups([])
             os.setresgid(self.plan.user, self.plan.user, self.plan.user)
@@ -156,7 +156,7 @@ class NamespaceJail:
         kernel.drop_capabilities()
         kernel.forbid_new_privileges()
         if kernel.landlock_abi():  # a second wall; it also forbids mounts inside a user namespace of the program's own
-            kernel.landlock_restrict(("/",), ("/tmp", "/dev"))  # noqa: S108
+            kernel.landlock_restrict(("/",), ("/tmp", "/dev"), signals=signals)  # noqa: S108
         restrict_calls()
 
     def leave(self) -> None:
@@ -187,13 +187,13 @@ class DirectoryJail:
         os.mkdir(self.work, 0o700)
         os.chdir(self.work)
 
-    def confine(self) -> None:
+    def confine(self, *, signals: bool = False) -> None:
         kernel.die_with_parent()
         kernel.forbid_new_privileges()
         if self.plan.level == "landlock":
             kernel.drop_capabilities()  # as root: Landlock bounds files, not what else a capability opens
             devices = tuple(f"/dev/{name}" for name in _DEVICES)
-            kernel.landlock_restrict(self.plan.readable, (self.work, *devices))
+            kernel.landlock_restrict(self.plan.readable, (self.work, *devices), signals=signals)
         restrict_calls()
 
     def tidy(self) -> None:
@@ -223,8 +223,8 @@ class OuterJail:
         os.makedirs("/tmp/home", exist_ok=True)  # noqa: S108
         os.chdir(WORK)
 
-    def confine(self) -> None:
+    def confine(self, *, signals: bool = False) -> None:
         kernel.forbid_new_privileges()
         if kernel.landlock_abi():
-            kernel.landlock_restrict(("/",), ("/tmp", "/dev"))  # noqa: S108
+            kernel.landlock_restrict(("/",), ("/tmp", "/dev"), signals=signals)  # noqa: S108
         restrict_calls()

@@ -127,8 +127,8 @@ class ProgramOutcome:
     """How a job ended: the step that was last, its exit code (negative: signal), what it printed, and which limit it hit.
 
     `reached_end`: the program reached its end. The sentinel was the last thing printed (the sentinel is cut off from
-    `stdout`), or the script proved its end. `forged`: the program printed a decoy. `ending` "sandbox" means that the sandbox itself failed, as `stderr` says;
-    that is never the program's fault.
+    `stdout`), or the script proved its end, or its tests ended beside it. `forged`: the program printed a decoy. `ending`
+    "sandbox" means that the sandbox itself failed, as `stderr` says; that is never the program's fault.
     """
 
     step: str

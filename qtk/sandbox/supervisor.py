@@ -14,20 +14,28 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from qtk.sandbox import kernel
 from qtk.sandbox.answer_process import AnswerProcess, exit_code_of, loaded_program, quotable
+from qtk.sandbox.apart_tests import ANSWER_GONE_EXIT, TestsOutcome, run_tests
 from qtk.sandbox.job import Apart, Command, Ending, Job, JobLimits, ProgramOutcome
 from qtk.sandbox.plain_values import Line
-from qtk.sandbox.tests_process import ANSWER_GONE_EXIT, TestsProcess, report
 
 _TICK_SECONDS = 0.025
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _ANSWER_SECONDS = 1.0  # in which an answer's process has to end that has closed its connection
+
+
+class Confine(Protocol):
+    """Takes the rights of the calling process away for good. signals: but for sending signals to other processes."""
+
+    def __call__(self, *, signals: bool = False) -> None: ...
 
 
 class Tree:
@@ -167,7 +175,7 @@ class WaitingAnswer:
     streams: Streams
 
 
-def waiting_answer(confine: Callable[[], None]) -> WaitingAnswer:
+def waiting_answer(confine: Confine) -> WaitingAnswer:
     """Forks the process of an answer whose tests run apart: of the job it will ever know what it is sent."""
     streams = Streams.make()
     ours, theirs = socket.socketpair()
@@ -178,7 +186,7 @@ def waiting_answer(confine: Callable[[], None]) -> WaitingAnswer:
     return WaitingAnswer(pid, os.pidfd_open(pid), ours, streams)
 
 
-def run_job(job: Job, tree: Tree, confine: Callable[[], None], answer: WaitingAnswer | None = None) -> ProgramOutcome:
+def run_job(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer | None = None) -> ProgramOutcome:
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
     if answer is not None:
         return _run_apart(job, tree, confine, answer)
@@ -205,105 +213,146 @@ def _remove(names: Iterable[str]) -> None:
             os.unlink(name)
 
 
-def _run_step(job: Job, step: Command, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome:
-    streams = Streams.make()
+def _run_step(job: Job, step: Command, tree: Tree, confine: Confine) -> ProgramOutcome:
+    pipes = Streams.make()
     end = EndOfScript() if not step.argv else None
     others = 0 if tree.alone else _tasks_of_user()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _become_program(job, step, streams, end, confine, others)
-    streams.close_writing()
+        _become_program(job, step, pipes, end, confine, others)
+    pipes.close_writing()
     if end is not None:
         end.theirs.close()
-    return _outcome(job, step, tree, streams, end, _Watched(pid, os.pidfd_open(pid)), start)
+    handle = os.pidfd_open(pid)
+    streams = {pipes.out_read: bytearray(), pipes.err_read: bytearray()}
+    try:
+        ending = _watch(handle, handle, streams, end, step, job.limits, tree, start)
+        _, status, used = os.wait4(pid, 0)
+        tree.kill()
+        if ending == "exited":  # the pipes are closed by now at every other end
+            _drain(streams, job.limits.output_bytes)
+        while end is not None and end.serve():
+            pass
+    finally:
+        if end is not None:
+            end.close()
+        for fd in (handle, *streams):
+            os.close(fd)
+    code = os.waitstatus_to_exitcode(status)
+    printed = Printed(*(bytes(data).decode("utf-8", "replace") for data in streams.values()))
+    ending = _told_apart(ending, code, used, printed, job, step)
+    reached_end = ending == "exited" and (printed.stdout.endswith(job.sentinel) if end is None else end.reached)
+    forged = any(word in printed.stdout for word in job.decoys)
+    if reached_end and end is None:
+        printed = Printed(printed.stdout[: -len(job.sentinel)], printed.stderr)
+    return _outcome(step, code, ending, printed, reached_end, start, job.limits, forged=forged)
 
 
-def _run_apart(job: Job, tree: Tree, confine: Callable[[], None], answer: WaitingAnswer) -> ProgramOutcome:
-    """Sends the program to the waiting process, and forks the one of its tests. None of the two can read the other."""
+class _Testing:
+    """Runs tests in a thread, so that this process goes on to watch. `ended` becomes readable when they have ended."""
+
+    def __init__(self, line: socket.socket, apart: Apart) -> None:
+        self.ended, self._ending = os.pipe()
+        self._line, self._apart = line, apart
+        self._outcomes: list[TestsOutcome] = []
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._outcomes.append(run_tests(Line(self._line), self._apart))
+        finally:
+            os.close(self._ending)
+
+    @property
+    def outcome(self) -> TestsOutcome | None:
+        """None while they run."""
+        return self._outcomes[0] if self._outcomes else None
+
+
+def _run_apart(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer) -> ProgramOutcome:
+    """Sends the program to the waiting process, and runs its tests here, without any rights that the program lacks.
+
+    One process less than with another one for the tests, of which each costs milliseconds. The program, which has the same
+    user, can neither read this process nor, where that is the first of its process space, send it a signal.
+    """
     [step] = job.steps
     assert step.apart is not None
-    end = EndOfScript()
+    answer.streams.close_writing()
     others = 0 if tree.alone else _tasks_of_user()
     start = time.monotonic()
     told = {"limits": asdict(job.limits), "cpu_seconds": step.cpu_seconds, "others": others}
     with contextlib.suppress(OSError):
         source = job.files[step.script]
         Line(answer.line).send({**told, "environment": job.environment, "script": step.script, "source": source})
-    pid = os.fork()
-    if pid == 0:
-        _become_tests(job, step, answer, end, confine, others)
-    answer.line.close()
-    answer.streams.close_writing()
-    end.theirs.close()
-    return _outcome(job, step, tree, answer.streams, end, _Watched(pid, os.pidfd_open(pid), answer), start)
+    confine(signals=True)
+    kernel.hide_memory()
+    resource.setrlimit(resource.RLIMIT_DATA, (job.limits.memory_bytes, job.limits.memory_bytes))
+    streams = {answer.streams.out_read: bytearray(), answer.streams.err_read: bytearray()}
+    testing = _Testing(answer.line, step.apart)
+    ending = _watch(testing.ended, answer.handle, streams, None, step, job.limits, tree, start)
+    tests = testing.outcome or TestsOutcome(1, "", "")
+    code, (ended, status, used) = tests.code, os.wait4(answer.pid, os.WNOHANG)
+    if not ended:
+        if code == ANSWER_GONE_EXIT:  # it has closed its connection, and ends or is made to
+            select.select([answer.handle], [], [], _ANSWER_SECONDS)
+            ended, status, used = os.wait4(answer.pid, os.WNOHANG)
+        if not ended:
+            os.kill(answer.pid, signal.SIGKILL)
+            used = os.wait4(answer.pid, 0)[2]
+    if ended and code != 0:
+        code = os.waitstatus_to_exitcode(status) or code
+    tree.kill()
+    if ending == "exited":
+        _drain(streams, job.limits.output_bytes)
+    texts = [bytes(data).decode("utf-8", "replace") for data in streams.values()]
+    printed = Printed(texts[0] + tests.printed, texts[1] + tests.complaint)
+    ending = _told_apart(ending, code, used, printed, job, step)
+    return _outcome(step, code, ending, printed, ending == "exited" and tests.code == 0, start, job.limits)
 
 
 @dataclass(frozen=True)
-class _Watched:
-    """The process whose end is a step's end, and that of the answer where its tests are apart."""
+class Printed:
+    """What the processes of a step printed."""
 
-    pid: int
-    handle: int
-    answer: WaitingAnswer | None = None
-
-    def ended(self) -> tuple[int, resource.struct_rusage]:
-        """The exit code and what was used: of the answer's process where that ended by itself before its tests did."""
-        _, status, used = os.wait4(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if self.answer is None:
-            return code, used
-        if code == ANSWER_GONE_EXIT:  # it has closed its connection, and ends or is made to
-            select.select([self.answer.handle], [], [], _ANSWER_SECONDS)
-        pid, status, used_there = os.wait4(self.answer.pid, os.WNOHANG)
-        if pid and code != 0:
-            return os.waitstatus_to_exitcode(status) or code, used_there
-        return code, used_there if pid else used
-
-    def close(self) -> None:
-        os.close(self.handle)
-        if self.answer is not None:
-            os.close(self.answer.handle)
+    stdout: str
+    stderr: str
 
 
-def _outcome(
-    job: Job, step: Command, tree: Tree, pipes: Streams, end: EndOfScript | None, watched: _Watched, start: float
-) -> ProgramOutcome:
-    streams = {pipes.out_read: bytearray(), pipes.err_read: bytearray()}
-    try:
-        ending = _watch(watched.handle, streams, end, step, job.limits, tree, start)
-        code, used = watched.ended()
-        tree.kill()
-        if ending == "exited":  # the pipes are closed by now at every other end
-            for fd, data in streams.items():
-                _drain(fd, data, job.limits.output_bytes)
-        while end is not None and end.serve():
-            pass
-    finally:
-        if end is not None:
-            end.close()
-        watched.close()
-        for fd in streams:
-            os.close(fd)
-    if ending == "exited" and sum(map(len, streams.values())) > job.limits.output_bytes:
+def _told_apart(
+    ending: Ending, code: int, used: resource.struct_rusage, printed: Printed, job: Job, step: Command
+) -> Ending:
+    """The ending, with limits that show only afterwards."""
+    if ending == "exited" and len(printed.stdout) + len(printed.stderr) > job.limits.output_bytes:
         ending = "output"
-    stdout, stderr = (bytes(data).decode("utf-8", "replace") for data in streams.values())
     # Runtimes that catch SIGXCPU say so (Go), or are killed a second later. The kernel counts the limit in whole clock
     # ticks and the usage in time really run: where a hypervisor takes the processor away, 1 s by the first was seen to
     # be less than 0.9 s by the second. Half tells the limit from a signal the program sent itself at its start.
-    over = code == -signal.SIGXCPU or (code > 0 and "SIGXCPU" in stderr) or code == -signal.SIGKILL
+    over = code == -signal.SIGXCPU or (code > 0 and "SIGXCPU" in printed.stderr) or code == -signal.SIGKILL
     if ending == "exited" and over and used.ru_utime + used.ru_stime >= 0.5 * step.cpu_seconds:
         ending = "cpu_time"
-    reached_end = ending == "exited" and (stdout.endswith(job.sentinel) if end is None else end.reached)
-    forged = any(word in stdout for word in job.decoys)
-    if reached_end and end is None:
-        stdout = stdout[: -len(job.sentinel)]
-    keep = job.limits.output_bytes
-    seconds = round(time.monotonic() - start, 4)
-    return ProgramOutcome(step.name, code, ending, stdout[:keep], stderr[:keep], reached_end, seconds, forged)
+    return ending
+
+
+def _outcome(
+    step: Command,
+    code: int,
+    ending: Ending,
+    printed: Printed,
+    reached_end: bool,
+    start: float,
+    limits: JobLimits,
+    *,
+    forged: bool = False,
+) -> ProgramOutcome:
+    keep, seconds = limits.output_bytes, round(time.monotonic() - start, 4)
+    return ProgramOutcome(
+        step.name, code, ending, printed.stdout[:keep], printed.stderr[:keep], reached_end, seconds, forged
+    )
 
 
 def _watch(
+    ended: int,
     handle: int,
     streams: dict[int, bytearray],
     end: EndOfScript | None,
@@ -312,9 +361,12 @@ def _watch(
     tree: Tree,
     start: float,
 ) -> Ending:
-    """Reads what the program prints until it ends or passes a limit, and then kills it."""
+    """Reads what the program prints until it ends or passes a limit, and then kills it.
+
+    ended: readable when the step is over. handle: the program's process.
+    """
     poll = select.poll()
-    for fd in (handle, *streams, *([end.ours.fileno()] if end else [])):
+    for fd in (ended, *streams, *([end.ours.fileno()] if end else [])):
         poll.register(fd, select.POLLIN)
     next_look = start + _TICK_SECONDS
     while True:
@@ -335,7 +387,7 @@ def _watch(
             signal.pidfd_send_signal(handle, signal.SIGKILL)
             return ending
         for fd, _ in poll.poll(1000 * max(0.0, min(left, next_look - now))):
-            if fd == handle:
+            if fd == ended:
                 return "exited"
             if end is not None and fd == end.ours.fileno():
                 if not end.serve():
@@ -347,16 +399,17 @@ def _watch(
                 poll.unregister(fd)
 
 
-def _drain(fd: int, data: bytearray, limit: int) -> None:
-    while len(data) <= limit:
-        more = os.read(fd, 65536)
-        if not more:
-            return
-        data += more
+def _drain(streams: dict[int, bytearray], limit: int) -> None:
+    for fd, data in streams.items():
+        while len(data) <= limit:
+            more = os.read(fd, 65536)
+            if not more:
+                break
+            data += more
 
 
 def _become_program(
-    job: Job, step: Command, streams: Streams, end: EndOfScript | None, confine: Callable[[], None], others: int
+    job: Job, step: Command, streams: Streams, end: EndOfScript | None, confine: Confine, others: int
 ) -> None:
     """In the child: a session of its own, limits, no rights, then the program. Never returns."""
     code = 96
@@ -374,7 +427,7 @@ def _become_program(
         os._exit(code)
 
 
-def _become_answer(end: socket.socket, streams: Streams, confine: Callable[[], None]) -> None:
+def _become_answer(end: socket.socket, streams: Streams, confine: Confine) -> None:
     """In the child that waits for a program: what it is sent first sets its limits. Never returns."""
     code = 96
     try:
@@ -402,30 +455,10 @@ def _become_answer(end: socket.socket, streams: Streams, confine: Callable[[], N
         os._exit(code)
 
 
-def _become_tests(
-    job: Job, step: Command, answer: WaitingAnswer, end: EndOfScript, confine: Callable[[], None], others: int
-) -> None:
-    """In the child that runs the tests. Its memory is hidden from the answer's process, which has the same user."""
-    code = 96
-    try:
-        assert step.apart is not None
-        _stand_alone(answer.streams, {3: end.theirs.fileno(), 4: answer.line.fileno()})
-        _limit(job.limits, step.cpu_seconds, others)
-        confine()
-        kernel.hide_memory()
-        _ready_interpreter(job.environment)
-        code = _run_tests(Line(socket.socket(fileno=4)), step.apart)
-        if code == 0:
-            _say_end(3)
-    except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(code)
-
-
 def _stand_alone(streams: Streams, descriptors: dict[int, int]) -> None:
     """A session of its own, standard input empty, the pipes, and these descriptors (number -> where it is now)."""
     os.setsid()
+    kernel.rank_for_memory_killer(500)
     moved = {number: os.dup(source) for number, source in descriptors.items()}
     while any(source in (0, 1, 2, *moved) for source in moved.values()):
         moved = {number: os.dup(source) for number, source in moved.items()}
@@ -470,14 +503,6 @@ def _run_python(script: str, end: int) -> int:
     if not isinstance(loaded, types.ModuleType):
         return loaded
     _say_end(end)
-    return 0
-
-
-def _run_tests(line: Line, apart: Apart) -> int:
-    try:
-        TestsProcess(line).run(apart.before, apart.tests, apart.names, apart.own)
-    except BaseException as error:
-        return report(error)
     return 0
 
 

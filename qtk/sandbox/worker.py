@@ -29,7 +29,7 @@ from qtk.sandbox.control_group import ControlGroup, make_control_group
 from qtk.sandbox.jail import SHARED_BYTES, DirectoryJail, JailPlan, NamespaceJail, OuterJail
 from qtk.sandbox.job import JOB_NAME, OUTCOME_NAME, Job, JobLimits, JobNotice, ProgramOutcome, broken_sandbox
 from qtk.sandbox.supervisor import Tree, run_job, waiting_answer
-from qtk.sandbox.system_calls import leave_session_keyring
+from qtk.sandbox.system_calls import leave_session_keyring, prepare_filter
 
 _MODULE = "qtk.sandbox.worker"  # under -m this file's own name is __main__
 _AT_ONCE = 4  # guards that may still be leaving while the next job starts
@@ -78,7 +78,7 @@ class Worker:
     def run(self, notice: JobNotice) -> dict[str, Any]:
         """Runs the job of the scratch directory. How the outcome's file is to be read: `outcome` where there is none."""
         if self.group is None:
-            self.group = make_control_group(f"qtk-{os.getpid()}", notice.limits)
+            self.group = self._made_group(notice)
         before = self.group.killed_for_memory()
         papers = self._open_papers()
         read, write = os.pipe()
@@ -95,6 +95,13 @@ class Worker:
             self.jail.tidy()
         self._bury(_AT_ONCE)
         return {"broken": ending, "killed_for_memory": self.group.killed_for_memory() > before}
+
+    def _made_group(self, notice: JobNotice) -> ControlGroup:
+        group = make_control_group(f"qtk-{os.getpid()}", notice.limits)
+        if group.lasting:
+            group.enter()
+            kernel.rank_for_memory_killer(-1000)  # not the worker, should the group's memory be used up
+        return group
 
     def _open_papers(self) -> _Papers:
         """Opened here, where their place can be seen; what is in them is read and written by the supervisor alone."""
@@ -121,7 +128,7 @@ class Worker:
         self.jail.separate()
         supervisor = os.fork()
         if supervisor == 0:
-            _supervise(self.jail, notice, papers, write, self.group)
+            _supervise(self.jail, notice, papers, write, None if self.group.lasting else self.group)
         kernel.enter_process_space(self._own_space)
         return supervisor
 
@@ -135,6 +142,8 @@ class Worker:
         """Removes what the worker made: its processes, the control group, the scratch directory."""
         self._bury(0)
         if self.group is not None:
+            if self.group.lasting:
+                self.group.leave()
             self.group.remove()
         with contextlib.suppress(OSError):
             if self.jail is not None:
@@ -149,7 +158,8 @@ class Worker:
         try:
             kernel.die_with_parent()
             assert self.group is not None
-            self.group.enter()
+            if not self.group.lasting:
+                self.group.enter()
             if self.jail is None:
                 _exec_bubblewrap(self.plan, notice, papers)
                 _answer(write, {"ended": True})
@@ -267,6 +277,7 @@ def main() -> None:
         _answer(out, {"broken": str(error)})
         os.write(out, b"\n")
         return
+    prepare_filter()
     gc.collect()
     gc.freeze()  # so that a collection in a forked program does not touch, and so copy, every shared page
     gc.disable()

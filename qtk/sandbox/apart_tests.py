@@ -1,4 +1,4 @@
-"""The process in which the tests of an answer run: the answer's functions are elsewhere, and stand-ins call them there.
+"""Tests that run apart from their answer: the answer's functions are in another process, and stand-ins call them there.
 
 Nothing of the answer is loaded here. Its functions, classes and other objects are `Remote`s; their results are plain values
 (`plain_values`) or other `Remote`s; their exceptions are raised anew by name. Standard library only.
@@ -7,28 +7,27 @@ Nothing of the answer is loaded here. Its functions, classes and other objects a
 from __future__ import annotations
 
 import builtins
-import os
+import io
 import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from qtk.sandbox.answer_process import quotable
+from qtk.sandbox.answer_process import MEMORY_ERROR_EXIT, quotable
+from qtk.sandbox.job import Apart
 from qtk.sandbox.plain_values import Decoder, Encoder, Line
 
 ANSWER_GONE_EXIT = 95  # what the tests end with when the answer's process has ended before them
 _FILE = "tests.py"
 
 
-def _leave(reason: str) -> NoReturn:
-    """Ends the tests: the answer's process has ended or talks nonsense. Not an exception, which a test could catch."""
-    sys.stdout.flush()
-    os.write(2, f"{reason}\n".encode("utf-8", "replace"))
-    os._exit(ANSWER_GONE_EXIT)
+class AnswerGone(BaseException):
+    """The answer's process has ended or talks nonsense; not an Exception, so that a test does not take it for the answer's."""
 
 
-class TestsProcess:
+class ApartTests:
     """Runs tests against the program at the other end of a connection."""
 
     __test__ = False
@@ -37,11 +36,12 @@ class TestsProcess:
         self._line = line
         self._functions: list[Callable[..., Any]] = []
         self._exceptions: dict[str, type[BaseException]] = {}
+        self._gone = ""
         self._encoder, self._decoder = Encoder(self._placed), Decoder(self._fetched)
 
     def run(self, before: str, tests: str, names: tuple[str, ...], own: tuple[str, ...]) -> None:
         """before: code that the tests may use. names: those of the program's that they use. own: those of `before` that are
-        there only if the program has them as well. Whatever a test raises is raised."""
+        there only if the program has them as well. Whatever a test raises is raised, and AnswerGone at the latest at the end."""
         module = types.ModuleType("tests")
         space = module.__dict__
         sys.modules["tests"] = module
@@ -58,9 +58,15 @@ class TestsProcess:
                 space[name] = __import__(name)
         quotable(tests, _FILE)
         exec(compile(tests, _FILE, "exec", dont_inherit=True), space)  # noqa: S102 - the suite's own code
+        if self._gone:
+            raise AnswerGone(self._gone)
+
+    def _leave(self, reason: str) -> NoReturn:
+        self._gone = reason
+        raise AnswerGone(reason)
 
     def _named(self, name: str) -> tuple[str, Any]:
-        kind, value = self._exchange(["names", [name]])[0]
+        [(kind, value)] = self._exchange(["names", [name]])
         return kind, self._decoded(value)
 
     def ask(self, what: str, handle: int, *values: Any) -> Any:
@@ -76,7 +82,7 @@ class TestsProcess:
         try:
             return self._decoder.decode(data)
         except (ValueError, TypeError, IndexError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            _leave(f"not a value: {error}")
+            self._leave(f"not a value: {error}")
 
     def _exchange(self, request: list[Any], args: list[Any] | None = None) -> Any:
         try:
@@ -90,9 +96,9 @@ class TestsProcess:
                 return first
             names, text, told = [str(name) for name in first], str(rest[0]), str(rest[1])
         except (OSError, EOFError) as error:
-            _leave(f"the answer's process has ended: {error}")
+            self._leave(f"the answer's process has ended: {error}")
         except (ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
-            _leave(f"not a reply: {error}")
+            self._leave(f"not a reply: {error}")
         self._raise(names, text, told)
 
     def _called_back(self, number: int, args: Any, kwargs: Any) -> list[Any]:
@@ -174,7 +180,7 @@ class Remote:
     calculated with: what a test compares with a number or a list has to be one.
     """
 
-    def __init__(self, tests: TestsProcess, handle: int) -> None:
+    def __init__(self, tests: ApartTests, handle: int) -> None:
         object.__setattr__(self, "_tests", tests)
         object.__setattr__(self, "_handle", handle)
 
@@ -230,11 +236,29 @@ class Remote:
         return isinstance(other, Remote) and self._ask("equal", other) is True
 
 
-def report(error: BaseException) -> int:
-    """Says on standard error what ended the tests; the exit code of their process."""
-    if isinstance(error, SystemExit):
-        os.write(2, f"SystemExit: {error.code}\n".encode("utf-8", "replace"))
-        return 1
-    traceback.print_exception(error)
-    sys.stderr.flush()
-    return 1
+@dataclass(frozen=True)
+class TestsOutcome:
+    """How tests ended: passed; else the exit code that stands for it, and what is said about it. printed: by the tests."""
+
+    __test__ = False
+    code: int
+    complaint: str
+    printed: str
+
+
+def run_tests(line: Line, apart: Apart) -> TestsOutcome:
+    """Runs tests that are apart from their answer. Their standard output and error are this process's while they run."""
+    kept = io.StringIO()
+    sys.stdout = sys.stderr = kept
+    code, complaint = 0, ""
+    try:
+        ApartTests(line).run(apart.before, apart.tests, apart.names, apart.own)
+    except AnswerGone as error:
+        code, complaint = ANSWER_GONE_EXIT, f"{error}\n"
+    except MemoryError:
+        code, complaint = MEMORY_ERROR_EXIT, "MemoryError\n"
+    except BaseException as error:
+        code, complaint = 1, "".join(traceback.format_exception(error))
+    finally:
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    return TestsOutcome(code, complaint, kept.getvalue())
