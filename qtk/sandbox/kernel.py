@@ -138,8 +138,11 @@ def landlock_abi() -> int:
     return max(0, int(version))
 
 
-def landlock_restrict(readable: Iterable[str], writable: Iterable[str], *, signals: bool = False) -> None:
-    """From here on this process reads and runs only below `readable` and `writable`, and writes only below `writable`.
+def landlock_restrict(
+    readable: Iterable[str], writable: Iterable[str], listed: Iterable[str] = (), *, signals: bool = False
+) -> None:
+    """From here on this process reads and runs only below `readable` and `writable`, and writes only below `writable`. It may
+    list the folders `listed`, and those below them.
 
     Mounting is forbidden as well; TCP from ABI 4 on; abstract sockets and (unless allowed) signals to the outside from ABI 6
     on. Paths that do not exist are left out. Needs forbid_new_privileges() first.
@@ -156,7 +159,7 @@ def landlock_restrict(readable: Iterable[str], writable: Iterable[str], *, signa
     size = ctypes.c_size_t(len(attributes))
     ruleset = _check(_LIBC.syscall(ctypes.c_long(_SYS_LANDLOCK_CREATE), attributes, size, 0), "landlock_create_ruleset")
     try:
-        for paths, access in ((readable, _READ), (writable, files)):
+        for paths, access in ((readable, _READ), (writable, files), (listed, _READ_DIR)):
             for path in paths:
                 _allow(ruleset, path, access & files)
         _check(_LIBC.syscall(ctypes.c_long(_SYS_LANDLOCK_RESTRICT), ruleset, 0), "landlock_restrict_self")

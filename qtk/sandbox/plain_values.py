@@ -22,7 +22,8 @@ _LONGEST = 64 * 2**20  # bytes of one message
 _LENGTH = struct.Struct(">I")
 _SMALL = 2**62
 _BUILTIN_TYPES = {
-    kind.__name__: kind for kind in (int, float, complex, bool, str, bytes, list, tuple, dict, set, frozenset, type(None))
+    kind.__name__: kind
+    for kind in (int, float, complex, bool, str, bytes, list, tuple, dict, set, frozenset, type(None))
 }
 _COUNTED: dict[str, type] = {"counter": collections.Counter, "ordered": collections.OrderedDict}
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, get_args
 from qtk.errors import InputError, MachineError
 from qtk.machine import usable_cores
 from qtk.sandbox import kernel
-from qtk.sandbox.jail import JailPlan, readable_paths
+from qtk.sandbox.jail import JailPlan, hidden_paths, readable_paths
 from qtk.sandbox.job import JOB_NAME, OUTCOME_NAME, Command, Job, JobLimits, Level, ProgramOutcome, broken_sandbox
 
 Key = TypeVar("Key")
@@ -204,7 +204,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Workers:
-    """`count` worker processes at one level.
+    """`count` worker processes at one level. hidden: files and folders that no program may read though they lie below a
+    readable path (at the level rlimits nothing is hidden).
 
     with Workers("namespaces") as workers:
         for key, outcome in workers.run(jobs): ...
@@ -217,11 +218,13 @@ class Workers:
         count: int | None = None,
         readable: tuple[str, ...] = (),
         preload: tuple[str, ...] = _PRELOADED,
+        hidden: tuple[str, ...] = (),
     ) -> None:
         self.level = level
         self.count = count or usable_cores()
         self._preload = preload
         self._readable = readable_paths(readable)
+        self._hidden = hidden_paths(hidden)
         self._processes: list[_WorkerProcess] = []
         self._free: list[_WorkerProcess] = []
         self._lock = threading.Lock()
@@ -240,7 +243,7 @@ class Workers:
             for number in range(self.count):
                 self._scratch.append(tempfile.mkdtemp(prefix="qtk-sandbox-"))
                 user = _FIRST_USER + (os.getpid() % 10_000) * 16 + number % 16
-                plan = JailPlan(self.level, self._scratch[-1], self._readable, user)
+                plan = JailPlan(self.level, self._scratch[-1], self._readable, user, self._hidden)
                 self._processes.append(_WorkerProcess(plan, self._preload))
         except BaseException:
             self._stop()

@@ -240,6 +240,11 @@ def bubblewrap_command(plan: JailPlan, limits: JobLimits, package_root: str) -> 
             if any(path == other or path.startswith(other + "/") for other in shown if not os.path.islink(other)):
                 continue
         words += ["--ro-bind", path, path]
+    for path in plan.hidden:
+        if any(path.startswith(os.path.realpath(other) + "/") for other in shown):
+            words += (
+                ["--tmpfs", path, "--remount-ro", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]
+            )
     words += ["--remount-ro", "/dev", "--remount-ro", "/"]  # last: nothing can be mounted below them afterwards
     return [*words, "--chdir", "/tmp", sys.executable, "-m", _MODULE, "--inside"]  # noqa: S108
 
