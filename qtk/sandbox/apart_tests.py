@@ -52,7 +52,7 @@ class ApartTests:
             if name in own:
                 if kind == "absent":
                     space.pop(name, None)
-            elif kind == "found":
+            elif kind == "found" and (name == names[0] or name not in space):
                 space[name] = value
             elif name in sys.stdlib_module_names:
                 space[name] = __import__(name)

@@ -31,8 +31,9 @@ class JobLimits:
 class Apart:
     """Python tests that run in a process of their own, beside that of the program they test.
 
-    before: code that the tests may use. tests: the tests. names: those of the program that the tests use. own: those that
-    `before` defines and that are there only if the program has them as well.
+    before: code that the tests may use. tests: the tests. names: those of the program that the tests use, first the function
+    that is tested; the others only where `before` has none of that name. own: those that `before` defines and that are there
+    only if the program has them as well.
     """
 
     before: str
@@ -46,11 +47,29 @@ class Apart:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Tests that are a program of their own and run at the same time as the program they test.
+
+    Both have an end of one connection as descriptor 3. argv: runs the tests. program: the tests, on standard input. parts:
+    what it was made of, by name; nobody but its maker reads that.
+    """
+
+    argv: tuple[str, ...]
+    program: str
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Beside:
+        return Beside(tuple(data["argv"]), data["program"])
+
+
+@dataclass(frozen=True)
 class Command:
     """A step of a job: one program that is run in the work directory.
 
     `argv` empty: the worker's own Python, forked instead of started, runs `script`. With tests `apart`, the script's process
-    is told nothing but the script, and none of the job's files is written.
+    is told nothing but the script, and none of the job's files is written. With tests `beside` the step lasts until both
+    programs have ended; it is the tests that print the sentinel.
 
     `wall_seconds` bounds the clock, `cpu_seconds` the processor time of each process.
     """
@@ -61,11 +80,13 @@ class Command:
     wall_seconds: float = 10.0
     cpu_seconds: int = 10
     apart: Apart | None = None
+    beside: Beside | None = None
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Command:
         apart = Apart.from_json(data["apart"]) if data["apart"] else None
-        return Command(**{**data, "argv": tuple(data["argv"]), "apart": apart})
+        beside = Beside.from_json(data["beside"]) if data["beside"] else None
+        return Command(**{**data, "argv": tuple(data["argv"]), "apart": apart, "beside": beside})
 
 
 @dataclass(frozen=True)

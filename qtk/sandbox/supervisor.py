@@ -7,35 +7,25 @@ process 1 there; elsewhere this process adopts every orphan. Standard library on
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import resource
 import select
 import signal
 import socket
-import sys
 import threading
 import time
-import types
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 from qtk.sandbox import kernel
-from qtk.sandbox.answer_process import AnswerProcess, exit_code_of, loaded_program, quotable
 from qtk.sandbox.apart_tests import ANSWER_GONE_EXIT, TestsOutcome, run_tests
 from qtk.sandbox.job import Apart, Command, Ending, Job, JobLimits, ProgramOutcome
 from qtk.sandbox.plain_values import Line
+from qtk.sandbox.programs import Confine, Streams, become_answer, become_program, become_tests
 
 _TICK_SECONDS = 0.025
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _ANSWER_SECONDS = 1.0  # in which an answer's process has to end that has closed its connection
-
-
-class Confine(Protocol):
-    """Takes the rights of the calling process away for good. signals: but for sending signals to other processes."""
-
-    def __call__(self, *, signals: bool = False) -> None: ...
 
 
 class Tree:
@@ -148,24 +138,6 @@ def _tasks_of_user() -> int:
 
 
 @dataclass(frozen=True)
-class Streams:
-    """The two pipes that a step's processes print into."""
-
-    out_read: int
-    out_write: int
-    err_read: int
-    err_write: int
-
-    @staticmethod
-    def make() -> Streams:
-        return Streams(*os.pipe(), *os.pipe())
-
-    def close_writing(self) -> None:
-        os.close(self.out_write)
-        os.close(self.err_write)
-
-
-@dataclass(frozen=True)
 class WaitingAnswer:
     """A process that was forked before anything of the job was read, and waits for the program that it is to run."""
 
@@ -181,7 +153,7 @@ def waiting_answer(confine: Confine) -> WaitingAnswer:
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
-        _become_answer(theirs, streams, confine)
+        become_answer(theirs, streams, confine)
     theirs.close()
     return WaitingAnswer(pid, os.pidfd_open(pid), ours, streams)
 
@@ -200,7 +172,8 @@ def run_job(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer | None
     for number, step in enumerate(job.steps):
         if number and step.name == "run":  # the sources hold the tests; a compiled program does not need them
             _remove(job.files)
-        outcome = _run_step(job, step, tree, confine)
+        run = _run_step if step.beside is None else _run_beside
+        outcome = run(job, step, tree, confine)
         if outcome.ending != "exited" or outcome.exit_code != 0:
             break
     assert outcome is not None, "a job has at least one step"
@@ -220,7 +193,7 @@ def _run_step(job: Job, step: Command, tree: Tree, confine: Confine) -> ProgramO
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _become_program(job, step, pipes, end, confine, others)
+        become_program(job, step, pipes, end.theirs if end else None, confine, others)
     pipes.close_writing()
     if end is not None:
         end.theirs.close()
@@ -247,6 +220,50 @@ def _run_step(job: Job, step: Command, tree: Tree, confine: Confine) -> ProgramO
     if reached_end and end is None:
         printed = Printed(printed.stdout[: -len(job.sentinel)], printed.stderr)
     return _outcome(step, code, ending, printed, reached_end, start, job.limits, forged=forged)
+
+
+def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> ProgramOutcome:
+    """Runs a program and the program of its tests at once. What the tests print has a pipe of its own."""
+    assert step.beside is not None
+    pipes, out = Streams.make(), os.pipe()
+    ours, theirs = socket.socketpair()
+    others = 0 if tree.alone else _tasks_of_user()
+    start = time.monotonic()
+    pids = [os.fork()]
+    if pids[0] == 0:
+        become_program(job, step, pipes, theirs, confine, others)
+    pids.append(os.fork())
+    if pids[1] == 0:
+        streams = Streams(out[0], out[1], pipes.err_read, pipes.err_write)
+        become_tests(job, step, step.beside, streams, ours, confine, others)
+    for closed in (ours, theirs):
+        closed.close()
+    pipes.close_writing()
+    os.close(out[1])
+    handles = [os.pidfd_open(pid) for pid in pids]
+    streams_read = {pipes.out_read: bytearray(), pipes.err_read: bytearray(), out[0]: bytearray()}
+    ended: list[Ending] = []
+    for (
+        handle
+    ) in handles:  # the program ends by itself when the connection is closed: it has no other way to say its code
+        ended.append(_watch(handle, handles[0], streams_read, None, step, job.limits, tree, start))
+        if ended[-1] != "exited":
+            signal.pidfd_send_signal(handles[1], signal.SIGKILL)
+    waited = [os.wait4(pid, 0) for pid in pids]
+    codes = [os.waitstatus_to_exitcode(status) for _, status, _ in waited]
+    tree.kill()
+    ending: Ending = next((word for word in ended if word != "exited"), "exited")
+    if ending == "exited":
+        _drain(streams_read, job.limits.output_bytes)
+    for fd in (*handles, *streams_read):
+        os.close(fd)
+    said, complaints, told = (bytes(data).decode("utf-8", "replace") for data in streams_read.values())
+    code = codes[0] if codes[1] in (0, ANSWER_GONE_EXIT) else codes[1]
+    code = code or (1 if codes[1] else 0)
+    ending = _told_apart(ending, code, waited[0][2], Printed(said + told, complaints), job, step)
+    reached_end = ending == "exited" and code == 0 and told.endswith(job.sentinel)
+    printed = Printed(said + told.removesuffix(job.sentinel), complaints)
+    return _outcome(step, code, ending, printed, reached_end, start, job.limits)
 
 
 class _Testing:
@@ -406,108 +423,3 @@ def _drain(streams: dict[int, bytearray], limit: int) -> None:
             if not more:
                 break
             data += more
-
-
-def _become_program(
-    job: Job, step: Command, streams: Streams, end: EndOfScript | None, confine: Confine, others: int
-) -> None:
-    """In the child: a session of its own, limits, no rights, then the program. Never returns."""
-    code = 96
-    try:
-        _stand_alone(streams, {} if end is None else {3: end.theirs.fileno()})
-        _limit(job.limits, step.cpu_seconds, others)
-        confine()
-        if step.argv:
-            os.execvpe(step.argv[0], step.argv, job.environment)  # noqa: S606 - no shell wanted
-        _ready_interpreter(job.environment)
-        code = _run_python(step.script, 3)
-    except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(code)
-
-
-def _become_answer(end: socket.socket, streams: Streams, confine: Confine) -> None:
-    """In the child that waits for a program: what it is sent first sets its limits. Never returns."""
-    code = 96
-    try:
-        _stand_alone(streams, {3: end.fileno()})
-        line = Line(socket.socket(fileno=3))
-        told = line.receive()
-        _limit(JobLimits(**told["limits"]), told["cpu_seconds"], told["others"])
-        confine()
-        _ready_interpreter(told["environment"])
-        name, source = told["script"], told["source"]
-        quotable(source, name)
-        loaded = loaded_program(source, name)
-        if isinstance(loaded, types.ModuleType):
-            code = 0
-            AnswerProcess(line, loaded).serve()
-        else:
-            code = loaded
-    except EOFError:
-        code = 0  # the tests have ended
-    except BaseException as error:
-        code = code or exit_code_of(error)
-        if code == 96:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(code)
-
-
-def _stand_alone(streams: Streams, descriptors: dict[int, int]) -> None:
-    """A session of its own, standard input empty, the pipes, and these descriptors (number -> where it is now)."""
-    os.setsid()
-    kernel.rank_for_memory_killer(500)
-    moved = {number: os.dup(source) for number, source in descriptors.items()}
-    while any(source in (0, 1, 2, *moved) for source in moved.values()):
-        moved = {number: os.dup(source) for number, source in moved.items()}
-    nothing = os.open("/dev/null", os.O_RDONLY)
-    for source, target in ((nothing, 0), (streams.out_write, 1), (streams.err_write, 2)):
-        os.dup2(source, target)
-    for number, source in moved.items():
-        os.dup2(source, number, inheritable=False)
-    os.closerange(3 + len(moved), 1024)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _ready_interpreter(environment: dict[str, str]) -> None:
-    gc.enable()
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-def _limit(limits: JobLimits, cpu_seconds: int, others: int) -> None:
-    for kind, value in (
-        (resource.RLIMIT_CPU, cpu_seconds),
-        (resource.RLIMIT_DATA, limits.memory_bytes),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
-        (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_NPROC, limits.processes + others),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        # One second between SIGXCPU and SIGKILL tells a used-up processor from any other kill.
-        resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU and hard < 0 else value))
-
-
-def _run_python(script: str, end: int) -> int:
-    """Runs a script as a module in this forked interpreter, then says that its end was reached. Returns the exit code."""
-    with open(script, encoding="utf-8", errors="surrogatepass", newline="") as stream:
-        source = stream.read()
-    loaded = loaded_program(source, script)
-    if not isinstance(loaded, types.ModuleType):
-        return loaded
-    _say_end(end)
-    return 0
-
-
-def _say_end(end: int) -> None:
-    with contextlib.suppress(BaseException):
-        sys.stdout.flush()
-    os.write(end, b"?")
-    os.write(end, os.read(end, 64))

@@ -39,7 +39,7 @@ def tests_apart(task: Task) -> Apart | None:
     helpers = _prompt_without(task)
     own = {node.name for node in helpers.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} & free
     before = f"{task.header}\n{ast.unparse(helpers)}\n"
-    return Apart(before, task.tests, tuple(sorted(entry | (free - own))), tuple(sorted(own)))
+    return Apart(before, task.tests, (*entry, *sorted(free - own)), tuple(sorted(own)))
 
 
 _BUILTINS = frozenset(dir(builtins)) - _TOGETHER_NAMES
