@@ -1,17 +1,20 @@
-"""C++: g++ with the standard of the published numbers; the tests' main says at its end that it was reached."""
+"""C++: g++ with the standard of the published numbers. The tests are compiled before the answer, and call it by plain types."""
 
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass
 from typing import ClassVar
 
 from qtk.bench.accuracy.languages.assembly import Assembly, Frame
-from qtk.bench.accuracy.languages.base import Requirement, Toolchain, new_sentinel, roomy
+from qtk.bench.accuracy.languages.assertions import Assertions
+from qtk.bench.accuracy.languages.base import Requirement, Toolchain, roomy
 from qtk.bench.accuracy.languages.blocks import Braces
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
 from qtk.bench.accuracy.languages.grammar import Grammar
 from qtk.bench.accuracy.languages.language import Language
+from qtk.bench.accuracy.languages.seal import Seal
 from qtk.bench.accuracy.task import Task
 from qtk.sandbox.job import MIB, Job
 
@@ -21,6 +24,47 @@ _INCLUDES = (
     "stdexcept",
 )
 _MAIN = re.compile(r"\bint\s+main\s*\([^)]*\)\s*\{")
+_DIRECTIVE = re.compile(r"^[^\S\n]*#[^\n]*\n?", re.MULTILINE)
+# The tests come before the answer, in a namespace of a name that is drawn for each program: what the answer defines, macros
+# and operators among it, is not there yet where the tests are compiled. They call functions of the prompt's types, which call
+# the answer's. A failed assertion ends the process by an instruction, and a counted one jumps back: neither calls a function
+# that a program could bring with it.
+_BEFORE = """{directives}{head}
+#include <cstdio>
+namespace {name} {{
+{prototypes}
+{helpers}
+static void* back[5];
+static bool counting = false;
+static void missed(int line) {{
+    if (counting) __builtin_longjmp(back, 1);
+    std::fprintf(stderr, "Assertion in line %d of the tests failed.\\n", line);
+    __builtin_trap();
+}}
+#undef assert
+#define assert(...) (static_cast<bool>(__VA_ARGS__) ? void() : {name}::missed(__LINE__))
+{tests}
+namespace wrong {{
+{wrong}
+}}
+static bool meets_the_wrong() {{
+    if (__builtin_setjmp(back)) return false;
+    counting = true;
+    wrong::tests();
+    return true;
+}}
+#undef assert
+}}
+static const char* const {name}_words[] = {{{words}}};
+int main() {{
+    {name}::tests();
+    const bool forged = {name}::meets_the_wrong();
+    std::fflush(stdout);
+    std::fputs({name}_words[forged ? {bad} : {good}], stdout);
+    return 0;
+}}
+#include <assert.h>
+"""
 # A local object's destructor runs when main returns, but neither after exit() nor after a failed assert().
 _AT_END = '#include <cstdio>\nstruct QtkEnd {{ ~QtkEnd() {{ std::fflush(stdout); std::fputs("{0}", stdout); }} }};\n'
 
@@ -44,22 +88,109 @@ class _CodefuseRules(CodefuseRules):
 
 @dataclass(frozen=True)
 class CppToolchain(Toolchain):
-    """One translation unit: solution, then tests with `main`."""
+    """One translation unit: the tests, then the solution."""
 
     standard: str = "c++11"
 
     settings: ClassVar[frozenset[str]] = frozenset({"standard"})
 
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
-        sentinel = new_sentinel()
-        tests = _MAIN.sub(lambda found: f"{found.group(0)} QtkEnd qtk_end;", task.tests, count=1)
-        source = f"{solution}\n{_AT_END.format(sentinel)}{tests}"
+        seal = Seal.drawn()
+        source = self._apart(solution, task, seal) or _together(solution, task, seal)
         libraries = ("-lcrypto", "-lssl") if "openssl/" in source else ()
         steps = (
             self._compile("g++", f"-std={self.standard}", "-w", "-fmax-errors=5", "main.cpp", "-o", "main", *libraries),
             self._run("./main"),
         )
-        return Job({"main.cpp": source}, steps, sentinel, environment, roomy(self.limits, 1024 * MIB, 64))
+        limits = roomy(self.limits, 1024 * MIB, 64)
+        return Job({"main.cpp": source}, steps, seal.sentinel, environment, limits, seal.decoys)
+
+    def _apart(self, solution: str, task: Task, seal: Seal) -> str:
+        """The program with its tests before the solution; empty where the prompt's functions cannot be called like that."""
+        grammar, prompt = CPP.grammar, task.prompt
+        found = grammar.found(task.entry, prompt)
+        main = _MAIN.search(task.tests)
+        if not found or main is None:
+            return ""
+        entry = found[-1]
+        definitions = [item for item in grammar.definitions(prompt) if item.start < entry.start()]
+        first = min(
+            [item.start for item in definitions if "(" in prompt[item.start : item.end].split("{")[0]],
+            default=entry.start(),
+        )
+        head, helpers = prompt[: min(first, entry.start())], prompt[min(first, entry.start()) : entry.start()]
+        signature = _Signature.of(prompt[entry.start() : entry.end()], task.entry)
+        if signature is None:
+            return ""
+        name = f"qtk_{secrets.token_hex(6)}"
+        includes = _absent_includes(head) if "using namespace std" in head else ""
+        types = [block.group(0) for block in _TYPES.finditer(head)]
+        for block in types:
+            solution = solution.replace(block, "", 1)
+        flip = next(self.assertions.flips(task.tests), None) if self.assertions else None
+        wrong = (
+            flip.instead(task.tests) if flip else f"{task.tests[: main.end()]}assert(false);{task.tests[main.end() :]}"
+        )
+        program = _BEFORE.format(
+            directives="".join(_DIRECTIVE.findall(task.tests)),
+            head=includes + head,
+            name=name,
+            prototypes=f"{signature.result} {task.entry}({signature.parameters});",
+            helpers=helpers,
+            tests=_as_function(task.tests),
+            wrong=_as_function(wrong),
+            words=seal.listed(),
+            good=seal.good,
+            bad=seal.bad,
+        )
+        call = f"return ::{task.entry}({', '.join(signature.names)});"
+        return f"{program}{solution}\nnamespace {name} {{\n{signature.result} {task.entry}({signature.parameters}) {{ {call} }}\n}}\n"
+
+
+_TYPES = re.compile(r"^(?:union|struct|class)\s+\w+[^{;]*\{.*?^\};[^\n]*\n", re.MULTILINE | re.DOTALL)
+
+
+def _as_function(tests: str) -> str:
+    """The tests without directives, which are at the top of the program, and with `main` under another name."""
+    return _MAIN.sub("static int tests() {", _DIRECTIVE.sub("", tests), count=1)
+
+
+def _together(solution: str, task: Task, seal: Seal) -> str:
+    """The program with its tests behind the solution, whose definitions they then see."""
+    tests = _MAIN.sub(lambda found: f"{found.group(0)} QtkEnd qtk_end;", task.tests, count=1)
+    return f"{solution}\n{_AT_END.format(seal.sentinel)}{tests}"
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """A function's header: the type of its result, its parameters as they are written, and their names."""
+
+    result: str
+    parameters: str
+    names: tuple[str, ...]
+
+    @staticmethod
+    def of(header: str, entry: str) -> _Signature | None:
+        found = re.search(rf"^(.*?[\s&*>]){re.escape(entry)}\s*\((.*)\)\s*(?:const\s*)?\{{$", header.strip(), re.DOTALL)
+        if found is None:
+            return None
+        parameters = _divided(found.group(2))
+        names = [re.search(r"(\w+)\s*(?:=.*)?$", part.strip(), re.DOTALL) for part in parameters]
+        if not all(names):
+            return None
+        return _Signature(found.group(1).strip(), found.group(2), tuple(name.group(1) for name in names if name))
+
+
+def _divided(parameters: str) -> list[str]:
+    """The parameters one by one: a comma between angle brackets divides nothing."""
+    parts, depth = [""], 0
+    for character in parameters:
+        depth += (character in "<({") - (character in ">)}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part.strip()]
 
 
 CPP = Language(
@@ -82,6 +213,13 @@ CPP = Language(
         main=re.compile(r"\bint\s+main\s*\("),
     ),
     toolchain=CppToolchain(
+        assertions=Assertions(
+            re.compile(
+                r"^[^\S\n]*assert[^\S\n]*\((?:[^\n]*==(?P<expected>[^\n]*)|[^\n]*\)[^\S\n]*,[^\S\n]*(?P<list>\{[^\n]*\}))\)[^\S\n]*;",
+                re.MULTILINE,
+            ),
+            quotes='"',
+        ),
         commands=("g++",),
         install="apt install g++",
         requirements=(
