@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qtk.bench.accuracy.results.comparison import Comparison
     from qtk.bench.accuracy.results.result import AccuracyResult
     from qtk.bench.accuracy.results.score import CompareOptions
-    from qtk.bench.divergence_run import DivergenceResult
+    from qtk.bench.divergence_result import DivergenceResult
     from qtk.bench.latency_result import LatencyReport
     from qtk.bench.options import DivergenceOptions, LatencyOptions
     from qtk.calibration.options import CalibrationOptions
@@ -78,7 +78,7 @@ _MODULES = {
     "qtk.bench.accuracy.results.comparison": ("Comparison",),
     "qtk.bench.accuracy.results.result": ("AccuracyResult",),
     "qtk.bench.accuracy.results.score": ("CompareOptions",),
-    "qtk.bench.divergence_run": ("DivergenceResult",),
+    "qtk.bench.divergence_result": ("DivergenceResult",),
     "qtk.bench.latency_result": ("LatencyReport",),
     "qtk.bench.options": ("DivergenceOptions", "LatencyOptions"),
     "qtk.calibration.options": ("CalibrationOptions",),

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,6 +181,49 @@ def threads_for(threads: int | None) -> int:
     """How many threads to compute with: `threads`, else OMP_NUM_THREADS, else every usable core. Never more than those."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(threads or (int(wanted) if wanted.isdigit() and int(wanted) else usable_cores()), usable_cores())
+
+
+@dataclass(frozen=True)
+class ThreadChoice:
+    """How many threads to compute with. busy: cores that other processes keep busy, where that lowered the number."""
+
+    threads: int
+    busy: float = 0.0
+
+    @property
+    def sentence(self) -> str | None:
+        """What to say of a number that was lowered."""
+        if not self.busy:
+            return None
+        return (
+            f"Other processes keep {self.busy:.1f} of {usable_cores()} cores busy, so this one computes with "
+            f"{self.threads} thread{'s' if self.threads > 1 else ''}: threads that wait for each other take longer. "
+            "--threads decides otherwise."
+        )
+
+
+def unhindered_threads(threads: int | None, busy: Callable[[], float] | None = None) -> ThreadChoice:
+    """`threads_for(threads)`, but no more than there are cores that nobody else keeps busy, unless `threads` or
+    OMP_NUM_THREADS says how many. busy: tells how many cores others keep busy (None: `busy_cores`)."""
+    count = threads_for(threads)
+    if threads or os.environ.get("OMP_NUM_THREADS") or count == 1:
+        return ThreadChoice(count)
+    others = (busy or busy_cores)()
+    free = max(1, usable_cores() - round(others))
+    return ThreadChoice(free, others) if free < count else ThreadChoice(count)
+
+
+def busy_cores(seconds: float = 0.3) -> float:
+    """How many cores other processes kept busy in the last moment, by the system's own count."""
+
+    def busy() -> float:
+        own, everyone = os.times(), psutil.cpu_times()
+        working = everyone.user + everyone.system + getattr(everyone, "nice", 0.0) + getattr(everyone, "steal", 0.0)
+        return working - own.user - own.system
+
+    before, start = busy(), time.monotonic()
+    time.sleep(seconds)
+    return max(0.0, (busy() - before) / (time.monotonic() - start))
 
 
 def limit_threads(threads: int | None) -> int:

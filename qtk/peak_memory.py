@@ -17,7 +17,7 @@ class PeakMemory:
     def __init__(self, interval: float = 0.005) -> None:
         self._interval = interval
         self._stop = threading.Event()
-        self.start_bytes = self.peak_bytes = _resident_bytes()
+        self.start_bytes = self.peak_bytes = resident_bytes()
 
     @property
     def above(self) -> int:
@@ -25,7 +25,7 @@ class PeakMemory:
 
     def _sample(self) -> None:
         while not self._stop.wait(self._interval):
-            self.peak_bytes = max(self.peak_bytes, _resident_bytes())
+            self.peak_bytes = max(self.peak_bytes, resident_bytes())
 
     def __enter__(self) -> PeakMemory:
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -35,10 +35,11 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.peak_bytes = max(self.peak_bytes, _resident_bytes())
+        self.peak_bytes = max(self.peak_bytes, resident_bytes())
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Bytes of memory that this process holds now."""
     try:
         with open("/proc/self/statm", encoding="ascii") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -8,6 +8,7 @@ import signal
 import torch
 
 pytest_plugins = [
+    "support.bundles",
     "support.commands",
     "support.hub",
     "support.machines",
@@ -15,10 +16,13 @@ pytest_plugins = [
     "support.quantized_checkpoint",
     "support.skips",
     "support.tiny_models",
+    "support.writable_hub",
 ]
 
 # pytest-xdist tells its workers the width of the terminal. Commands print for a pipe, unless a test says otherwise.
 os.environ.pop("COLUMNS", None)
 # A background job of a shell ignores Ctrl-C, and so would the commands that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Two runs that are compared bit by bit must not be given other numbers of threads because the load changed in between.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)  # workers run side by side; threads of several spinning on the same cores slow all

@@ -21,15 +21,16 @@ def read_back(loops: int, *, repeats: bool = False) -> QuantizeReport:
         fell_back_to_rtn=[], calibration_rows=0, calibration_rows_offered=0, calibration_tokens=0,
         compute_dtype="float32", mean_error_before=None, mean_error_after=None, float_bytes=1, quantized_bytes=1,
         seconds=1.0, peak_memory_bytes=25_276_500_000, activation_bytes=0, spilled_bytes=0, held_back_kl={},
-        read_back=ReadBack(linears=1, bits_per_weight=4.25, texts=4, loops=loops, text="x", repeats=repeats),
+        read_back=ReadBack(linears=1, bits_per_weight=4.25, blocks=30, tokens=128, largest_difference=2e-7,
+                           texts=4, loops=loops, text="x", repeats=repeats),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("loops", "repeats", "said"),
     [
-        (0, False, "1 linear, 4.25 bits a weight; generates 'x'"),
-        (2, False, "1 linear, 4.25 bits a weight; generates 'x'"),
+        (0, False, "1 linear, 4.25 bits a weight, 30 blocks as quantized, to 2e-07; generates 'x'"),
+        (2, False, "1 linear, 4.25 bits a weight, 30 blocks as quantized, to 2e-07; generates 'x'"),
         (3, False, "; 3 of 4 texts end in a loop, as the float model's do"),
         (4, True, ": IT REPEATS ITSELF, 4 of 4 texts end in a loop, the float model does not"),
     ],

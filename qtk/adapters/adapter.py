@@ -8,14 +8,17 @@ and trainers built on it wrote those.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from qtk.adapters.config import WEIGHTS_NAME, AdapterConfig, read_config
+from qtk.checkpoint.manifest import FileDigest
+from qtk.checkpoint.passing_digest import PassingDigest
 from qtk.checkpoint.reader import all_finite
 from qtk.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
+from qtk.checkpoint.writer import raw_bytes
 from qtk.errors import InputError, listing
 
 _PICKLE_NAME = "adapter_model.bin"
@@ -61,6 +64,8 @@ class Adapter:
     base_copy: dict[str, str] = field(default_factory=dict)
     # Copies that peft writes beside a tensor in `replaced`: key -> that tensor's name. It never reads them back.
     twins: dict[str, str] = field(default_factory=dict)
+    # Of the weights' file, taken while its values were checked.
+    digest: FileDigest | None = None
 
     def info(self, key: str) -> TensorInfo:
         """dtype and shape of one of the adapter's tensors."""
@@ -92,8 +97,9 @@ def open_adapter(directory: Path) -> Adapter:
     adapter = Adapter(directory, config, SafetensorsFile(directory / WEIGHTS_NAME))
     for key in adapter.file.tensors:
         _sort(adapter, key)
-    _require_finite(adapter)
-    return adapter
+    passing = PassingDigest(adapter.file.path)
+    _require_finite(adapter, passing)
+    return replace(adapter, digest=passing.finish())
 
 
 def _sort(adapter: Adapter, key: str) -> None:
@@ -120,19 +126,23 @@ def _sort(adapter: Adapter, key: str) -> None:
         adapter.replaced[f"{match['module']}.{match['kind']}"] = key
 
 
-def _require_finite(adapter: Adapter) -> None:
-    bad = [
-        key for key, info in adapter.file.tensors.items() if info.dtype.is_floating_point and not _finite(adapter, key)
-    ]
+def _require_finite(adapter: Adapter, passing: PassingDigest) -> None:
+    tensors = sorted(adapter.file.tensors, key=lambda key: adapter.info(key).offset)
+    bad = [key for key in tensors if adapter.info(key).dtype.is_floating_point and not _finite(adapter, key, passing)]
     if bad:
         raise InputError(
             f"{adapter.path / WEIGHTS_NAME} holds NaN or Inf:\n{listing(bad)}\nThe file is damaged or the training diverged."
         )
 
 
-def _finite(adapter: Adapter, key: str) -> bool:
+def _finite(adapter: Adapter, key: str, passing: PassingDigest) -> bool:
     """Whether a tensor holds no NaN or Inf; read a slice at a time, so that a saved embedding is never held whole."""
     info = adapter.info(key)
     rows = info.shape[0] if info.shape else 0
     step = max(1, _SLICE_BYTES * rows // max(info.nbytes, 1))
-    return all(all_finite(adapter.file.read_rows(key, i, min(i + step, rows))) for i in range(0, rows, step))
+    finite = True
+    for start in range(0, rows, step):
+        values = adapter.file.read_rows(key, start, min(start + step, rows))
+        passing.show(adapter.file.byte_offset(key, start), raw_bytes(values))
+        finite = finite and all_finite(values)
+    return finite

@@ -1,16 +1,19 @@
 """The streaming merge: each tensor of the base is read, changed and written a slice of rows at a time.
 
 Peak memory is the low-rank factors of one tensor and a few slices, whatever the model's size. Slices are worked on by
-one thread a core, each with torch on one thread: so reading, arithmetic and writing overlap.
+one thread a core, each with torch on one thread: so reading, arithmetic and writing overlap. The main thread takes the digests
+of both files from the slices as they come out, in their order, and another one flushes what is written to the disk: nothing
+is read a second time, and little is left to be waited for at the end.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -28,10 +31,11 @@ from qtk.adapters.layout import base_layout
 from qtk.adapters.options import MergeOptions
 from qtk.adapters.plan import MergePlan, TensorPlan, make_plan
 from qtk.checkpoint.hub import model_directory
-from qtk.checkpoint.manifest import ManifestRecorder
+from qtk.checkpoint.manifest import FileDigest, ManifestRecorder
+from qtk.checkpoint.passing_digest import PassingDigest
 from qtk.checkpoint.reader import Checkpoint, all_finite, config_bytes
-from qtk.checkpoint.staging import staged_directory
-from qtk.checkpoint.writer import CheckpointWriter
+from qtk.checkpoint.staging import flush_file, staged_directory
+from qtk.checkpoint.writer import CheckpointWriter, raw_bytes
 from qtk.errors import InputError, listing
 from qtk.machine import usable_cores
 from qtk.models.rope import with_both_spellings
@@ -41,6 +45,7 @@ from qtk.progress import Progress
 _SLICE_ELEMENTS = 1 << 20  # 2 MB of bf16 and 4 MB of float32: what a core's share of the cache holds
 # QLoRA training loads the base in this dtype, whatever it is stored in, and rounds that to NF4.
 _QLORA_DTYPE = torch.bfloat16
+_FLUSH_BYTES = 1 << 28  # written before the disk is told to begin
 _MOST_WORKERS = 4  # memory bandwidth is used up by then, and each holds its slices
 
 
@@ -94,9 +99,12 @@ def merge(
         closing(Checkpoint(base_path)) as base,
     ):
         recorder.add_input("base", base.path, base.files)
+        digests: dict[Path, FileDigest] = {}
         adapters = [open_adapter(path) for path in adapter_paths]
         for adapter in adapters:
             recorder.add_input("adapter", adapter.path, adapter.files)
+            if adapter.digest is not None:
+                digests[adapter.file.path] = adapter.digest
         weights = _weights(options.weight, adapters)
         if not options.any_base:
             _require_own_base(base, adapters)
@@ -105,7 +113,9 @@ def merge(
             raise InputError(f"{base.path}: --qlora-base knows no NF4 form of weights that are stored [in, out].")
         plan = make_plan(base, layout, adapters, weights, nf4=options.qlora_base is not None)
         tokenizer = choose_tokenizer(base, adapters, options.tokenizer, resized=plan.vocabulary is not None)
-        write_tensors(plan, directory, base.path, shard_bytes=int(options.shard_gb * 1e9))
+        digests |= write_tensors(plan, directory, base.path, shard_bytes=int(options.shard_gb * 1e9))
+        base.require_unchanged()
+        recorder.know(digests)
         write_companions(base, directory, tokenizer, config=_config(base, plan))
         write_merged_card(directory, out.name, base, adapters, weights)
         changed = sum(tensor.changed for tensor in plan.tensors)
@@ -181,8 +191,8 @@ def _config(base: Checkpoint, plan: MergePlan) -> bytes:
     return config_bytes({**spelled, **changes})
 
 
-class _Buffers(threading.local):
-    """Scratch memory of one thread, kept from slice to slice: fresh pages would cost more than the arithmetic."""
+class _Buffers:
+    """Scratch memory that is kept from slice to slice: fresh pages would cost more than the arithmetic."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, torch.dtype], torch.Tensor] = {}
@@ -195,39 +205,78 @@ class _Buffers(threading.local):
         return held[:count].view(shape)
 
 
+class _ThreadBuffers(_Buffers, threading.local):
+    """Scratch memory of one thread."""
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Rows start..stop-1 of one tensor: as they were read, and as they were written."""
+
+    plan: TensorPlan
+    start: int
+    read: torch.Tensor
+    written: torch.Tensor
+
+
 @dataclass
 class _Streaming:
-    """A merge in progress: threads, what they write to, and the tensors found to hold NaN or Inf."""
+    """A merge in progress: threads, what they write to, the digests of the files so far, and the tensors found to hold NaN
+    or Inf."""
 
     writer: CheckpointWriter
     pool: ThreadPoolExecutor
+    flusher: ThreadPoolExecutor
     workers: int
-    buffers: _Buffers = field(default_factory=_Buffers)
-    pending: deque[Future[None]] = field(default_factory=deque)
+    scratch: _ThreadBuffers = field(default_factory=_ThreadBuffers)
+    free: deque[_Buffers] = field(default_factory=deque)
+    pending: deque[tuple[_Buffers, Future[_Slice]]] = field(default_factory=deque)
+    digests: dict[Path, PassingDigest] = field(default_factory=dict)
     bad_base: dict[str, None] = field(default_factory=dict)
     bad_result: dict[str, None] = field(default_factory=dict)
+    unflushed: int = 0
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Queues a slice; waits for the oldest when enough are under way, so that factors do not pile up in memory."""
-        self.pending.append(self.pool.submit(work))
-        while len(self.pending) > 2 * self.workers:
-            self.pending.popleft().result()
+    def submit(self, work: Callable[[_Buffers], _Slice]) -> None:
+        """Queues a slice; waits for the oldest when enough are under way, so that neither slices nor factors pile up in
+        memory."""
+        while len(self.pending) >= 2 * self.workers:
+            self._take_oldest()
+        buffers = self.free.popleft() if self.free else _Buffers()
+        self.pending.append((buffers, self.pool.submit(work, buffers)))
 
     def drain(self) -> None:
         while self.pending:
-            self.pending.popleft().result()
+            self._take_oldest()
+
+    def _take_oldest(self) -> None:
+        buffers, future = self.pending.popleft()
+        done = future.result()
+        plan = done.plan
+        self._digest(plan.file.path).show(plan.file.byte_offset(plan.source, done.start), raw_bytes(done.read))
+        path, offset = self.writer.place(plan.name, done.start)
+        self._digest(path).show(offset, raw_bytes(done.written))
+        self.free.append(buffers)
+        self.unflushed += done.written.nbytes
+        if self.unflushed >= _FLUSH_BYTES:
+            self.unflushed = 0
+            self.flusher.submit(flush_file, path)
+
+    def _digest(self, path: Path) -> PassingDigest:
+        return self.digests.setdefault(path, PassingDigest(path))
 
 
-def write_tensors(plan: MergePlan, directory: Path, base_name: Path, *, shard_bytes: int) -> None:
-    """Writes every tensor of the plan. InputError naming all tensors with NaN or Inf, once all were seen."""
+def write_tensors(plan: MergePlan, directory: Path, base_name: Path, *, shard_bytes: int) -> dict[Path, FileDigest]:
+    """Writes every tensor of the plan. Returns the digests of the files read and written. InputError naming all tensors
+    with NaN or Inf, once all were seen."""
     specs = {tensor.name: tensor.spec for tensor in plan.tensors}
     total = sum(spec.nbytes for spec in specs.values())
     with (
         CheckpointWriter(directory, specs, shard_bytes=shard_bytes) as writer,
         _threads() as (pool, workers),
+        ThreadPoolExecutor(1) as flusher,
         Progress("merge", total=max(1, total >> 20), unit="MB") as progress,
     ):
-        streaming = _Streaming(writer, pool, workers)
+        streaming = _Streaming(writer, pool, flusher, workers)
         done = shown = 0
         for tensor in plan.tensors:
             _write_tensor(streaming, tensor)
@@ -237,6 +286,7 @@ def write_tensors(plan: MergePlan, directory: Path, base_name: Path, *, shard_by
             shown = done >> 20
         streaming.drain()
         _require_finite(streaming, base_name)
+    return {path: digest.finish() for path, digest in streaming.digests.items()}
 
 
 @contextmanager
@@ -272,14 +322,11 @@ def _write_tensor(streaming: _Streaming, plan: TensorPlan) -> None:
         return
     if not plan.changed:
         for start, stop in _slices(shape):
-            streaming.submit(lambda start=start, stop=stop: _copy(streaming, plan, start, stop))  # type: ignore[misc]
+            streaming.submit(functools.partial(_copy, streaming, plan, start, stop))
         return
     change = _prepare(streaming, plan)
     for start, stop in _slices(shape, aligned=plan.nf4):
-        streaming.submit(lambda start=start, stop=stop: _change(streaming, plan, change, start, stop))  # type: ignore[misc]
-    if plan.tokens:
-        streaming.drain()  # their rows go over those just written
-        _write_tokens(streaming, plan)
+        streaming.submit(functools.partial(_change, streaming, plan, change, start, stop))
 
 
 def _slices(shape: tuple[int, ...], *, aligned: bool = False) -> Iterator[tuple[int, int]]:
@@ -295,7 +342,8 @@ def _slices(shape: tuple[int, ...], *, aligned: bool = False) -> Iterator[tuple[
 
 @dataclass(frozen=True)
 class _Change:
-    """What the slices of one tensor share: stacked factors, DoRA's vector and column norms, NF4's block magnitudes."""
+    """What the slices of one tensor share: stacked factors, DoRA's vector and column norms, NF4's block magnitudes, rows that
+    an adapter holds whole by their index."""
 
     left: torch.Tensor | None = None
     right: torch.Tensor | None = None
@@ -303,6 +351,7 @@ class _Change:
     column_norms: torch.Tensor | None = None
     absmax: torch.Tensor | None = None
     restored: torch.Tensor | None = None
+    rows: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 def _prepare(streaming: _Streaming, plan: TensorPlan) -> _Change:
@@ -321,31 +370,32 @@ def _prepare(streaming: _Streaming, plan: TensorPlan) -> _Change:
         added = _Change(left, right)
         squares = streaming.pool.map(lambda s: _column_squares(streaming, plan, added, *s), _all(plan, False))
         column_norms = sum(squares, start=torch.zeros(1, dtype=torch.float64)).sqrt().float()
-    return _Change(left, right, magnitude, column_norms, absmax, restored)
+    return _Change(left, right, magnitude, column_norms, absmax, restored, _token_rows(plan))
 
 
 def _all(plan: TensorPlan, aligned: bool) -> list[tuple[int, int]]:
     return list(_slices(plan.file.tensors[plan.source].shape, aligned=aligned))
 
 
-def _read(streaming: _Streaming, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
+def _read(buffers: _Buffers, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
     info = plan.file.tensors[plan.source]
-    rows = streaming.buffers.get("read", info.dtype, (stop - start, *info.shape[1:]))
+    rows = buffers.get("read", info.dtype, (stop - start, *info.shape[1:]))
     plan.file.read_rows_into(plan.source, start, rows)
     return rows
 
 
 def _block_absmax(streaming: _Streaming, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
-    return nf4.block_absmax(_read(streaming, plan, start, stop).to(_QLORA_DTYPE))
+    return nf4.block_absmax(_read(streaming.scratch, plan, start, stop).to(_QLORA_DTYPE))
 
 
 def _column_squares(streaming: _Streaming, plan: TensorPlan, change: _Change, start: int, stop: int) -> torch.Tensor:
-    return arithmetic.column_squares(_added(streaming, _read(streaming, plan, start, stop), change, start, stop))
+    rows = _read(streaming.scratch, plan, start, stop)
+    return arithmetic.column_squares(_added(streaming, rows, change, start, stop))
 
 
 def _added(streaming: _Streaming, rows: torch.Tensor, change: _Change, start: int, stop: int) -> torch.Tensor:
     """These rows in float32, rounded to NF4 if asked, with the update added."""
-    wide = streaming.buffers.get("wide", torch.float32, tuple(rows.shape))
+    wide = streaming.scratch.get("wide", torch.float32, tuple(rows.shape))
     if change.absmax is not None and change.restored is not None:
         width = rows.shape[1]
         blocks = slice(start * width // nf4.BLOCK, -(-stop * width // nf4.BLOCK))
@@ -356,30 +406,37 @@ def _added(streaming: _Streaming, rows: torch.Tensor, change: _Change, start: in
     return wide
 
 
-def _copy(streaming: _Streaming, plan: TensorPlan, start: int, stop: int) -> None:
-    rows = _read(streaming, plan, start, stop)
+def _copy(streaming: _Streaming, plan: TensorPlan, start: int, stop: int, buffers: _Buffers) -> _Slice:
+    rows = _read(buffers, plan, start, stop)
     if not all_finite(rows):
         streaming.bad_base[plan.name] = None
     streaming.writer.write_rows(plan.name, start, rows)
+    return _Slice(plan, start, rows, rows)
 
 
-def _change(streaming: _Streaming, plan: TensorPlan, change: _Change, start: int, stop: int) -> None:
-    rows = _read(streaming, plan, start, stop)
+def _change(
+    streaming: _Streaming, plan: TensorPlan, change: _Change, start: int, stop: int, buffers: _Buffers
+) -> _Slice:
+    rows = _read(buffers, plan, start, stop)
     wide = _added(streaming, rows, change, start, stop)
     if change.column_norms is not None and change.magnitude is not None:
         arithmetic.scale_columns_(wide, change.magnitude, change.column_norms)
     elif change.magnitude is not None:
         arithmetic.scale_rows_(wide, change.magnitude[start:stop])
-    result = streaming.buffers.get("result", plan.spec.dtype, tuple(wide.shape)).copy_(wide)
+    result = buffers.get("result", plan.spec.dtype, tuple(wide.shape)).copy_(wide)
+    for index in range(start, stop) if change.rows else ():
+        if index in change.rows:
+            result[index - start] = change.rows[index]
     if not all_finite(result):
         (streaming.bad_result if all_finite(rows) else streaming.bad_base)[plan.name] = None
     streaming.writer.write_rows(plan.name, start, result)
+    return _Slice(plan, start, rows, result)
 
 
-def _write_tokens(streaming: _Streaming, plan: TensorPlan) -> None:
-    for tokens in plan.tokens:
-        rows = tokens.adapter.tensor(tokens.key).to(plan.spec.dtype)
-        if not all_finite(rows):
-            streaming.bad_result[plan.name] = None
-        for row, index in zip(rows, tokens.indices, strict=True):
-            streaming.writer.write_rows(plan.name, index, row.unsqueeze(0))
+def _token_rows(plan: TensorPlan) -> dict[int, torch.Tensor]:
+    """The rows that adapters hold whole, by their index; the last adapter's count."""
+    return {
+        index: row
+        for tokens in plan.tokens
+        for row, index in zip(tokens.adapter.tensor(tokens.key).to(plan.spec.dtype), tokens.indices, strict=True)
+    }

@@ -6,6 +6,7 @@ without tensors, and what cannot be added up.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -283,11 +284,27 @@ def _require_all_used(planner: _Planner) -> None:
 
 def _require_all_there(planner: _Planner) -> None:
     for adapter in planner.adapters:
+        planner.misfits += _saved_but_absent(adapter)
         for module in sorted(targeted_modules(adapter.config, planner.layout)):
             if module not in adapter.parts or not adapter.parts[module].a:
                 planner.misfits.append(
                     f"{module}: adapter_config.json targets it, {adapter.path} holds no tensors for it"
                 )
+
+
+def _saved_but_absent(adapter: Adapter) -> list[str]:
+    """What the config says was trained whole, or row by row, and the file does not hold."""
+    config, held = adapter.config, [*adapter.replaced, *adapter.base_copy]
+    misfits = [
+        f"{saved}: adapter_config.json saves it whole (modules_to_save), {adapter.path} holds no tensor for it"
+        for saved in config.modules_to_save
+        if not any(re.match(rf"(^|.*\.){saved}($|\..*)", name.rpartition(".")[0]) for name in held)
+    ]
+    if config.trainable_token_indices and not any(parts.tokens for parts in adapter.parts.values()):
+        misfits.append(
+            f"trainable_token_indices: adapter_config.json names tokens, {adapter.path} holds no rows for them"
+        )
+    return misfits
 
 
 def _vocabulary(planner: _Planner, plans: dict[str, TensorPlan]) -> int | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qtk.bench.accuracy.answer_source import AnswerSource
     from qtk.bench.accuracy.results.comparison import Comparison
     from qtk.bench.accuracy.results.result import AccuracyResult
-    from qtk.bench.divergence_run import DivergenceResult
+    from qtk.bench.divergence_result import DivergenceResult
     from qtk.bench.latency_result import LatencyReport
 
 __all__ = ["accuracy", "compare", "divergence", "latency"]

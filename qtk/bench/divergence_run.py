@@ -12,72 +12,27 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 import qtk
+from qtk.bench.divergence_result import DivergenceResult, Estimate, TextDivergence
 from qtk.bench.held_out_rows import held_out_rows
 from qtk.bench.options import DivergenceOptions
 from qtk.calibration.rows import TokenRows
 from qtk.engines.description import is_engine
 from qtk.engines.sessions.session import DecoderSession
 from qtk.errors import InputError
-from qtk.machine import limit_threads, machine
+from qtk.machine import limit_threads, machine, unhindered_threads
 from qtk.models.forward import attention_mask, block_forward, rms_norm
 from qtk.models.tokenizer import TextTokenizer
-from qtk.progress import Progress
+from qtk.progress import Progress, note
 from qtk.quantization.model_weights import ModelWeights
 
 LOGITS_BYTES = 64_000_000  # of one [tokens, vocab] float32 tensor; about six of them live at once
 # Rows of each text for an engine's divergence from its own checkpoint, which is small and differs little between rows.
 _CHECKPOINT_ROWS = 4
-
-
-class Estimate(BaseModel):
-    """A mean over tokens and its standard error, clustered by row."""
-
-    model_config = ConfigDict(frozen=True)
-    mean: float
-    standard_error: float
-
-
-class TextDivergence(BaseModel):
-    """The figures of one text. KL(reference || model) in nats per token; quantiles over tokens."""
-
-    model_config = ConfigDict(frozen=True)
-    text: str
-    rows: int
-    tokens: int
-    kl: Estimate
-    kl_median: float
-    kl_p99: float
-    kl_max: float
-    top1_agreement: Estimate
-    perplexity_reference: float
-    perplexity: float
-    # Mean difference of the log-likelihood losses (model - reference), paired by token: log of the perplexity ratio.
-    loss_increase: Estimate
-    tokens_sha256: str
-
-
-class DivergenceResult(BaseModel):
-    """The result of `qtk bench divergence`: one entry for each text, then all of them pooled. from_checkpoint: an engine's
-    divergence from the checkpoint that it was built from, which its arithmetic adds to the quantization."""
-
-    model_config = ConfigDict(frozen=True)
-    kind: Literal["divergence"] = "divergence"
-    qtk_version: str
-    model: str
-    reference: str
-    options: DivergenceOptions
-    texts: tuple[TextDivergence, ...]
-    pooled: TextDivergence
-    from_checkpoint: TextDivergence | None = None
-    engine_settings: dict[str, object] = Field(default_factory=dict)
-    seconds: float
-    machine: dict[str, object]
 
 
 class Predictor(Protocol):
@@ -271,7 +226,10 @@ def _measure(
 ) -> DivergenceResult:
     """sizes: the vocabulary of `other`, and the longest row that it takes. settings: of an engine; empty for a checkpoint."""
     started = time.monotonic()
-    limit_threads(options.threads)
+    choice = unhindered_threads(options.threads)
+    limit_threads(choice.threads)
+    if choice.sentence:
+        note(choice.sentence)
     base = ModelWeights.open(reference)
     _require_comparable(base, other=(str(model), *sizes), seq_len=options.seq_len)
     tokenizer = TextTokenizer(reference)

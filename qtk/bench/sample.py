@@ -5,30 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from qtk.bench.options import SampleOptions
+from qtk.bench.sample_result import SampleResult, SampleText
 from qtk.engines.sessions.options import GenerateOptions
 from qtk.engines.sessions.session import open_session
 from qtk.engines.sessions.text import generate_text
 from qtk.progress import note
-
-
-class SampleText(BaseModel):
-    """One engine's continuation of one prompt."""
-
-    model_config = ConfigDict(frozen=True)
-    engine: str
-    prompt: str
-    text: str
-
-
-class SampleResult(BaseModel):
-    """Every engine's text for every prompt, the most likely token at each step."""
-
-    model_config = ConfigDict(frozen=True)
-    options: SampleOptions
-    texts: tuple[SampleText, ...]
 
 
 def sample_engines(engines: Sequence[Path], options: SampleOptions) -> SampleResult:

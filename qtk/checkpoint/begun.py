@@ -19,7 +19,7 @@ class BegunWork(BaseModel):
     """A record of unfinished work. facts: a digest of each thing that decides the result, by the name a refusal calls it.
 
     begun: ISO 8601 UTC. command: the words as they were typed. total, unit: how much there is to do ("30", "block").
-    compute_dtype: of a quantization.
+    compute_dtype, threads: of a quantization (0: not recorded).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -30,9 +30,10 @@ class BegunWork(BaseModel):
     total: int = 0
     unit: str = ""
     compute_dtype: str = ""
+    threads: int = 0
 
     @staticmethod
-    def now(facts: Mapping[str, Any], *, total: int, unit: str, compute_dtype: str = "") -> BegunWork:
+    def now(facts: Mapping[str, Any], *, total: int, unit: str, compute_dtype: str = "", threads: int = 0) -> BegunWork:
         """The record of work that begins now. facts: JSON-able values by name."""
         return BegunWork(
             facts={name: canonical_digest(value) for name, value in facts.items()},
@@ -41,6 +42,7 @@ class BegunWork(BaseModel):
             total=total,
             unit=unit,
             compute_dtype=compute_dtype,
+            threads=threads,
         )
 
     @staticmethod

@@ -20,7 +20,7 @@ BASE_CARD_NAME = "README-base.md"
 _MERGE_CARD_NAME = "README-merge.md"
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 # What the base's card says that is true of the new model too.
-_KEPT = ("license", "license_name", "license_link", "language")
+KEPT = ("license", "license_name", "license_link", "language")
 _OWN_TAG = "qtk"
 
 
@@ -42,16 +42,18 @@ class BaseCard:
     @property
     def carried(self) -> dict[str, Any]:
         """Its metadata that holds for what is made of it."""
-        return {key: self.metadata[key] for key in _KEPT if self.metadata.get(key)}
+        return {key: self.metadata[key] for key in KEPT if self.metadata.get(key)}
 
 
 def read_base(model: Checkpoint) -> BaseCard:
     """What the directory of a model says of where it comes from: the hub's cache, its card, its config."""
-    metadata = _front_matter(model.path / CARD_NAME)
+    metadata = card_metadata(model.path / CARD_NAME)
     if "license" not in metadata and isinstance(model.config.get("license"), str):
         metadata["license"] = model.config["license"]
     identity, _, commit = (hub_identity(model.path) or "").partition("@")
-    named = (identity,) if identity else _ids(metadata.get("base_model")) or _ids(model.config.get("_name_or_path"))
+    named = (
+        (identity,) if identity else hub_ids(metadata.get("base_model")) or hub_ids(model.config.get("_name_or_path"))
+    )
     return BaseCard(model.path, named, commit, metadata)
 
 
@@ -97,7 +99,8 @@ def base_sentence(base: BaseCard) -> str:
     return f"{links} at commit `{base.commit[:12]}`" if base.commit else links
 
 
-def _front_matter(card: Path) -> dict[str, Any]:
+def card_metadata(card: Path) -> dict[str, Any]:
+    """The metadata of a card: its front matter, empty where there is none or it cannot be read."""
     try:
         match = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
         content = yaml.safe_load(match[1]) if match else {}
@@ -106,7 +109,7 @@ def _front_matter(card: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _ids(value: Any) -> tuple[str, ...]:
+def hub_ids(value: Any) -> tuple[str, ...]:
     """The hub ids in a text or a list of texts."""
     texts = value if isinstance(value, list) else [value]
     return tuple(text for text in texts if isinstance(text, str) and is_hub_id(text) and not Path(text).exists())

@@ -219,13 +219,14 @@ def _sentences(name: str, revision: str | None, kind: str = "model") -> Iterator
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise MachineError(_first_line(error)) from None
+        raise MachineError(first_line(error)) from None
     except Exception as error:
         if not _of_the_network(error):
             raise
-        raise MachineError(_first_line(error)) from None
+        raise MachineError(first_line(error)) from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line without secrets."""
     text = redact(str(error)).strip().splitlines()
     return f"{(text or [type(error).__name__])[0].rstrip('.')}."

@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,12 @@ from qtk.checkpoint.publishing import found_path, publishable, recorded_path, re
 from qtk.checkpoint.reader import CARD_NAME
 from qtk.errors import InputError
 from qtk.machine import machine, package_versions, threads_for
-from qtk.progress import warnings_since, warnings_so_far
+from qtk.progress import Progress, warnings_since, warnings_so_far
 
 MANIFEST_NAME = "qtk-manifest.json"
+# Of a bundle: every file's sha256, the manifest's included, and the signature of that list.
+SUMS_NAME, SIGNATURE_NAME = "SHA256SUMS", "SHA256SUMS.sig"
+BLOCK = 2**20  # bytes read at a time
 _PACKAGES = (
     "torch",
     "transformers",
@@ -100,16 +104,35 @@ class ManifestRecorder:
         """Records an input. Its files are digested when the manifest is written."""
         self._inputs.append((role, Path(path), list(files)))
 
+    def know(self, digests: Mapping[Path, FileDigest]) -> None:
+        """Takes digests that were made while the files were read or written, so that they are not read again."""
+        self._digests |= digests
+
     def digest(self, directory: Path, leave_out: Sequence[Path] = ()) -> list[Path]:
         """Digests the inputs and every file in `directory` except `leave_out` and what lies below it, ahead of `write`: none of them may
         change afterwards. Returns the outputs."""
         outputs = [p for p in output_files(directory) if not {p, *p.parents}.intersection(leave_out)]
-        wanted = [*outputs, *(path for _, _, files in self._inputs for path in files)]
-        missing = [path for path in dict.fromkeys(wanted) if path not in self._digests]
-        # In several threads: sha256 keeps one core busy, and releases Python's lock.
-        with ThreadPoolExecutor(self.threads) as pool:
-            self._digests |= zip(missing, pool.map(file_digest, missing), strict=True)
+        self._take([*outputs, *(path for _, _, files in self._inputs for path in files)])
         return outputs
+
+    def _take(self, paths: Iterable[Path]) -> None:
+        """Digests those of the files that were not digested yet."""
+        missing = [path for path in dict.fromkeys(paths) if path not in self._digests]
+        self._digests |= digest_files(missing, threads=self.threads)
+
+    def changed_inputs(self) -> list[Path]:
+        """The files of inputs that are not what the input's own manifest says: changed, gone, or not named there. Digests the
+        inputs ahead of `write`, as `digest` does."""
+        self._take(path for _, _, files in self._inputs for path in files)
+        changed = []
+        for _, path, files in self._inputs:
+            if not (path / MANIFEST_NAME).is_file():
+                continue
+            recorded = {name: digest.sha256 for name, digest in read_manifest(path).outputs.items()}
+            found = {str(file.relative_to(path)): self._digests[file].sha256 for file in files}
+            names = sorted(recorded.keys() | found.keys())
+            changed += [path / name for name in names if recorded.get(name) != found.get(name)]
+        return changed
 
     def write(self, directory: Path, final: Path, peak_memory_bytes: int) -> Manifest:
         """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its final name."""
@@ -151,19 +174,35 @@ class ManifestRecorder:
 
 
 def output_files(directory: Path) -> list[Path]:
-    """Every file below `directory`, sorted, except the manifest itself and the model card: that is there to be edited."""
-    left_out = (directory / MANIFEST_NAME, directory / CARD_NAME)
+    """Every file below `directory`, sorted, except the manifest itself, a bundle's sums, which hold the manifest's, and the model
+    card: that is there to be edited."""
+    left_out = [directory / name for name in (MANIFEST_NAME, CARD_NAME, SUMS_NAME, SIGNATURE_NAME)]
     return sorted(p for p in directory.rglob("*") if p.is_file() and p not in left_out)
 
 
-def file_digest(path: Path) -> FileDigest:
-    """sha256 and size of a file."""
+def file_digest(path: Path, on_block: Callable[[], object] | None = None) -> FileDigest:
+    """sha256 and size of a file. on_block: called for each MiB that was read."""
+    digest, size, block = hashlib.sha256(), 0, memoryview(bytearray(BLOCK))
     try:
-        with open(path, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        with open(path, "rb", buffering=0) as stream:
+            while count := stream.readinto(block):
+                digest.update(block[:count])
+                size += count
+                if on_block is not None:
+                    on_block()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    return FileDigest(sha256=digest, bytes=path.stat().st_size)
+    return FileDigest(sha256=digest.hexdigest(), bytes=size)
+
+
+def digest_files(
+    paths: Sequence[Path], *, threads: int | None = None, progress: Progress | None = None
+) -> dict[Path, FileDigest]:
+    """The digests of files, several at once, because sha256 keeps one core busy and releases Python's lock. threads: None for
+    OMP_NUM_THREADS, else every usable core. progress: advanced by the MiB that were read."""
+    with ThreadPoolExecutor(threads_for(threads)) as pool:
+        told = None if progress is None else progress.advance
+        return dict(zip(paths, pool.map(lambda path: file_digest(path, told), paths), strict=True))
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -182,11 +221,12 @@ def made_in(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
 
 
-Status = Literal["ok", "changed", "missing", "unrecorded", "input absent"]
+Status = Literal["ok", "changed", "missing", "unrecorded", "input absent", "not carried"]
 
 
 class Finding(BaseModel):
-    """One line of `qtk verify`: a file (or input) and its state."""
+    """One line of `qtk verify`: a file (or input) and its state. "not carried": a part of the chain that a bundle names, but does
+    not hold."""
 
     model_config = ConfigDict(frozen=True)
     directory: str
@@ -198,64 +238,75 @@ class Finding(BaseModel):
         return self.status in ("changed", "missing", "unrecorded")
 
 
-def verify_chain(*directories: Path) -> list[Finding]:
+def verify_chain(*directories: Path, known: Mapping[Path, FileDigest] | None = None) -> list[Finding]:
     """Digests the directories' files and those of every input that can be found, back to the first input; each file once.
 
-    An input that is not on this machine is listed as "input absent", which does not count as a failure. InputError when one
-    of `directories` has no manifest.
+    An input that is not on this machine is listed as "input absent", which does not count as a failure. known: digests of
+    files that were read just now, by their absolute paths. InputError when one of `directories` has no manifest.
     """
-    return _Verification().run(directories)
+    walk = _Walk()
+    for directory in directories:
+        walk.visit(directory.resolve(), read_manifest(directory))
+    return settle(walk.expectations, known)
 
 
-class _Verification:
-    """A walk along the chain: the findings, the directories visited, and the digests taken so far."""
+@dataclass(frozen=True)
+class Expectation:
+    """A file and what it should be: its sha256, or, where that is settled already, what is to be found."""
+
+    directory: Path
+    file: str
+    sha256: str = ""
+    status: Status | None = None
+
+
+def settle(expectations: Sequence[Expectation], known: Mapping[Path, FileDigest] | None = None) -> list[Finding]:
+    """Digests the files, each once, and holds them against what is expected; findings in the order of the expectations."""
+    digests = dict(known or {})
+    asked = (item.directory / item.file for item in expectations if item.status is None)
+    files = [path for path in dict.fromkeys(asked) if path not in digests and path.is_file()]
+    with Progress("verify", sum(-(-path.stat().st_size // BLOCK) for path in files), "MiB") as progress:
+        digests |= digest_files(files, progress=progress)
+
+    def found(item: Expectation) -> Status:
+        digest = digests.get(item.directory / item.file)
+        if item.status is not None or digest is None:
+            return item.status or "missing"
+        return "ok" if digest.sha256 == item.sha256 else "changed"
+
+    findings = (Finding(directory=str(it.directory), file=it.file, status=found(it)) for it in expectations)
+    return list(dict.fromkeys(findings))
+
+
+class _Walk:
+    """A walk along the chain, which reads manifests only: what is expected of each file, and the directories visited."""
 
     def __init__(self) -> None:
-        self.findings: dict[Finding, None] = {}
-        self.seen: set[Path] = set()
-        self.digests: dict[Path, str] = {}
+        self.expectations: list[Expectation] = []
+        self._seen: set[Path] = set()
 
-    def run(self, directories: Iterable[Path]) -> list[Finding]:
-        for directory in directories:
-            self.walk(directory.resolve(), read_manifest(directory))
-        return list(self.findings)
-
-    def walk(self, place: Path, manifest: Manifest) -> None:
-        if place in self.seen:
+    def visit(self, place: Path, manifest: Manifest) -> None:
+        if place in self._seen:
             return
-        self.seen.add(place)
-        for name, digest in manifest.outputs.items():
-            self.compare(place, name, digest.sha256)
+        self._seen.add(place)
+        self.expectations += [Expectation(place, name, digest.sha256) for name, digest in manifest.outputs.items()]
         for path in output_files(place):
             if (name := str(path.relative_to(place))) not in manifest.outputs:
-                self.add(place, name, "unrecorded")
+                self.expectations.append(Expectation(place, name, status="unrecorded"))
         for record in manifest.inputs:
-            self.walk_input(found_path(record.path, place), record)
+            self._visit_input(found_path(record.path, place), record)
 
-    def walk_input(self, source: Path, record: InputRecord) -> None:
+    def _visit_input(self, source: Path, record: InputRecord) -> None:
         if not source.exists():
-            self.add(source, f"({record.role})", "input absent")
+            self.expectations.append(Expectation(source, f"({record.role})", status="input absent"))
             return
         root = (source if source.is_dir() else source.parent).resolve()
-        for name, sha256 in record.files.items():
-            self.compare(root, name, sha256)
+        self.expectations += [Expectation(root, name, sha256) for name, sha256 in record.files.items()]
         if record.manifest_sha256 is not None:
-            # Compared for every directory that read this input: two of them may have read different states of it.
-            self.compare(root, MANIFEST_NAME, record.manifest_sha256)
+            # Expected by every directory that read this input: two of them may have read different states of it.
+            self.expectations.append(Expectation(root, MANIFEST_NAME, record.manifest_sha256))
             if (root / MANIFEST_NAME).is_file():
-                self.walk(root, read_manifest(root))
-
-    def compare(self, root: Path, name: str, sha256: str) -> None:
-        path = root / name
-        if not path.is_file():
-            self.add(root, name, "missing")
-            return
-        if path not in self.digests:
-            self.digests[path] = file_digest(path).sha256
-        self.add(root, name, "ok" if self.digests[path] == sha256 else "changed")
-
-    def add(self, root: Path, name: str, status: Status) -> None:
-        self.findings.setdefault(Finding(directory=str(root), file=name, status=status))
+                self.visit(root, read_manifest(root))
 
 
 def canonical_digest(value: Any) -> str:

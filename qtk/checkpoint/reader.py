@@ -82,7 +82,7 @@ class Checkpoint:
             return self._from_index(index_path)
         single = sorted(self.path.glob("*.safetensors"))
         if len(single) == 1:
-            return dict.fromkeys(self._open(single[0].name).tensors, single[0].name)
+            return self._in_file_order(dict.fromkeys(self._open(single[0].name).tensors, single[0].name))
         if single:
             raise InputError(
                 f"{self.path} has {len(single)} safetensors files, but no {INDEX_NAME} that says what each one holds."
@@ -111,7 +111,11 @@ class Checkpoint:
         absent = [f"{name} (in {f})" for name, f in weight_map.items() if name not in self._open(f).tensors]
         if absent:
             raise InputError(f"{index_path} lists tensors that their shard does not hold:\n{listing(absent)}")
-        return weight_map
+        return self._in_file_order(weight_map)
+
+    def _in_file_order(self, file_of: Mapping[str, str]) -> dict[str, str]:
+        """Files by name, in each the tensors by their place: so that who reads them in this order reads straight on."""
+        return dict(sorted(file_of.items(), key=lambda item: (item[1], self._open(item[1]).tensors[item[0]].offset)))
 
     def _open(self, file_name: str) -> SafetensorsFile:
         if file_name not in self._files:
@@ -178,6 +182,16 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """Every file of this checkpoint that a manifest records."""
         return [self.path / "config.json", *self.weight_files, *self.companion_files]
+
+    def require_unchanged(self) -> None:
+        """InputError naming the weight files that have been written to since they were opened: what was read of them may be
+        of two models."""
+        changed = [str(file.path) for file in self._files.values() if file.changed()]
+        if changed:
+            raise InputError(
+                f"These files were written to while they were read:\n{listing(changed)}\n"
+                "Wait until the download or training that writes them has ended, and run the command again."
+            )
 
     def close(self) -> None:
         for file in self._files.values():

@@ -11,10 +11,10 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qtk.errors import InputError
 
@@ -63,6 +63,16 @@ def format_dtype(dtype: torch.dtype) -> str:
     return _FORMAT_NAMES[str(dtype).removeprefix("torch.")]
 
 
+def _is_entry(entry: Any) -> bool:
+    """Whether a header's entry has the fields of a tensor, with values of the right type. A fraction is not rounded."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    return all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, *offsets))
+
+
 class SafetensorsFile:
     """A safetensors file opened for reading. Thread-safe, because every read names its own offset."""
 
@@ -81,6 +91,7 @@ class SafetensorsFile:
 
     def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         status = os.fstat(self._fd)
+        self._opened_as = _state(status)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{self.path}: no such file (expected a .safetensors file).")
         size = status.st_size
@@ -92,20 +103,37 @@ class SafetensorsFile:
             header = json.loads(os.pread(self._fd, length, 8))
             metadata = header.pop("__metadata__", {})
             tensors = {name: self._entry(name, entry, 8 + length, size) for name, entry in header.items()}
+            self._require_apart(tensors)
         except InputError:
             raise
         except (ValueError, AttributeError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError(f"{self.path} is not a safetensors file: its header cannot be read ({error}).") from None
         return tensors, metadata if isinstance(metadata, dict) else {}
 
-    def _entry(self, name: str, entry: dict, data_start: int, file_size: int) -> TensorInfo:
+    def _require_apart(self, tensors: Mapping[str, TensorInfo]) -> None:
+        """InputError where two tensors claim the same bytes."""
+        end, before = 0, ""
+        for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+            if info.nbytes and info.offset < end:
+                raise InputError(
+                    f"{self.path}: the tensors {before} and {name} lie on the same bytes. The file is damaged."
+                )
+            if info.nbytes:
+                end, before = info.offset + info.nbytes, name
+
+    def _entry(self, name: str, entry: Any, data_start: int, file_size: int) -> TensorInfo:
+        if not _is_entry(entry):
+            raise InputError(
+                f"{self.path} is not a safetensors file: the entry of tensor {name} is malformed: a dtype, a shape and two "
+                "data_offsets, all whole numbers of 0 or more, are needed. Copy or download the file again."
+            )
         if entry["dtype"] not in DTYPES:
             raise InputError(f"{self.path}: tensor {name} has dtype {entry['dtype']}, which qtk does not read.")
         dtype_name, item_bytes = DTYPES[entry["dtype"]]
-        shape = tuple(int(size) for size in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
+        shape = tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
         nbytes = math.prod(shape) * item_bytes
-        if min(shape, default=1) < 0 or begin < 0 or end - begin != nbytes:
+        if end - begin != nbytes:
             raise InputError(
                 f"{self.path}: tensor {name} has {nbytes} bytes by its shape, but {end - begin} by its offsets."
             )
@@ -162,6 +190,18 @@ class SafetensorsFile:
                 raise InputError(f"{self.path} is truncated: {count - done} bytes are missing at byte {offset + done}.")
             done += got
 
+    def byte_offset(self, name: str, row: int = 0) -> int:
+        """Where row `row` of tensor `name` begins in the file."""
+        info = self.tensors[name]
+        return info.offset + (row * (info.nbytes // info.shape[0]) if row else 0)
+
+    def changed(self) -> bool:
+        """Whether the file has been written to, replaced or removed since it was opened."""
+        try:
+            return _state(os.stat(self.path)) != self._opened_as
+        except OSError:
+            return True
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -170,3 +210,7 @@ class SafetensorsFile:
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -234,10 +234,11 @@ def sync_tree(directory: Path) -> None:
     """Flushes a directory, and every file and directory below it, to the disk."""
     for root, _, files in os.walk(directory):
         for path in [*(os.path.join(root, f) for f in files), root]:
-            _sync(path)
+            flush_file(path)
 
 
-def _sync(path: Path | str) -> None:
+def flush_file(path: Path | str) -> None:
+    """Flushes a file or directory to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -256,7 +257,7 @@ def _put_in_place(partial: Path, out: Path) -> None:
         os.rename(partial, old)
     else:
         _replace_in_two_steps(partial, out, old)
-    _sync(out.parent)
+    flush_file(out.parent)
     if replaces:
         shutil.rmtree(old)
 

@@ -42,6 +42,7 @@ class TensorSpec:
 @dataclass(frozen=True)
 class _Place:
     fd: int
+    path: Path
     offset: int
     spec: TensorSpec
 
@@ -100,7 +101,7 @@ class CheckpointWriter:
             _pwrite_all(fd, memoryview(header), 0)
         offset = len(header)
         for name, spec in shard.items():
-            self._places[name] = _Place(fd, offset, spec)
+            self._places[name] = _Place(fd, path, offset, spec)
             offset += spec.nbytes
 
     def _write_index(self, shards: dict[str, dict[str, TensorSpec]]) -> None:
@@ -115,7 +116,7 @@ class CheckpointWriter:
         place = self._places[name]
         if tensor.dtype != place.spec.dtype or tuple(tensor.shape) != place.spec.shape:
             raise ValueError(f"{name}: laid out as {place.spec}, given {tensor.dtype} {tuple(tensor.shape)}")
-        _pwrite_all(place.fd, _raw(tensor), place.offset)
+        _pwrite_all(place.fd, raw_bytes(tensor), place.offset)
         self._missing.discard(name)
 
     def write_rows(self, name: str, start: int, rows: torch.Tensor) -> None:
@@ -124,7 +125,12 @@ class CheckpointWriter:
         if rows.dtype != place.spec.dtype or tuple(rows.shape[1:]) != place.spec.shape[1:]:
             raise ValueError(f"{name}: laid out as {place.spec}, given rows {rows.dtype} {tuple(rows.shape)}")
         row_bytes = place.spec.nbytes // place.spec.shape[0]
-        _pwrite_all(place.fd, _raw(rows), place.offset + start * row_bytes)
+        _pwrite_all(place.fd, raw_bytes(rows), place.offset + start * row_bytes)
+
+    def place(self, name: str, row: int = 0) -> tuple[Path, int]:
+        """The file in which row `row` of a tensor stands, and the byte at which it begins."""
+        place = self._places[name]
+        return place.path, place.offset + (row * (place.spec.nbytes // place.spec.shape[0]) if row else 0)
 
     def mark_written(self, *names: str) -> None:
         """Records that these tensors are complete (written row by row, or before a resume)."""
@@ -198,7 +204,8 @@ def _header(shard: Mapping[str, TensorSpec]) -> tuple[bytes, int]:
     return len(text).to_bytes(8, "little") + text, offset
 
 
-def _raw(tensor: torch.Tensor) -> memoryview:
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor as they stand in a file."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -14,7 +14,7 @@ from qtk.errors import GateFailed
 from qtk.wording import counted
 
 if TYPE_CHECKING:
-    from qtk.bench.divergence_run import DivergenceResult
+    from qtk.bench.divergence_result import DivergenceResult
 
 
 @click.command("divergence")

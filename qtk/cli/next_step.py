@@ -29,6 +29,8 @@ def next_step(made: Path) -> list[str] | None:
             return _after_build(made, manifest)
         case "latency":
             return _divergence(made, manifest)
+        case "bundle":
+            return ["qtk", "verify", str(made)]
         case kind if kind in _MEASURED:
             return ["qtk", "report", str(made.parent), "-o", _free(made, "report")]
         case _:

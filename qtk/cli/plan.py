@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +14,10 @@ from qtk.cli.next_step import after_plan
 from qtk.cli.options import build, old_spelling, options_from
 from qtk.cli.output import ResultConsole, emit, json_option, table
 from qtk.engines.options import PlanOptions
+from qtk.engines.preparation_options import PreparationOptions
 from qtk.errors import GateFailed, listing
-from qtk.sizes import gpu_size_text
+from qtk.sizes import gpu_size_text, size_text
+from qtk.wording import counted, duration_text
 
 if TYPE_CHECKING:
     from qtk.cli.tables import Sheet
@@ -37,9 +39,13 @@ _ALL = "all"
     "every GPU that qtk knows: one line for each.",
 )
 @options_from(PlanOptions, skip=("gpu", "prepare_only", "accuracy_level", "lm_head_bits", "dtype", "edgellm_bin"))
+@click.option(
+    "--prepare", is_flag=True, help="Predict memory, disk and time of merge, quantize and build on this machine."
+)
+@options_from(PreparationOptions)
 @old_spelling("--no-symmetric", "--asym", flag=True)
 @json_option
-def command(model: Path, gpus: tuple[str, ...], as_json: bool, **values: object) -> None:
+def command(model: Path, gpus: tuple[str, ...], prepare: bool, as_json: bool, **values: Any) -> None:
     """Say whether an engine fits a GPU, with a table of its parts, and the bound on its speed. A directory with config.json,
     or an id of the hub, is enough. Exit 3 when no GPU asked about can have the engine.
 
@@ -48,7 +54,12 @@ def command(model: Path, gpus: tuple[str, ...], as_json: bool, **values: object)
     qtk plan int4 --gpu l4 --max-input-len 4096 --json
     qtk plan int4 --gpu all
     qtk plan int4 --gpu l4 --gpu a10 --gpu my-gpu.yaml
+    qtk plan codefuse-deepseek-33b --prepare --samples 32 --seq-len 512
     """
+    assumed = {name: values.pop(name) for name in PreparationOptions.model_fields}
+    if prepare:
+        _show_preparation(model, build(PreparationOptions, assumed), as_json)
+        return
     from qtk.engines.plan import plan_engine
     from qtk.targets.gpu import gpu_profiles
 
@@ -78,6 +89,27 @@ def command(model: Path, gpus: tuple[str, ...], as_json: bool, **values: object)
 
     none = GateFailed(f"{first.model} cannot become an engine for any of {len(plans)} GPUs.")
     emit(data, as_json, show, none if all(plan.refusals for plan in plans) else None)
+
+
+def _show_preparation(model: Path, options: PreparationOptions, as_json: bool) -> None:
+    from qtk.engines.preparation import plan_preparation
+
+    found = plan_preparation(model, options)
+    rows = [
+        (step.step, duration_text(step.seconds), *map(size_text, (step.memory, step.written, step.scratch)))
+        for step in found.steps
+    ]
+    columns = ("step", "time", "peak memory", "written", "beside it on the disk")
+    needed = max(sum(s.written for s in found.steps[: i + 1]) + step.scratch for i, step in enumerate(found.steps))
+
+    def show(console: ResultConsole) -> None:
+        console.print(table(f"Preparing {found.model} on this machine", columns, rows))
+        console.print(
+            f"With {counted(found.rates.threads, 'thread')}. The disk has {size_text(found.free_disk)} free, of which "
+            f"{size_text(needed)} are needed at most."
+        )
+
+    emit(found, as_json, show)
 
 
 def _comparison(title: str, plans: Sequence[EnginePlan]) -> Sheet:

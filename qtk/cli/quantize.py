@@ -101,7 +101,9 @@ def _calibration(report: QuantizeReport) -> str:
 def _read_back(report: QuantizeReport) -> str:
     check = report.read_back
     stored = f"{counted(check.linears, 'linear')}, {check.bits_per_weight:.2f} bits a weight"
-    return f"{stored}; generates {check.text!r}{_loops(check)}"
+    compared = f"{counted(check.blocks, 'block')} as quantized, to {check.largest_difference:.0e}"
+    written = f"; generates {check.text!r}{_loops(check)}" if check.texts else ""
+    return f"{stored}, {compared}{written}"
 
 
 def _loops(check: ReadBack) -> str:

@@ -67,6 +67,7 @@ def build_engine(
         )
         _require_buildable(name, job)
         description = engine_backend(name).build(job).model_copy(update={"memory": _memory(job)})
+        weights.checkpoint.require_unchanged()
         copy_companions(weights.checkpoint, directory)
         description.save(directory)
         recorder.notes["backend"] = name

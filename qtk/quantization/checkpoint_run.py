@@ -20,11 +20,13 @@ from qtk.quantization.blocks.gptq import GptqBlocks
 from qtk.quantization.blocks.judge import Judge
 from qtk.quantization.blocks.quantized import BlockQuantizer, FloatBlock
 from qtk.quantization.blocks.rtn import RtnBlocks
-from qtk.quantization.blocks.streams import BlockStreams, RowContext, Stream
+from qtk.quantization.blocks.streams import BlockStreams, RowContext, StoredWeights, Stream
 from qtk.quantization.blocks.tuned import TunedBlocks
 from qtk.quantization.checkpoint_writer import QuantizedCheckpointWriter
 from qtk.quantization.formats.base import Format
+from qtk.quantization.memory_need import chunk_tokens
 from qtk.quantization.model_weights import ModelWeights
+from qtk.quantization.probe import PROBE_NAME, Probe, probe_tokens
 from qtk.quantization.report import LayerRecord
 from qtk.quantization.resume import ResumeState
 from qtk.quantization.scheme_model import QuantizationScheme
@@ -68,6 +70,11 @@ class QuantizationTask:
     activation_bytes: int
     seed: int
 
+    def probe(self, work: Path) -> Probe:
+        """The rows on which what is written into `work` is compared with what was quantized."""
+        tokens = probe_tokens(self.rows, self.source.spec)
+        return Probe(self.source.spec, tokens, self.compute_dtype, self.device, work / WORK / PROBE_NAME)
+
 
 class QuantizationRun:
     """One task by one method, under way in the directory `work`. memory: the peak of this session."""
@@ -75,8 +82,10 @@ class QuantizationRun:
     def __init__(self, task: QuantizationTask, method: str, work: Path, memory: PeakMemory) -> None:
         self.task, self.method, self.work, self.memory = task, method, work, memory
         self.state = ResumeState(work / WORK)
-        self.budget = ActivationBudget(task.activation_bytes, work / WORK)
+        tokens = chunk_tokens(task.source.spec)
+        self.budget = ActivationBudget(task.activation_bytes, work / WORK, chunk_tokens=tokens)
         self.quantizer = block_quantizer(task, method, self.budget)
+        self.probe = task.probe(work)
         self.judge = held_back_judge(task, self.budget)
 
     def quantize(self) -> RunRecord:
@@ -110,6 +119,8 @@ class QuantizationRun:
         stored = self.quantizer.quantize(block)
         if self.judge:
             self.judge.advance(block, stored)
+        as_stored = StoredWeights(stored.stored(weights), task.compute_dtype)
+        self.probe.record(layer, task.source, as_stored)
         for name, linear in stored.linears.items():
             writer.linear(block.prefix + name, linear)
         for name, weight in weights.items():
@@ -156,7 +167,7 @@ class QuantizationRun:
         with Progress(f"quantize ({self.method})", layers - done, "blocks") as progress:
             for layer in range(done, layers):
                 records = self.quantize_block(layer, writer)
-                self.state.save(streams, records, writer.descriptors, self.memory.peak_bytes)
+                self.state.save(streams, records, writer.descriptors, self.memory.peak_bytes, self.probe.file)
                 progress.advance(1, _summary(records))
 
     def _divergence(self) -> float | None:

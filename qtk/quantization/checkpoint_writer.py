@@ -89,6 +89,11 @@ class QuantizedCheckpointWriter:
             self._writer.abandon()
 
 
+def written_bytes(container: Format, scheme: QuantizationScheme, source: ModelWeights) -> int:
+    """Bytes of the tensors that a checkpoint of this scheme holds."""
+    return sum(spec.nbytes for spec in _layout(container, scheme, source).values())
+
+
 def _layout(container: Format, scheme: QuantizationScheme, source: ModelWeights) -> dict[str, TensorSpec]:
     """Every tensor that will be written, in the order of the source's files."""
     specs: dict[str, TensorSpec] = {}

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from qtk.errors import GateFailed
 from qtk.peak_memory import PeakMemory
 from qtk.quantization.checkpoint_run import QuantizationRun, QuantizationTask, RunRecord
+from qtk.quantization.probe import PROBE_NAME
 from qtk.quantization.resume import read_finished, remove_work, save_finished
 from qtk.quantization.unfinished import WORK
 
@@ -94,7 +95,10 @@ def nearest(kl: dict[str, float | None]) -> str:
 
 
 def move_up(directory: Path) -> None:
-    """Moves the contents of `directory` into its parent, the state of a finished run left out."""
+    """Moves the contents of `directory` into its parent: of the state of a finished run the record of the probe only, against
+    which the files will be read back."""
+    if (record := directory / WORK / PROBE_NAME).is_file():
+        record.replace(directory.parent / WORK / PROBE_NAME)
     remove_work(directory)
     for path in sorted(directory.iterdir()):
         path.rename(directory.parent / path.name)

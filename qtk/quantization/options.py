@@ -67,11 +67,17 @@ class QuantizeOptions(BaseModel):
         "in float), group:32, joined by commas. Repeatable; the last match wins.",
     )
     lm_head_bits: Literal["16", "8"] = Field("16", description="Bits of an untied lm_head: 16 (float) or 8.")
+    texts: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether four short texts are generated from the files that were written; auto: where the whole model, "
+        "dequantized, fits into memory. Every block is compared with what was quantized in any case.",
+    )
     memory: float | None = Field(
         None,
         gt=0,
-        description="GB that calibration activations may take before they go to disk (default: a quarter of the memory, or of "
-        "the control group's limit where there is one).",
+        description="GB of memory that the run may take; what does not fit is refused before any work, with the figure that "
+        "would do. Activations take what the rest leaves, and go to disk beyond it. Default: what is needed, and a sixteenth of "
+        "the machine's memory (or of the control group's limit) for activations.",
     )
     threads: int | None = Field(
         None, ge=1, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."

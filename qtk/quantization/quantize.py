@@ -21,40 +21,44 @@ from qtk.checkpoint.hub import model_directory
 from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.checkpoint.reader import Checkpoint, total_bytes
 from qtk.checkpoint.result_versions import RESULT_VERSIONS
-from qtk.checkpoint.staging import Resumption, staged_directory, sync_tree
-from qtk.errors import InputError, listing
+from qtk.checkpoint.staging import Resumption, partial_path, staged_directory, sync_tree
+from qtk.errors import InputError, MachineError, listing
 from qtk.machine import (
+    ThreadChoice,
     available_memory,
     keep_freed_memory,
     limit_threads,
     processor_name,
     total_memory,
+    unhindered_threads,
 )
 from qtk.models.registry import model_spec
-from qtk.peak_memory import PeakMemory
-from qtk.progress import Progress, warn, warnings_so_far
+from qtk.peak_memory import PeakMemory, resident_bytes
+from qtk.progress import Progress, note, warn, warnings_so_far
 from qtk.quantization.calibration_text import CalibrationText, calibration_file, calibration_text
 from qtk.quantization.card import QuantizedCard, write_quantized_card
 from qtk.quantization.checkpoint_run import QuantizationTask
+from qtk.quantization.checkpoint_writer import written_bytes
 from qtk.quantization.compute import compute_device, compute_dtype
 from qtk.quantization.formats.base import Format
 from qtk.quantization.formats.registry import checkpoint_format
+from qtk.quantization.memory_need import Work, activation_bytes, memory_need
 from qtk.quantization.method_choice import MethodChoice, methods_tried, quantize_by
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
-from qtk.quantization.read_back import read_back
+from qtk.quantization.read_back import read_back, writes_texts
 from qtk.quantization.report import LOG_NAME, QuantizeReport
 from qtk.quantization.resume import begin, remove_work
 from qtk.quantization.scheme_model import QuantizationScheme
 from qtk.quantization.target_settings import for_target, settled_scheme
 from qtk.quantization.unfinished import WORK, unfinished_quantization, worth_resuming
+from qtk.sizes import size_text
 from qtk.targets.gpu import is_profile_file
 from qtk.targets.serving import StoredAs, loading_runtimes, serving_line
 
 # What other tools write beside, or in, the config.json of a model that they quantized.
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
 _QUANTIZED_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-_SHARE_OF_MEMORY = 4  # activations take a quarter of it, unless --memory says otherwise
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def quantize_model(
     warned = warnings_so_far()
     model = model_directory(model)
     source = open_float_model(model)
-    settled = _settle(source, options)
+    settled = _settle(source, options, _threads_of_unfinished(out) if resume and not options.threads else 0)
     recorder = ManifestRecorder(
         "quantized-model",
         {**settled.options.model_dump(), **calibration.model_dump()},
@@ -103,6 +107,7 @@ def quantize_model(
     if text_file is not None:
         recorder.add_input("calibration", text_file, [text_file])
     inputs = [model] if text_file is None else [model, text_file]
+    _require_disk(out, source, settled, text)
     facts = _deciding_facts(source.checkpoint, settled, calibration, text)
     staged = staged_directory(
         out, overwrite=overwrite, resumption=Resumption(resume, facts, unfinished_quantization), inputs=inputs
@@ -110,7 +115,9 @@ def quantize_model(
     with staged as work, _kept_if_worth_it(work), PeakMemory() as memory, torch.no_grad():
         task = _task(work, source, settled, text, facts, calibration.seed)
         choice = quantize_by(settled.options.method, task, work, memory)
-        report = _read_back_and_report(work, out, task, text, choice, memory).model_copy(
+        source.checkpoint.require_unchanged()
+        texts = settled.options.texts
+        report = _read_back_and_report(work, out, task, text, choice, memory, texts=texts).model_copy(
             update={
                 "serve": _serving_line(settled, out),
                 "runtimes": [runtime.title for runtime in loading_runtimes(_stored_as(settled, out.name))],
@@ -131,6 +138,12 @@ def quantize_model(
     return report
 
 
+def _threads_of_unfinished(out: Path) -> int:
+    """How many threads the stopped run computed with; 0 where there is none, or it does not say."""
+    work = unfinished_quantization(partial_path(out))
+    return work.begun.threads if work else 0
+
+
 def open_float_model(model: Path) -> ModelWeights:
     """The float model in a directory. InputError for a model that is quantized already, whichever file says so, and for
     what is not a model that qtk knows."""
@@ -147,14 +160,17 @@ def open_float_model(model: Path) -> ModelWeights:
     return ModelWeights.of_floats(checkpoint, spec)
 
 
-def _settle(source: ModelWeights, options: QuantizeOptions) -> Settled:
-    """Decides what the options leave open, and sets this process up to compute. InputError with all reasons why the model
-    cannot be quantized like that."""
+def _settle(source: ModelWeights, options: QuantizeOptions, begun_with: int) -> Settled:
+    """Decides what the options leave open, and sets this process up to compute. begun_with: the threads of the run that is
+    resumed, which decide its last bits (0: none is). InputError with all reasons why the model cannot be quantized like that."""
     options = for_target(options, source.spec)
     container = checkpoint_format(options.container)
     scheme = settled_scheme(source.checkpoint, source.spec, options, container)
     device = compute_device(options.device)
-    threads = limit_threads(options.threads)
+    choice = ThreadChoice(begun_with) if begun_with else unhindered_threads(options.threads)
+    threads = limit_threads(choice.threads)
+    if choice.sentence:
+        note(choice.sentence)
     if options.threads and options.threads > threads:
         warn(
             f"--threads {options.threads}: this process may use {threads} cores, so it computes with {threads} threads."
@@ -176,9 +192,11 @@ def _task(
         work,
         facts,
         blocks=source.spec.num_layers * methods_tried(settled.options.method),
+        threads=settled.threads,
         compute_dtype=lambda: _dtype_name(compute_dtype(settled.device) if text.rows is not None else torch.float32),
     )
-    memory = settled.options.memory
+    dtype: torch.dtype = getattr(torch, name)
+    room = _activation_bytes(source, settled, text, dtype)
     return QuantizationTask(
         source=source,
         scheme=settled.scheme,
@@ -187,10 +205,42 @@ def _task(
         rows=text.rows,
         judged_on=text.held_back,
         device=settled.device,
-        compute_dtype=getattr(torch, name),
-        activation_bytes=int(memory * 1e9 if memory else total_memory() / _SHARE_OF_MEMORY),
+        compute_dtype=dtype,
+        activation_bytes=room,
         seed=seed,
     )
+
+
+def _activation_bytes(source: ModelWeights, settled: Settled, text: CalibrationText, dtype: torch.dtype) -> int:
+    """What activations may take in memory. MachineError where the run does not fit into what it is given."""
+    options, sizes = settled.options, [0] if text.rows is None else list(text.rows.tokens.shape)
+    stored = max(source.checkpoint.info(name).dtype.itemsize for name in source.kept_tensors())
+    work = Work(options.method, options.effort, math.prod(sizes), sizes[-1], dtype.itemsize, stored)
+    need = memory_need(source.spec, settled.scheme, work, resident_bytes())
+    return activation_bytes(need, options.memory, total=total_memory(), available=available_memory())
+
+
+def _require_disk(out: Path, source: ModelWeights, settled: Settled, text: CalibrationText) -> None:
+    """MachineError, with both figures, where the disk has no room for the output and what the run puts beside it."""
+    written = written_bytes(settled.container, settled.scheme, source) * methods_tried(settled.options.method)
+    rows = (
+        0 if text.rows is None else text.rows.tokens.numel() + (text.held_back.tokens.numel() if text.held_back else 0)
+    )
+    streams = 1 if settled.options.effort == "fast" else 2
+    # The state of the block before stands until that of the block is complete; what a block spills is as wide as its widest.
+    widths = 2 * source.spec.hidden_size + source.spec.intermediate_size
+    scratch = rows * streams * widths * torch.float32.itemsize
+    partial = partial_path(out)
+    held = sum(path.stat().st_blocks * 512 for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    usage = shutil.disk_usage(place)
+    free = usage.free + held
+    if usage.total and written + scratch > free:
+        raise MachineError(
+            f"{place}: the output takes {size_text(written)} and the activations of a run at most {size_text(scratch)} beside "
+            f"it, and the disk has {size_text(free)} free. Free some room, write to another disk, or give fewer rows "
+            "(--samples, --seq-len)."
+        )
 
 
 def _deciding_facts(
@@ -198,7 +248,7 @@ def _deciding_facts(
 ) -> dict[str, Any]:
     """What decides the weights to the last bit, by the name that a refusal calls it: what a resumed run must have in
     common with the run that was stopped. --memory is not among it: activations on disk give the same bits."""
-    deciding = settled.options.model_dump(exclude={"memory", "threads", "device"})
+    deciding = settled.options.model_dump(exclude={"memory", "threads", "device", "texts"})
     return {
         **{f"--{name.replace('_', '-')}": value for name, value in deciding.items()},
         "--seed": calibration.seed,
@@ -233,12 +283,19 @@ def _kept_if_worth_it(work: Path) -> Iterator[None]:
 
 
 def _read_back_and_report(
-    work: Path, out: Path, task: QuantizationTask, text: CalibrationText, choice: MethodChoice, memory: PeakMemory
+    work: Path,
+    out: Path,
+    task: QuantizationTask,
+    text: CalibrationText,
+    choice: MethodChoice,
+    memory: PeakMemory,
+    *,
+    texts: str,
 ) -> QuantizeReport:
     """Reads what was written back, writes the log, and reports on the whole. `out` is the later name of `work`."""
     start = time.monotonic()
-    limit_bytes = min(total_memory() // 8, available_memory() // 2)
-    check = read_back(work, task.scheme, task.source, task.rows, limit_bytes=limit_bytes)
+    room = min(total_memory() // 8, available_memory() // 2)
+    check = read_back(work, task, texts=writes_texts(task, texts, room))
     run, log, default = choice.run, choice.run.log, task.scheme.default
     fell_back = [record.layer for record in log if record.method != run.method]
     if fell_back:

@@ -47,20 +47,25 @@ class LayerRecord(BaseModel):
 class ReadBack(BaseModel):
     """What was found in the written files.
 
-    bits_per_weight: of the quantized linears, scales and zero points included. texts: the number of continuations of
-    calibration text that were generated greedily, of which `loops` end in a loop. text: the first of those that do not end
-    in a loop, if there is one (its ids where there is no tokenizer). repeats: more than half of the texts end in a loop,
-    where no more than half of the float model's do.
+    bits_per_weight: of the quantized linears, scales and zero points included. blocks: how many were compared with what was
+    quantized, on `tokens` tokens; largest_difference: of a token after one of them, as a share of its norm. seconds: that
+    reading back took. texts: the number of continuations of calibration text that were generated greedily (0: none), of
+    which `loops` end in a loop. text: the first of those that do not end in a loop, if there is one (its ids where there is
+    no tokenizer). repeats: more than half of the texts end in a loop, where no more than half of the float model's do.
     """
 
     model_config = ConfigDict(frozen=True)
 
     linears: int
     bits_per_weight: float
-    texts: int
-    loops: int
-    text: str
-    repeats: bool
+    blocks: int
+    tokens: int
+    largest_difference: float
+    seconds: float = 0.0
+    texts: int = 0
+    loops: int = 0
+    text: str = ""
+    repeats: bool = False
 
 
 class QuantizeReport(BaseModel):

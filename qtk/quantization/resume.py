@@ -19,6 +19,7 @@ from typing import Any
 
 from qtk.checkpoint.atomic import write_atomic
 from qtk.checkpoint.begun import BegunWork
+from qtk.checkpoint.staging import flush_file
 from qtk.progress import note
 from qtk.quantization.blocks.activations import RowStore
 from qtk.quantization.report import LayerRecord
@@ -29,12 +30,12 @@ _FLUSH_SECONDS = 20.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def begin(work: Path, facts: Mapping[str, Any], *, blocks: int, compute_dtype: Callable[[], str]) -> str:
+def begin(work: Path, facts: Mapping[str, Any], *, blocks: int, threads: int, compute_dtype: Callable[[], str]) -> str:
     """Takes up what a stopped run on the same terms left in `work`, or empties the directory. Returns the compute dtype.
 
     facts: whatever decides the result to the last bit, by name. blocks: that are to be quantized, by all methods together.
-    compute_dtype: called at a fresh start only. The dtype is found by timing, and a resumed run must compute as the run
-    before it did.
+    threads: that compute. compute_dtype: called at a fresh start only. The dtype is found by timing, and a resumed run must
+    compute as the run before it did.
     """
     if unfinished := unfinished_quantization(work):
         for spilled in work.rglob(f"{WORK}/activations-*.bin"):
@@ -43,7 +44,9 @@ def begin(work: Path, facts: Mapping[str, Any], *, blocks: int, compute_dtype: C
     clear(work)
     (work / WORK).mkdir()
     dtype = compute_dtype()
-    BegunWork.now(facts, total=blocks, unit="block", compute_dtype=dtype).write(work / WORK / BEGUN_NAME)
+    BegunWork.now(facts, total=blocks, unit="block", compute_dtype=dtype, threads=threads).write(
+        work / WORK / BEGUN_NAME
+    )
     return dtype
 
 
@@ -141,9 +144,10 @@ class ResumeState:
         records: Sequence[LayerRecord],
         output_files: list[int],
         peak_memory_bytes: int,
+        probe: Path | None = None,
     ) -> None:
-        """Records that one more block is finished. records: of its linears; output_files: descriptors of the output, flushed
-        along from time to time; peak_memory_bytes: of this session."""
+        """Records that one more block is finished. records: of its linears; output_files, probe: descriptors of the output and
+        the record of the probe, flushed along from time to time; peak_memory_bytes: of this session."""
         self.directory.mkdir(exist_ok=True)
         before, now = self.blocks, time.monotonic()
         self.blocks, self.records = before + 1, (*self.records, *records)
@@ -155,6 +159,8 @@ class ResumeState:
         if flush:
             for fd in output_files:
                 os.fsync(fd)
+            if probe is not None:
+                flush_file(probe)
             self._flushed_at = time.monotonic()
         state = {
             "blocks": self.blocks,

@@ -11,8 +11,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from qtk.checkpoint.manifest import MANIFEST_NAME, Finding, made_in, output_files, verify_chain
-from qtk.errors import InputError, listing
+from qtk.errors import GateFailed, InputError, listing
 from qtk.recipes.state import RUN_NAME, RunState
+from qtk.release.bundle_check import verify_bundle
+from qtk.release.bundle_record import is_bundle
 
 
 class StepSummary(BaseModel):
@@ -65,18 +67,32 @@ def measured_directories(run_dir: Path) -> list[Path]:
     return [run_dir / record.directory for record in _state(run_dir).steps.values() if record.stage != "report"]
 
 
+def report_page(run_dir: Path) -> Path | None:
+    """The page of the run's report; None where the run has none."""
+    steps = _state(run_dir).steps.values()
+    pages = (run_dir / record.directory / "report.html" for record in steps if record.stage == "report")
+    return next((page for page in pages if page.is_file()), None)
+
+
 def verify_run(run_dir: Path) -> list[Finding]:
     """The findings of every step's chain. InputError where no run was begun, or a step's directory is gone."""
     return verify_chain(*_require_directories(run_dir))
 
 
-def verify_path(path: Path) -> list[Finding]:
-    """The findings of whatever qtk made: a directory with a manifest, a file in one, a run, or a folder of these.
+def verify_path(path: Path, key: Path | None = None) -> list[Finding]:
+    """The findings of whatever qtk made: a directory with a manifest, a file in one, a run, a bundle, or a folder of these.
 
-    InputError when the path does not exist, or holds nothing of the kind.
+    key: the public key that must have signed the bundle `path`. InputError when the path does not exist, or holds nothing of
+    the kind; GateFailed for a signature that does not verify, and for anything but a bundle where a key is given.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
+    if path.is_dir() and is_bundle(path):
+        return verify_bundle(path, key)
+    if key is not None:
+        raise GateFailed(
+            f"{path} is not a signed bundle: only bundles are signed (`qtk bundle RUN -o DIR --sign KEY`)."
+        )
     if is_run(path):
         return verify_run(path)
     if path.is_file() and (path.absolute().parent / MANIFEST_NAME).is_file():
@@ -84,14 +100,16 @@ def verify_path(path: Path) -> list[Finding]:
     if (path / MANIFEST_NAME).is_file():
         return verify_chain(path)
     runs = [run.parent for run in sorted(path.glob(f"*/{RUN_NAME}"))]
-    directories = [directory for folder in (path, *runs) for directory in made_in(folder)]
-    if not directories:
+    made = [directory for folder in (path, *runs) for directory in made_in(folder)]
+    bundles = [directory for directory in made if is_bundle(directory)]
+    directories = [directory for directory in made if directory not in bundles]
+    if not made:
         raise InputError(
             f"{path} has no {MANIFEST_NAME}, and no directory in it has: qtk did not write it, or not to its end."
         )
     for run in runs:
         _require_directories(run)
-    return verify_chain(*directories)
+    return [*verify_chain(*directories), *(finding for bundle in bundles for finding in verify_bundle(bundle))]
 
 
 def _require_directories(run_dir: Path) -> list[Path]:

@@ -16,7 +16,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 import qtk
-from qtk.bench.divergence_run import DivergenceResult, measure_divergence
+from qtk.bench.divergence_result import DivergenceResult
+from qtk.bench.divergence_run import measure_divergence
 from qtk.bench.latency_result import LatencyReport
 from qtk.bench.latency_run import measure, time_first_call
 from qtk.bench.options import (

@@ -23,6 +23,7 @@ from qtk.quantization.formats.gguf import GgufFileFormat
 from qtk.quantization.formats.gguf_checkpoint import GgufCheckpoint, is_gguf_directory
 from qtk.quantization.formats.registry import format_of
 from qtk.quantization.unfinished import unfinished_quantization
+from qtk.release.bundle import unfinished_bundle
 from qtk.release.figures import figures, verdict
 
 Kind = Literal["model", "adapter", "engine", "result", "run", "folder", "unfinished work"]
@@ -47,7 +48,7 @@ def inspect_directory(directory: Path) -> Inspection:
         raise InputError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
     manifest = read_manifest(directory) if (directory / MANIFEST_NAME).is_file() else None
     kind: Kind
-    if manifest is None and (work := unfinished_quantization(directory) or unfinished_accuracy(directory)):
+    if manifest is None and (work := _unfinished_work(directory)):
         return _unfinished(directory, work)
     if is_engine(directory):
         kind, facts = "engine", _engine(directory)
@@ -65,6 +66,10 @@ def inspect_directory(directory: Path) -> Inspection:
             f"nor an output of qtk ({MANIFEST_NAME})."
         )
     return Inspection(directory=str(directory), kind=kind, facts=facts, made_by=_made_by(manifest))
+
+
+def _unfinished_work(directory: Path) -> UnfinishedWork | None:
+    return unfinished_quantization(directory) or unfinished_accuracy(directory) or unfinished_bundle(directory)
 
 
 def _unfinished(directory: Path, work: UnfinishedWork) -> Inspection:

@@ -36,3 +36,10 @@ def test_half_a_line_is_cut_off_and_the_rest_is_appended(tmp_path):
     with open(file, "a", encoding="utf-8") as stream:
         write_row(stream, {"a": "two\nlines"})
     assert complete_rows(file) == [{"a": 1}, {"a": "two\nlines"}]
+
+
+def test_a_truncated_gzip_file_is_named(tmp_path) -> None:
+    path = tmp_path / "tasks.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"task_id": 1}\n' * 100)[:-12])
+    with pytest.raises(InputError, match="truncated gzip"):
+        read_rows(path)

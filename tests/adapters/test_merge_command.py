@@ -15,6 +15,8 @@ import pytest
 import torch
 from support.peft_adapters import LINEARS
 
+from qtk.adapters.merge import merge
+from qtk.adapters.options import MergeOptions
 from qtk.checkpoint.manifest import read_manifest, verify_chain
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec
@@ -214,3 +216,19 @@ def test_a_disk_that_fills_on_the_way(tiny, adapter: Path, tmp_path: Path, make_
     done = subprocess.run([*enter, "sh", "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (4, ""), done.stderr
     assert "The disk is full" in done.stderr
+
+
+def test_every_byte_of_the_base_is_read_once(large, tmp_path) -> None:
+    """The manifest's digests are taken from the bytes as they pass. Of the adapter every byte is read twice: its values are
+    checked before the work."""
+    base, adapter = large
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = bytes_read()
+    merge(base, [adapter], tmp_path / "out", MergeOptions())
+    read = bytes_read() - before
+    expected = (base / "model.safetensors").stat().st_size + 2 * (adapter / "adapter_model.safetensors").stat().st_size
+    assert read < 1.01 * expected
+    assert not [finding for finding in verify_chain(tmp_path / "out") if finding.bad]

@@ -172,6 +172,13 @@ def test_tensors_left_over_are_named(base, adapter, tmp_path) -> None:
     assert "adapter_config.json does not target model.layers.1.self_attn.k_proj" in sentence
 
 
+def test_what_the_config_says_was_trained_whole_must_be_there(base, adapter, tmp_path) -> None:
+    configure(adapter, modules_to_save=["lm_head"], trainable_token_indices=[3, 4])
+    sentence = refusal(base, adapter, tmp_path)
+    assert "lm_head: adapter_config.json saves it whole" in sentence
+    assert "trainable_token_indices: adapter_config.json names tokens" in sentence
+
+
 def test_tensors_that_are_missing_are_named(base, adapter, tmp_path) -> None:
     def remove(tensors: dict[str, torch.Tensor]) -> None:
         del tensors[PREFIX + "model.layers.0.self_attn.q_proj.lora_B.weight"]

@@ -348,3 +348,36 @@ def test_sharded_and_single_files_hold_the_same(tmp_path, make_tiny) -> None:
     assert len(many.weight_files) > 3
     assert sorted(one.names) == sorted(many.names)
     assert all(torch.equal(one.tensor(name), many.tensor(name)) for name in one.names)
+
+
+def test_a_file_that_grows_while_it_is_read_is_named(tiny, tmp_path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llama"), model)
+    checkpoint = Checkpoint(model)
+    checkpoint.tensor("model.norm.weight")
+    checkpoint.require_unchanged()
+    with open(model / "model.safetensors", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match=r"written to while they were read:\n +.*/model/model\.safetensors"):
+        checkpoint.require_unchanged()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2.0], "data_offsets": [8, 16]},
+        {"dtype": "F32", "shape": [True, 2], "data_offsets": [8, 16]},
+        {"dtype": ["F32"], "shape": [2], "data_offsets": [8, 16]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [8]},
+        {"dtype": "F32", "shape": "2", "data_offsets": [8, 16]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+        [],
+    ],
+)
+def test_a_header_with_a_malformed_or_overlapping_entry_is_refused_by_the_tensors_name(tmp_path, entry) -> None:
+    first = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"first": first, "second": entry}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(InputError, match="second"):
+        SafetensorsFile(path)

@@ -17,6 +17,7 @@ import qtk.cli
 from qtk.calibration.options import CalibrationOptions
 from qtk.cli.bench import SUBCOMMANDS
 from qtk.cli.main import COMMANDS
+from qtk.cli.recipe import SUBCOMMANDS as RECIPE_SUBCOMMANDS
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.quantization.options import QuantizeOptions
@@ -39,7 +40,7 @@ def heavy_after(*statements: str) -> list[str]:
 
 
 # Read from the tables of names: importing the commands here would load what they load.
-LINES = ["", *COMMANDS, *(f"bench {name}" for name in SUBCOMMANDS)]
+LINES = ["", *COMMANDS, *(f"bench {name}" for name in SUBCOMMANDS), *(f"recipe {name}" for name in RECIPE_SUBCOMMANDS)]
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -67,6 +68,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, tiny) -> Path:
     save_file(
         tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, root / "tied" / "model.safetensors"
     )
+    (root / "run").mkdir()
+    build_engine(root / "int4", root / "run" / "engine", BuildOptions(max_input_len=32, max_output_len=8))
+    (root / "gates.yaml").write_text("gates: [{metric: size, at_most: 1}]")
     build_engine(root / "int4", root / "engine", BuildOptions(max_input_len=32, max_output_len=8))
     (root / "adapter").mkdir()
     names = [f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB"]
@@ -128,8 +132,14 @@ def accuracy_result(passed: int) -> dict[str, object]:
         "inspect {root}/tied",
         "inspect {root}/adapter",
         "inspect {root}/engine --json",
+        "recipe show smollm2-135m --set quantize.samples=4 --json",
+        "recipe schema",
         "bench compare {root}/before {root}/after",
         "bench leaderboard {root}/before",
+        "gate {root}/run --gates {root}/gates.yaml",
+        "bundle {root}/run -o {root}/bundle",
+        "verify {root}/bundle",
+        "publish {root}/bundle file://{root}/share --despite-gate",
     ],
 )
 def test_commands_that_read_files_load_nothing_heavy(outputs: Path, line: str) -> None:

@@ -170,10 +170,11 @@ def test_log_has_a_line_for_every_linear(tiny, tmp_path, compute_dtype) -> None:
         assert line["peak_memory_bytes"] > 10**7
 
 
-def test_spilled_activations_give_the_same_codes(tiny, tmp_path) -> None:
-    for name, memory in (("memory", None), ("disk", 1e-6)):
-        report = quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(memory=memory), SMALL)
-        assert (report.spilled_bytes > 0) == (memory is not None)
+def test_spilled_activations_give_the_same_codes(tiny, tmp_path, activations_in_memory) -> None:
+    for name, limit in (("memory", 1 << 30), ("disk", 1000)):
+        activations_in_memory(limit)
+        report = quantize_model(tiny("llama"), tmp_path / name, QuantizeOptions(), SMALL)
+        assert (report.spilled_bytes > 0) == (name == "disk")
     assert (tmp_path / "memory/model.safetensors").read_bytes() == (tmp_path / "disk/model.safetensors").read_bytes()
     assert not list((tmp_path / "disk").glob(".calibration*"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import qtk.quantization
 from qtk import machine
 from qtk.calibration.options import CalibrationOptions
 from qtk.errors import InputError, MachineError
+from qtk.quantization import quantize
 from qtk.quantization.blocks.activations import ActivationBudget
 from qtk.quantization.compute import compute_device, compute_dtype
 from qtk.quantization.options import QuantizeOptions
@@ -96,9 +98,10 @@ def test_the_budget_is_never_passed(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("effort", ["fast", "default", "best"])
-def test_no_effort_passes_the_budget(tiny, tmp_path, compute_dtype: str, effort: str) -> None:
+def test_no_effort_passes_the_budget(tiny, tmp_path, compute_dtype: str, activations_in_memory, effort: str) -> None:
     limit = 150_000 * getattr(torch, compute_dtype).itemsize  # room for some of the rows in either dtype
-    options = QuantizeOptions(effort=effort, memory=limit / 1e9)
+    activations_in_memory(limit)
+    options = QuantizeOptions(effort=effort)
     report = quantize_model(tiny(), tmp_path / "out", options, CalibrationOptions(samples=16, seq_len=48))
     assert 0 < report.activation_bytes <= limit
     assert report.spilled_bytes > 0
@@ -133,3 +136,33 @@ def test_threads_are_those_asked_for_or_of_the_environment_and_never_more_than_t
         monkeypatch.setenv("OMP_NUM_THREADS", nothing)
         assert machine.threads_for(None) == cores
     assert machine.threads_for(cores + 5) == cores
+
+
+def test_a_busy_machine_gets_fewer_threads_unless_it_is_told(monkeypatch) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    chosen = {busy: machine.unhindered_threads(None, lambda busy=busy: busy) for busy in (0.0, 0.4, 1.2, 2.6, 9.0)}
+    assert {busy: choice.threads for busy, choice in chosen.items()} == {0.0: 4, 0.4: 4, 1.2: 3, 2.6: 1, 9.0: 1}
+    assert chosen[0.0].sentence is None
+    assert "keep 9.0 of 4 cores busy, so this one computes with 1 thread: " in chosen[9.0].sentence
+    assert machine.unhindered_threads(3, lambda: 9.0) == machine.ThreadChoice(3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert machine.unhindered_threads(None, lambda: 9.0) == machine.ThreadChoice(2)
+
+
+def test_what_others_do_is_seen_and_what_this_process_does_is_not() -> None:
+    """Sums of this process itself are taken off: they would keep it from its own cores."""
+    assert 0 <= machine.busy_cores(0.1) <= (os.cpu_count() or 1) + 1
+
+
+def test_a_resumed_run_computes_with_as_many_threads_as_it_began_with(tiny, tmp_path, monkeypatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    calibration = CalibrationOptions(samples=8, seq_len=48)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(quantize, "read_back", stopped)
+        quantize_model(tiny(), tmp_path / "out", QuantizeOptions(threads=1), calibration)
+    monkeypatch.setattr(machine, "busy_cores", lambda: pytest.fail("the load must not decide"))
+    quantize_model(tiny(), tmp_path / "out", QuantizeOptions(), calibration, resume=True)
+    assert torch.get_num_threads() == 1

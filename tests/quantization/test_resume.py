@@ -67,7 +67,7 @@ MOMENTS = {
     "first block": ({}, (ResumeState, "save"), {"calls": 1}),
     "between stream and state": ({}, (resume, "write_json"), {"calls": 2, "after": False}),
     "tuned blocks": ({"effort": "best"}, (ResumeState, "save"), {"calls": 2}),
-    "spilled": ({"memory": 1e-6}, (ResumeState, "save"), {"calls": 2}),
+    "spilled": ({"spilled": True}, (ResumeState, "save"), {"calls": 2}),
     "read back": ({}, (pipeline, "read_back"), {"after": False}),
     "digested": ({}, (pipeline, "sync_tree"), {}),
     "log written": ({}, (pipeline, "remove_work"), {"after": False}),
@@ -83,15 +83,20 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_the_same_bits_whenever_it_was_stopped(model, whole, tmp_path, monkeypatch, moment: str) -> None:
+def test_the_same_bits_whenever_it_was_stopped(
+    model, whole, tmp_path, monkeypatch, activations_in_memory, moment: str
+) -> None:
     settings, (where, name), when = MOMENTS[moment]
+    settings = dict(settings)
+    if settings.pop("spilled", False):
+        activations_in_memory(1000)
     options = QuantizeOptions(group_size=32, **settings)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop(patch, where, name, **when)
         quantize_model(model, tmp_path / "out", options, ROWS)
     assert (tmp_path / "out.partial").is_dir()
     report = quantize_model(model, tmp_path / "out", options, ROWS, resume=True)
-    expected = whole(**{k: v for k, v in settings.items() if k != "memory"})
+    expected = whole(**settings)
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "out" / file).read_bytes() == (expected / file).read_bytes()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in expected.iterdir())
@@ -153,7 +158,7 @@ def test_what_decides_the_bits_is_refused_by_name_and_what_does_not_is_taken(mod
     begun = json.loads((partial / ".calibration/begun.json").read_text())["compute_dtype"]
     monkeypatch.setenv("QTK_COMPUTE_DTYPE", "float32" if begun == "bfloat16" else "bfloat16")
     monkeypatch.setattr(QuantizationRun, "quantize_block", counted := Counted(QuantizationRun.quantize_block))
-    report = quantize_model(model, tmp_path / "out", QuantizeOptions(group_size=32, memory=1), ROWS, resume=True)
+    report = quantize_model(model, tmp_path / "out", QuantizeOptions(group_size=32, memory=8), ROWS, resume=True)
     assert report.compute_dtype == begun
     assert counted.calls == 1
 

@@ -12,11 +12,14 @@ from qtk.bench.accuracy.results.likelihood import TaskLikelihood, score_likeliho
 from qtk.bench.accuracy.results.programs import score_programs
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import TaskSource
-from qtk.bench.divergence_run import DivergenceOptions, DivergenceResult, Estimate, TextDivergence
+from qtk.bench.divergence_result import DivergenceResult, Estimate, TextDivergence
 from qtk.bench.latency_result import EngineLatency, LatencyReport, Quantiles, ShapeLatency, SpeedRatio
+from qtk.bench.options import DivergenceOptions
 from qtk.bench.results import measure_into, require_writable, write_result
 from qtk.errors import InputError
-from qtk.release.report import figure, reportable_directories, write_report
+from qtk.release.material import reportable_directories
+from qtk.release.numbers import figure
+from qtk.release.report import write_report
 
 
 @pytest.mark.parametrize(

@@ -48,3 +48,14 @@ def compute_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """The test runs twice, as on a processor without and with fast bfloat16 products."""
     monkeypatch.setenv("QTK_COMPUTE_DTYPE", request.param)
     return str(request.param)
+
+
+@pytest.fixture
+def activations_in_memory(monkeypatch):
+    """activations_in_memory(count): from here on a machine so small that calibration activations take that many bytes of it."""
+    from qtk.quantization import quantize
+
+    def make(count: int) -> None:
+        monkeypatch.setattr(quantize, "total_memory", lambda: 16 * count)
+
+    return make

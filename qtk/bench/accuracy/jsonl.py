@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         data = path.read_bytes()
         lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{path} is a damaged or truncated gzip file: {error}. Copy or download it again.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
@@ -26,7 +29,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             complaints.append(f"line {number}: {error}")
             continue
         rows.append(row) if isinstance(row, dict) else complaints.append(f"line {number}: not an object")

@@ -11,7 +11,7 @@ import torch
 
 from qtk.checkpoint.atomic import atomic_file
 
-_CHUNK_TOKENS = 4096  # tokens that one step works on: large enough for fast products, small enough for the cache
+_CHUNK_TOKENS = 4096  # tokens that one step works on, unless the budget says otherwise
 
 
 class RowStore:
@@ -20,8 +20,18 @@ class RowStore:
     In memory, or in `file` (made at once, so that a full disk is found before any work).
     """
 
-    def __init__(self, rows: int, seq_len: int, width: int, dtype: torch.dtype, file: Path | None = None) -> None:
+    def __init__(
+        self,
+        rows: int,
+        seq_len: int,
+        width: int,
+        dtype: torch.dtype,
+        file: Path | None = None,
+        *,
+        chunk_tokens: int = _CHUNK_TOKENS,
+    ) -> None:
         self.shape, self.dtype, self.file = (rows, seq_len, width), dtype, file
+        self.chunk_tokens = chunk_tokens
         self._row_bytes = seq_len * width * dtype.itemsize
         self._memory: torch.Tensor | None = None
         self._fd = -1
@@ -38,7 +48,7 @@ class RowStore:
     def chunks(self) -> Iterator[slice]:
         """Slices of rows that are worked on together, alike in size."""
         rows = self.shape[0]
-        step = math.ceil(rows / max(1, round(rows * self.shape[1] / _CHUNK_TOKENS)))
+        step = math.ceil(rows / max(1, round(rows * self.shape[1] / self.chunk_tokens)))
         for start in range(0, rows, step):
             yield slice(start, min(start + step, rows))
 
@@ -92,11 +102,12 @@ class RowStore:
 class ActivationBudget:
     """Hands out RowStores: in memory up to `limit_bytes` in all, in `directory` beyond.
 
-    `used_bytes` are held in memory now, `peak_bytes` were at most; `spilled_bytes` went to files.
+    `used_bytes` are held in memory now, `peak_bytes` were at most; `spilled_bytes` went to files. chunk_tokens: how many tokens
+    one step works on.
     """
 
-    def __init__(self, limit_bytes: int, directory: Path) -> None:
-        self.limit_bytes, self.directory = limit_bytes, directory
+    def __init__(self, limit_bytes: int, directory: Path, *, chunk_tokens: int = _CHUNK_TOKENS) -> None:
+        self.limit_bytes, self.directory, self.chunk_tokens = limit_bytes, directory, chunk_tokens
         self.used_bytes = 0
         self.peak_bytes = 0
         self.spilled_bytes = 0
@@ -108,11 +119,12 @@ class ActivationBudget:
         if self.used_bytes + size <= self.limit_bytes:
             self.used_bytes += size
             self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-            return RowStore(rows, seq_len, width, dtype)
+            return RowStore(rows, seq_len, width, dtype, chunk_tokens=self.chunk_tokens)
         self.spilled_bytes += size
         self._count += 1
         self.directory.mkdir(parents=True, exist_ok=True)
-        return RowStore(rows, seq_len, width, dtype, self.directory / f"activations-{self._count}.bin")
+        file = self.directory / f"activations-{self._count}.bin"
+        return RowStore(rows, seq_len, width, dtype, file, chunk_tokens=self.chunk_tokens)
 
     def release(self, store: RowStore) -> None:
         """Closes a store and gives its room back."""

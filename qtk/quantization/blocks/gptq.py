@@ -14,7 +14,8 @@ import torch
 
 from qtk.models.spec import Linear
 from qtk.progress import note
-from qtk.quantization.algorithms.gptq import SingularHessian, gptq
+from qtk.quantization.algorithms.cholesky import SingularHessian
+from qtk.quantization.algorithms.gptq import gptq
 from qtk.quantization.algorithms.rtn import rtn
 from qtk.quantization.blocks.layer_log import RoundedSet, layer_records
 from qtk.quantization.blocks.quantized import FloatBlock, QuantizedBlock
@@ -57,10 +58,15 @@ class GptqBlocks:
         if not members:
             return result
         start = time.monotonic()
-        statistics = self.block.statistics(inputs, members[0].in_features)
+        alone = block.weights[f"{members[0].name}.weight"] if len(members) == 1 else None
+        statistics = self.block.statistics(inputs, members[0].in_features, alone)
         seconds = (time.monotonic() - start) / len(members)
-        for _, alike in itertools.groupby(members, key=lambda member: block.schemes[member.name]):
-            result |= self._quantize_alike(block, list(alike), statistics, seconds)
+        alike = [list(m) for _, m in itertools.groupby(members, key=lambda member: block.schemes[member.name])]
+        for group in alike:
+            own = (
+                statistics if group is alike[-1] else statistics.copy()
+            )  # GPTQ works in the memory of what it is given
+            result |= self._quantize_alike(block, group, own, seconds)
         for member in members:
             self.quantized.replace(member.name, result.linears[member.name])
         return result
@@ -72,10 +78,11 @@ class GptqBlocks:
         shared_seconds: each member's share of what was done before."""
         start = time.monotonic()
         scheme = block.schemes[members[0].name]
-        W = torch.cat([block.weights[f"{member.name}.weight"].float() for member in members])
+        weights = [block.weights[f"{member.name}.weight"] for member in members]
+        W = torch.cat(weights) if len(weights) > 1 else weights[0]
         method, damping = "gptq", None
         try:
-            result = gptq(W, statistics.H, scheme, C=statistics.C)
+            result = gptq(W, statistics.H, scheme, drift=statistics.drift)
             stacked, damping = result.linear, result.damping
         except SingularHessian:
             method, stacked = "rtn", rtn(W, scheme)
@@ -85,6 +92,6 @@ class GptqBlocks:
         linears = {
             member.name: stacked.rows(end - member.out_features, end) for member, end in zip(members, ends, strict=True)
         }
-        rounded = RoundedSet(block.prefix, members, scheme, W, stacked.dequantize(), method, damping)
+        rounded = RoundedSet(block.prefix, members, scheme, W, stacked, method, damping)
         seconds = shared_seconds + (time.monotonic() - start) / len(members)
         return QuantizedBlock(linears, records=layer_records(rounded, statistics, self.quantized.hidden.dtype, seconds))

@@ -23,7 +23,7 @@ class Judge:
 
     def advance(self, block: FloatBlock, stored: QuantizedBlock) -> None:
         """Takes both streams through a block: as it is stored, and in float."""
-        self.quantized.enter(stored.weights(block.weights, self.quantized.hidden.dtype))
+        self.quantized.enter(stored.stored(block.weights))
         self.float_stream.enter(block.weights)
         for stream in self.streams:
             self.block.run_block(block.layer, stream)

@@ -9,23 +9,26 @@ import torch
 from qtk.models.spec import Linear
 from qtk.quantization.algorithms.grid import round_to_range
 from qtk.quantization.blocks.streams import Statistics
+from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.report import LayerRecord
 from qtk.quantization.scheme_model import LinearScheme
+
+_ROWS_ELEMENTS = 1 << 23  # of a matrix that are in float32 at once
 
 
 @dataclass(frozen=True)
 class RoundedSet:
     """Linears that were quantized as one matrix with the rows of all, in their order.
 
-    prefix: of their block. W: [out, in] float32, what was to be stored. Q: [out, in], what the quantized matrix stands for
-    beside W. damping: GPTQ's, None where there was none.
+    prefix: of their block. W: [out, in], what was to be stored. Q: what the quantized matrix stands for beside W, [out, in]
+    float32 or still in codes. damping: GPTQ's, None where there was none.
     """
 
     prefix: str
     members: list[Linear]
     scheme: LinearScheme
     W: torch.Tensor
-    Q: torch.Tensor
+    Q: torch.Tensor | QuantizedLinear
     method: str
     damping: float | None = None
 
@@ -34,8 +37,14 @@ def layer_records(
     rounded: RoundedSet, statistics: Statistics, dtype: torch.dtype, seconds: float
 ) -> tuple[LayerRecord, ...]:
     """A record for each member of a set. dtype: of the products; seconds: that each member took."""
-    W, scheme = rounded.W, rounded.scheme
-    before, after, energy = _output_errors(W, [round_to_range(W, scheme), rounded.Q], statistics, dtype)
+    scheme = rounded.scheme
+    out_features, in_features = rounded.W.shape
+    step = max(1, _ROWS_ELEMENTS // in_features)
+    parts = [
+        _output_errors(rounded, slice(start, min(start + step, out_features)), statistics, dtype)
+        for start in range(0, out_features, step)
+    ]
+    before, after, energy = (torch.cat(part) for part in zip(*parts, strict=True))
     records, row = [], 0
     for member in rounded.members:
         rows = slice(row, row + member.out_features)
@@ -57,13 +66,18 @@ def layer_records(
 
 
 def _output_errors(
-    W: torch.Tensor, rounded: list[torch.Tensor], statistics: Statistics, dtype: torch.dtype
-) -> list[torch.Tensor]:
-    """The squared error of each output [out] on the sample tokens for each rounded weight, and last the outputs' energy.
-    Differences are taken in float32, products in `dtype`."""
+    rounded: RoundedSet, rows: slice, statistics: Statistics, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each of these outputs the squared error on the sample tokens, [rows]: with W rounded to nearest on its whole range,
+    and as it was rounded; and last the output's energy. Differences are taken in float32, products in `dtype`."""
+    W, Q = rounded.W[rows].float(), rounded.Q
+    Q = Q.rows(rows.start, rows.stop).dequantize() if isinstance(Q, QuantizedLinear) else Q[rows]
     X, X_float = statistics.sample
     x, x_float = X.to(dtype), X_float.to(dtype)
     from_inputs = (X_float - X).to(dtype) @ W.t().to(dtype) if X_float is not X else X.new_zeros((), dtype=dtype)
-    errors = [(from_inputs + x @ (W - Q).to(dtype).t()).float().square().sum(0) for Q in rounded]
+    before, after = (
+        (from_inputs + x @ (W - stored).to(dtype).t()).float().square().sum(0)
+        for stored in (round_to_range(W, rounded.scheme), Q)
+    )
     energy = (x_float @ W.to(dtype).t()).float().square().sum(0)
-    return [*errors, energy.clamp_min(1e-30)]
+    return before, after, energy.clamp_min(1e-30)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from qtk.models.spec import Linear, ModelSpec
-from qtk.quantization.blocks.streams import Stream
+from qtk.quantization.blocks.streams import StoredWeights, Stream
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.report import LayerRecord
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
@@ -56,8 +56,12 @@ class QuantizedBlock:
 
     def weights(self, original: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The whole block in `dtype`, by name, for the forward pass; original: the float block's weights."""
-        result = {name: self.floats.get(name, weight).to(dtype) for name, weight in original.items()}
-        return result | {f"{name}.weight": linear.dequantize(dtype) for name, linear in self.linears.items()}
+        return dict(StoredWeights(self.stored(original), dtype))
+
+    def stored(self, original: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | QuantizedLinear]:
+        """The whole block as it is stored, by name; original: the float block's weights."""
+        floats = {name: self.floats.get(name, weight) for name, weight in original.items()}
+        return {**floats, **{f"{name}.weight": linear for name, linear in self.linears.items()}}
 
 
 class BlockQuantizer(Protocol):

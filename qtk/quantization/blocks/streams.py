@@ -10,32 +10,64 @@ import torch
 
 from qtk.models import forward
 from qtk.models.spec import ModelSpec
+from qtk.quantization.algorithms.cholesky import mirror_lower_
+from qtk.quantization.algorithms.gptq import Drift
 from qtk.quantization.blocks.activations import ActivationBudget, RowStore
 from qtk.quantization.quantized_linear import QuantizedLinear
 
+_BEFORE_ATTENTION = ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")
 _SAMPLE_TOKENS = 128  # tokens on which the log's errors are measured
-_GRAM_BLOCKS = 3  # rows of blocks in which H is summed: two thirds of the products of the whole
+# H is summed in rows of blocks of this width, three at least: of two thirds (narrow) down to half (wide) of the whole's products.
+_GRAM_WIDTH = 1024
 _OUTLIER_NORM = 3.0  # a token weighs at most as if its norm were this many times the median
+
+
+class StoredWeights(Mapping[str, torch.Tensor]):
+    """A block's weights by name below its prefix, kept as they are stored and given in `dtype` at each access: of a block
+    in float32, no more is in memory than what a product reads."""
+
+    def __init__(
+        self,
+        stored: Mapping[str, torch.Tensor | QuantizedLinear],
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
+        """device: to give them on (None: where they are)."""
+        self.stored, self.dtype, self.device = stored, dtype, device
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        weight = self.stored[name]
+        weight = weight.dequantize(self.dtype) if isinstance(weight, QuantizedLinear) else weight
+        return weight.to(device=self.device, dtype=self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def held(self, *modules: str) -> dict[str, torch.Tensor]:
+        """The weights and biases of these modules, held in `dtype` for several products."""
+        return {name: self[name] for name in self if name.rpartition(".")[0] in modules}
 
 
 @dataclass
 class Stream:
     """The rows on their way through one version of the model.
 
-    hidden: what the next block reads, [rows, seq_len, hidden_size] in the compute dtype. weights: the present block by
-    name below its prefix, in the compute dtype.
+    hidden: what the next block reads, [rows, seq_len, hidden_size] in the compute dtype. weights: the present block.
     """
 
     hidden: RowStore
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: StoredWeights = field(default_factory=lambda: StoredWeights({}, torch.float32))
 
-    def enter(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def enter(self, weights: Mapping[str, torch.Tensor | QuantizedLinear]) -> None:
         """Makes these weights, by name and of any dtype, those of the present block."""
-        self.weights = {name: weight.to(self.hidden.dtype) for name, weight in weights.items()}
+        self.weights = StoredWeights(weights, self.hidden.dtype)
 
     def replace(self, name: str, linear: QuantizedLinear) -> None:
         """Makes the present block compute with a quantized linear."""
-        self.weights[f"{name}.weight"] = linear.dequantize(self.hidden.dtype)
+        self.enter({**self.weights.stored, f"{name}.weight": linear})
 
 
 @dataclass(frozen=True)
@@ -50,13 +82,17 @@ class RowContext:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of what a set of linears reads, per real token: H = X^T X, C = (X_float - X)^T X (None without a float stream), both
-    [in, in] float32; sample: a few tokens of X and X_float (X itself without a
-    float stream), [tokens, in] float32."""
+    """Of what a set of linears reads, per real token: H = X^T X [in, in] float32; drift: C = (X_float - X)^T X, or W C (None
+    without a float stream); sample: a few tokens of X and X_float (X itself without a float stream), [tokens, in] float32."""
 
     H: torch.Tensor
-    C: torch.Tensor | None
+    drift: Drift | None
     sample: tuple[torch.Tensor, torch.Tensor]
+
+    def copy(self) -> Statistics:
+        """The same with matrices of its own."""
+        drift = None if self.drift is None else Drift(self.drift.matrix.clone(), self.drift.of_outputs)
+        return Statistics(self.H.clone(), drift, self.sample)
 
 
 @dataclass(frozen=True)
@@ -100,34 +136,38 @@ class BlockStreams:
     def attention(self, layer: int, streams: Sequence[Stream]) -> list[RowStore]:
         """What o reads: the attention of block `layer`."""
         stores = self._stores(streams, self.spec.num_heads * self.spec.head_dim)
-        for chunk, xs in self.attention_inputs(streams):
-            mask = forward.attention_mask(xs[0].shape[1], self.keep(chunk), self.spec.windows[layer], self.device)
-            for stream, store, x in zip(streams, stores, xs, strict=True):
-                y = forward.attention_output(self.spec, stream.weights, x, self.rows.cos, self.rows.sin, mask=mask)
+        for stream, store in zip(streams, stores, strict=True):
+            weights = stream.weights.held(*(f"self_attn.{part}" for part in _BEFORE_ATTENTION))
+            for chunk, (x,) in self.attention_inputs([stream]):
+                mask = forward.attention_mask(x.shape[1], self.keep(chunk), self.spec.windows[layer], self.device)
+                y = forward.attention_output(self.spec, weights, x, self.rows.cos, self.rows.sin, mask=mask)
                 store.write(chunk, y.cpu())
         return stores
 
     def mlp(self, streams: Sequence[Stream]) -> list[RowStore]:
         """What down reads."""
         stores = self._stores(streams, self.spec.intermediate_size)
-        for chunk, xs in self.mlp_inputs(streams):
-            for stream, store, x in zip(streams, stores, xs, strict=True):
-                store.write(chunk, forward.mlp_hidden(stream.weights, x).cpu())
+        for stream, store in zip(streams, stores, strict=True):
+            weights = stream.weights.held("mlp.gate_proj", "mlp.up_proj")
+            for chunk, (x,) in self.mlp_inputs([stream]):
+                store.write(chunk, forward.mlp_hidden(weights, x).cpu())
         return stores
 
     def add(self, name: str, streams: Sequence[Stream], values: Sequence[RowStore]) -> None:
         """hidden += linear `name` of the values, in every stream; the values are freed."""
         for stream, store in zip(streams, values, strict=True):
+            weights = stream.weights.held(name)
             for chunk in store.chunks():
-                y = forward.linear(stream.weights, name, self.read(store, chunk))
+                y = forward.linear(weights, name, self.read(store, chunk))
                 stream.hidden.write(chunk, (self.read(stream.hidden, chunk) + y).cpu())
             self.budget.release(store)
 
     def run_block(self, layer: int, stream: Stream) -> None:
         """The whole block on one stream."""
+        weights = dict(stream.weights)
         for chunk in stream.hidden.chunks():
             x = self.read(stream.hidden, chunk)
-            stream.hidden.write(chunk, self.block_output(layer, stream.weights, x, chunk).cpu())
+            stream.hidden.write(chunk, self.block_output(layer, weights, x, chunk).cpu())
 
     def block_output(
         self, layer: int, weights: Mapping[str, torch.Tensor], x: torch.Tensor, rows: slice | torch.Tensor
@@ -136,12 +176,14 @@ class BlockStreams:
         mask = forward.attention_mask(x.shape[1], self.keep(rows), self.spec.windows[layer], self.device)
         return forward.block_forward(self.spec, weights, x, self.rows.cos, self.rows.sin, mask=mask)
 
-    def statistics(self, inputs: BlockInputs, size: int) -> Statistics:
+    def statistics(self, inputs: BlockInputs, size: int, W: torch.Tensor | None = None) -> Statistics:
         """One pass over the inputs of one stream, or of the quantized and the float one.
 
-        Products of bfloat16 inputs run at its speed, their sums are float32.
+        Products of bfloat16 inputs run at its speed, their sums are float32. W: [out, in], what reads the inputs. Where it
+        has less than half as many rows as columns the drift is summed as W C, in fewer products and less memory.
         """
         H = torch.zeros(size, size, device=self.device)
+        of_outputs = W is not None and 2 * W.shape[0] < size
         C: torch.Tensor | None = None
         tokens = 0
         samples: list[list[torch.Tensor]] = []
@@ -156,14 +198,21 @@ class BlockStreams:
             with _exact_products(flat[0].dtype):
                 _add_gram(H, x)
                 if len(flat) > 1:
-                    C = torch.zeros_like(H) if C is None else C
-                    C.addmm_((flat[1] - flat[0]).float().t(), x)
+                    difference = (flat[1] - flat[0]).float()
+                    if of_outputs and W is not None:
+                        difference = difference @ W.float().t()
+                    C = torch.zeros(difference.shape[1], size, device=self.device) if C is None else C
+                    C.addmm_(difference.t(), x)
             tokens += flat[0].shape[0]
             stride = max(1, flat[0].shape[0] * len(inputs) // _SAMPLE_TOKENS)
-            samples.append([x[::stride].float() for x in flat])
+            # A copy: a view would keep the whole chunk in memory until the last one is read.
+            samples.append([x[::stride].to(torch.float32, copy=True) for x in flat])
+            del xs, flat, x  # before the next chunk is read
         X, *X_float = (torch.cat(parts) for parts in zip(*samples, strict=True))
         count = max(tokens, 1)
-        return Statistics(_mirrored(H).div_(count), C if C is None else C / count, (X, X_float[0] if X_float else X))
+        mirror_lower_(H, _gram_step(size))
+        drift = None if C is None else Drift(C.div_(count), of_outputs)
+        return Statistics(H.div_(count), drift, (X, X_float[0] if X_float else X))
 
     def _stores(self, streams: Sequence[Stream], width: int) -> list[RowStore]:
         return [self.budget.store(*s.hidden.shape[:2], width, s.hidden.dtype) for s in streams]
@@ -218,15 +267,11 @@ def _exact_products(dtype: torch.dtype) -> Iterator[None]:
 def _add_gram(H: torch.Tensor, x: torch.Tensor) -> None:
     """H += x^T x, the blocks on and above the diagonal: the rest is their mirror image."""
     n = H.shape[0]
-    step = -(-n // _GRAM_BLOCKS)
+    step = _gram_step(n)
     for start in range(0, n, step):
         H[start : start + step, start:].addmm_(x[:, start : start + step].t(), x[:, start:])
 
 
-def _mirrored(H: torch.Tensor) -> torch.Tensor:
-    """H, of which `_add_gram` filled the blocks on and above the diagonal, made symmetric in place."""
-    n = H.shape[0]
-    step = -(-n // _GRAM_BLOCKS)
-    for start in range(0, n, step):
-        H[start + step :, start : start + step] = H[start : start + step, start + step :].t()
-    return H
+def _gram_step(n: int) -> int:
+    """The width of the blocks in which an [n, n] H is summed."""
+    return -(-n // max(3, round(n / _GRAM_WIDTH)))

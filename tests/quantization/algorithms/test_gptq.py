@@ -7,15 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qtk.quantization.algorithms.gptq import (
-    DAMPING_LADDER,
-    NUMPY_CALLS,
-    TORCH_CALLS,
-    Elementwise,
-    SingularHessian,
-    gptq,
-    inverse_cholesky,
-)
+from qtk.quantization.algorithms.cholesky import SingularHessian, damped_cholesky_, reorder_, solve_
+from qtk.quantization.algorithms.gptq import DAMPING_LADDER, NUMPY_CALLS, TORCH_CALLS, Drift, Elementwise, gptq
 from qtk.quantization.algorithms.grid import round_to_grid, search_grid
 from qtk.quantization.algorithms.rtn import rtn
 from qtk.quantization.scheme_model import LinearScheme
@@ -63,7 +56,7 @@ def naive_gptq(
 @pytest.mark.parametrize("in_features", [64, 320])  # 320: more than one block of columns
 def test_gptq_equals_the_naive_version(scheme: LinearScheme, in_features: int, calls: Elementwise) -> None:
     W, H = problem(in_features=in_features, tokens=2000)
-    linear = gptq(W, H, scheme, elementwise=calls).linear
+    linear = gptq(W, H.clone(), scheme, elementwise=calls).linear
     zeros = torch.full(linear.scales.shape, 8) if linear.zeros is None else linear.zeros
     expected = naive_gptq(W, H, linear.scales, zeros, 32, DAMPING_LADDER[0])
     # float32 against float64: a weight on the edge between two codes may fall the other way, and what follows with it.
@@ -78,7 +71,7 @@ def error(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> float:
 @both_kinds
 def test_gptq_loses_much_less_than_rounding(scheme: LinearScheme) -> None:
     W, H = problem()
-    ours = gptq(W, H, scheme).linear.dequantize()
+    ours = gptq(W, H.clone(), scheme).linear.dequantize()
     assert error(W, ours, H) < 0.6 * error(W, rtn(W, scheme).dequantize(), H)
 
 
@@ -92,7 +85,8 @@ def test_correction_takes_back_error_in_the_inputs() -> None:
     def loss(linear) -> float:
         return float((X_float @ W.t() - X @ linear.dequantize().t()).square().sum())
 
-    plain, corrected = gptq(W, H, SYMMETRIC).linear, gptq(W, H, SYMMETRIC, C=C, alpha=1.0).linear
+    plain = gptq(W, H.clone(), SYMMETRIC).linear
+    corrected = gptq(W, H, SYMMETRIC, drift=Drift(C), alpha=1.0).linear
     assert loss(corrected) < 0.5 * loss(plain)
     # With alpha 1 and no damping to speak of the target is the least-squares solution itself.
     target = torch.linalg.lstsq(X.double(), X_float.double() @ W.double().t()).solution.t()
@@ -101,23 +95,50 @@ def test_correction_takes_back_error_in_the_inputs() -> None:
     torch.testing.assert_close(closed_form, target, atol=1e-6, rtol=1e-6)
 
 
-def test_inverse_cholesky_and_its_ladder() -> None:
-    _, H = problem()
-    U, damp = inverse_cholesky(H, torch.arange(64))
-    damped = H + damp * H.diagonal().mean() * torch.eye(64)
-    torch.testing.assert_close(U.t() @ U @ damped, torch.eye(64), atol=1e-3, rtol=1e-3)
-    assert torch.equal(U, U.triu())
-    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
-    V, _ = inverse_cholesky(H, order)
-    torch.testing.assert_close(V.t() @ V @ damped[order][:, order], torch.eye(64), atol=1e-3, rtol=1e-3)
-    one_bad = H.clone()
-    one_bad[40, 3] = one_bad[3, 40] = float("inf")
+@pytest.mark.parametrize("n", [64, 600])  # 600: more than one tile
+def test_cholesky_in_place_its_ladder_and_its_solves(n: int) -> None:
+    _, H = problem(in_features=n, tokens=3000)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
+    damped = (H + DAMPING_LADDER[0] * H.diagonal().mean() * torch.eye(n))[order][:, order]
+    own = H.clone()
+    reorder_(own, order)
+    assert torch.equal(own, H[order][:, order])
+    assert damped_cholesky_(own, DAMPING_LADDER) == DAMPING_LADDER[0]
+    L = own.tril()
+    assert (L @ L.t() - damped).norm() < 1e-5 * damped.norm()
+    B = torch.randn(7, n, generator=torch.Generator().manual_seed(2))
+    X = B.clone()
+    solve_(X, own)
+    assert (X @ damped - B).norm() < 1e-3 * B.norm()
+    for place in ((40, 3), (n - 1, n - 2)):
+        one_bad = H.clone()
+        one_bad[place] = one_bad[place[::-1]] = float("inf")
+        with pytest.raises(SingularHessian):
+            damped_cholesky_(one_bad, DAMPING_LADDER)
     with pytest.raises(SingularHessian):
-        inverse_cholesky(one_bad, torch.arange(64))
-    indefinite = H - 0.06 * H.diagonal().mean() * torch.eye(64)
-    assert inverse_cholesky(indefinite, torch.arange(64))[1] > DAMPING_LADDER[0]
-    with pytest.raises(SingularHessian):
-        inverse_cholesky(torch.full((8, 8), float("nan")), torch.arange(8))
+        damped_cholesky_(torch.full((8, 8), float("nan")), DAMPING_LADDER)
+
+
+@pytest.mark.parametrize("n", [64, 600])
+def test_a_failed_rung_of_the_ladder_leaves_no_trace(n: int) -> None:
+    _, H = problem(in_features=n, tokens=3000)
+    indefinite = H - 0.06 * H.diagonal().mean() * torch.eye(n)
+    found, alone = indefinite.clone(), indefinite.clone()
+    damp = damped_cholesky_(found, DAMPING_LADDER)
+    assert damp > DAMPING_LADDER[0]
+    damped_cholesky_(alone, (damp,))
+    assert torch.equal(found.tril(), alone.tril())
+
+
+@pytest.mark.parametrize("in_features", [64, 320])
+def test_drift_of_the_outputs_corrects_as_that_of_the_inputs(in_features: int) -> None:
+    W, H = problem(in_features=in_features, tokens=2000)
+    C = 0.05 * H @ torch.randn(in_features, in_features, generator=torch.Generator().manual_seed(5)) / in_features**0.5
+    by_inputs = gptq(W, H.clone(), SYMMETRIC, drift=Drift(C.clone())).linear
+    by_outputs = gptq(W, H.clone(), SYMMETRIC, drift=Drift(W @ C, of_outputs=True)).linear
+    plain = gptq(W, H.clone(), SYMMETRIC).linear
+    assert (by_inputs.codes != by_outputs.codes).float().mean() < 0.01
+    assert (by_inputs.codes != plain.codes).float().mean() > 0.05
 
 
 @both_kinds
@@ -141,7 +162,7 @@ def test_degenerate_problems_stay_sane(kind: str, scheme: LinearScheme) -> None:
         W[4] = 0
     elif kind == "no input":
         H = torch.zeros(64, 64)
-    result = gptq(W, H, scheme)
+    result = gptq(W, H.clone(), scheme)
     linear, back = result.linear, result.linear.dequantize()
     assert torch.isfinite(back).all()
     assert linear.codes.max() <= 15
@@ -198,7 +219,7 @@ def test_blocks_of_a_diagonal_hessian_give_the_same_scales(scheme: LinearScheme)
 
 def test_scales_are_positive_where_a_runtime_takes_no_others() -> None:
     W, H = problem()
-    for linear in (rtn(W, POSITIVE), gptq(W, H, POSITIVE).linear):
+    for linear in (rtn(W, POSITIVE), gptq(W, H.clone(), POSITIVE).linear):
         assert (linear.scales > 0).all()
     signed = gptq(W, H, SYMMETRIC).linear
     assert (signed.scales < 0).any()

@@ -1,0 +1,281 @@
+"""Time, memory and bytes of qtk's commands on random checkpoints of real shapes: what a size costs, before anybody has it.
+
+python bench/scale.py merge    --shape 7b  --layers 4 --work DIR
+python bench/scale.py quantize --shape 33b --layers 1 --work DIR -- --samples 32 --seq-len 512 --memory 8
+python bench/scale.py build    --shape 7b  --layers 2 --work DIR -- --gpu a10
+python bench/scale.py copy     --shape 7b  --layers 4 --work DIR           (cp and sync of the same files)
+
+The checkpoint (bf16, in shards, weights of standard deviation 0.02) and a rank-192 adapter on all linears are made in DIR where
+they are not there yet; what a command writes is removed. `build` first quantizes by rounding. Words after -- go to the command.
+
+Each command runs in a process of its own, which samples the stacks of its threads: a sample counts as reading, writing
+(with waiting for the disk), digesting or computing, by what the thread is in; threads that wait for others do not count.
+Bytes are those that the process asked the system for (rchar and wchar of /proc/self/io), less what it had read when its modules
+were imported. A line of JSON on stdout holds the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+SHAPES = {
+    "tiny": (256, 768, 8, 2, 4, 1000),
+    "1b": (2048, 5632, 32, 4, 22, 32000),
+    "7b": (4096, 11008, 32, 32, 32, 32256),
+    "33b": (7168, 19200, 56, 8, 62, 32256),
+}  # hidden, intermediate, heads, key/value heads, layers, vocabulary
+RANK = 192
+PLACES = {  # (module, function) of the innermost frames -> what the thread does
+    ("safetensors_file", "_fill"): "reading",
+    ("passing_digest", "_read_up_to"): "reading",
+    ("passing_digest", "show"): "digesting",
+    ("manifest", "file_digest"): "digesting",
+    ("hashlib", "file_digest"): "digesting",
+    ("writer", "_pwrite_all"): "writing",
+    ("writer", "_lay_out"): "writing",
+    ("staging", "flush_file"): "writing",
+    ("activations", "write"): "writing",
+    ("activations", "save"): "writing",
+    ("activations", "read"): "reading",
+}
+WAITING = {("threading", "wait"), ("threading", "_wait_for_tstate_lock"), ("thread", "_worker"), ("scale", "_sample")}
+
+
+def config(shape: str, layers: int) -> dict[str, object]:
+    hidden, intermediate, heads, kv_heads, _, vocabulary = SHAPES[shape]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "num_hidden_layers": layers,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def make_model(place: Path, shape: str, layers: int) -> Path:
+    """The random checkpoint, with a tokenizer of bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from qtk.checkpoint.writer import CheckpointWriter, TensorSpec
+    from qtk.models.registry import spec_from_config
+
+    if (place / "config.json").is_file():
+        return place
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    settings = config(shape, layers)
+    shapes = spec_from_config(settings, "config").all_tensors()
+    generator = torch.Generator().manual_seed(0)
+    # One pool of random numbers, from which every tensor takes another stretch: to draw them all would take an hour at 33B.
+    pool = torch.randn(1 << 24, generator=generator).mul_(0.02).bfloat16()
+    specs = {name: TensorSpec(torch.bfloat16, size) for name, size in shapes.items()}
+    with CheckpointWriter(place, specs, shard_bytes=450_000_000) as writer:
+        for name, size in shapes.items():
+            if name.endswith("norm.weight"):
+                writer.write(name, torch.ones(size, dtype=torch.bfloat16))
+                continue
+            rows = max(1, (1 << 23) // size[1])
+            for start in range(0, size[0], rows):
+                count = min(rows, size[0] - start) * size[1]
+                offset = int(torch.randint(0, len(pool) - count, (1,), generator=generator))
+                writer.write_rows(name, start, pool[offset : offset + count].view(-1, size[1]))
+            writer.mark_written(name)
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(place / "tokenizer.json"))
+    (place / "config.json").write_text(json.dumps(settings, indent=2))
+    return place
+
+
+def make_adapter(place: Path, shape: str, layers: int) -> Path:
+    """A random adapter on every linear of the blocks, in bf16."""
+    import torch
+
+    from qtk.checkpoint.writer import CheckpointWriter, TensorSpec
+    from qtk.models.registry import spec_from_config
+
+    if (place / "adapter_config.json").is_file():
+        return place
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    specs = {}
+    for module, linear in spec_from_config(config(shape, layers), "config").all_linears():
+        for part, size in (("A", (RANK, linear.in_features)), ("B", (linear.out_features, RANK))):
+            specs[f"base_model.model.{module}.lora_{part}.weight"] = TensorSpec(torch.bfloat16, size)
+    generator = torch.Generator().manual_seed(1)
+    with CheckpointWriter(place, specs, file_name="adapter_model.safetensors") as writer:
+        for name, spec in specs.items():
+            writer.write(name, torch.randn(spec.shape, generator=generator).mul_(0.01).bfloat16())
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK, "target_modules": targets}
+    (place / "adapter_config.json").write_text(json.dumps(settings))
+    return place
+
+
+class Watch:
+    """What this process does from here on: samples of its threads, its anonymous memory, bytes and processor time."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.anonymous = 0
+        self.before = _io()
+        self.start, self.cpu = time.monotonic(), os.times()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        own = threading.get_ident()
+        while True:
+            time.sleep(0.02)
+            self.anonymous = max(self.anonymous, _status("RssAnon"))
+            for thread, frame in sys._current_frames().items():
+                if thread != own and (what := _what(frame)):
+                    self.counts[what] += 1
+
+    def figures(self) -> dict[str, object]:
+        after, cpu, total = _io(), os.times(), max(1, sum(self.counts.values()))
+        return {
+            "seconds": round(time.monotonic() - self.start, 1),
+            "user_seconds": round(cpu.user - self.cpu.user, 1),
+            "system_seconds": round(cpu.system - self.cpu.system, 1),
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_anonymous_bytes": self.anonymous,
+            "bytes_read": after["rchar"] - self.before["rchar"],
+            "bytes_written": after["wchar"] - self.before["wchar"],
+            "shares": {what: round(count / total, 3) for what, count in self.counts.most_common()},
+        }
+
+
+def _what(frame: FrameType) -> str | None:
+    """What a thread is in: the innermost frame that says so. None for a thread that waits for another."""
+    for depth, inner in enumerate(_frames(frame)):
+        key = (Path(inner.f_code.co_filename).stem, inner.f_code.co_name)
+        if depth < 2 and key in WAITING:
+            return None
+        if key in PLACES:
+            return PLACES[key]
+    return "computing"
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _io() -> dict[str, int]:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return {name: int(value) for name, value in (line.split(": ") for line in lines)}
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def watched(words: list[str]) -> None:
+    """Runs `qtk WORDS` in this process and prints the figures as the last line."""
+    import qtk.adapters.merge
+    import qtk.engines.build
+    import qtk.quantization.quantize  # noqa: F401 - imports are not what is measured
+    from qtk.cli.main import main
+
+    watch, code = Watch(), 0
+    try:
+        main(words)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    print(json.dumps({"exit_code": code, **watch.figures()}), flush=True)
+
+
+def run(words: list[str]) -> dict[str, object]:
+    """`qtk WORDS` in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--watched", *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"qtk {' '.join(words)} failed")
+    figures: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def copied(model: Path, out: Path) -> dict[str, object]:
+    """cp of the files, and the same with the wait for the disk."""
+    start = time.monotonic()
+    subprocess.run(["cp", "-r", str(model), str(out)], check=True)
+    seconds = time.monotonic() - start
+    os.sync()
+    return {"seconds": round(seconds, 1), "seconds_with_sync": round(time.monotonic() - start, 1)}
+
+
+def main() -> None:
+    """Makes what is needed, runs the command, prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("merge", "quantize", "build", "copy", "make"))
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--layers", type=int, help="default: those of the real model")
+    parser.add_argument("--work", type=Path, required=True, help="directory for the checkpoints and results")
+    parser.add_argument("--cold", action="store_true", help="drop the files' pages from memory first")
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    own_words, extra = given[:cut], given[cut + 1 :]
+    options = parser.parse_args(own_words)
+    layers = options.layers or SHAPES[options.shape][4]
+    name = f"{options.shape}-{layers}"
+    model = make_model(options.work / name, options.shape, layers)
+    out = options.work / f"{name}-{options.command}"
+    shutil.rmtree(out, ignore_errors=True)
+    words: dict[str, list[str]] = {"quantize": ["quantize", str(model)]}
+    if options.command == "merge":
+        words["merge"] = [
+            "merge",
+            str(model),
+            str(make_adapter(options.work / f"{name}-adapter", options.shape, layers)),
+        ]
+    if options.command == "build":
+        int4 = options.work / f"{name}-int4"
+        if not int4.is_dir():
+            run(["quantize", str(model), "-o", str(int4), "--method", "rtn"])
+        words["build"] = ["build-engine", str(int4)]
+    if options.command == "make":
+        return
+    if options.cold:
+        os.sync()
+        for path in options.work.glob(f"{name}*/*"):
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    figures = (
+        copied(model, out) if options.command == "copy" else run([*words[options.command], "-o", str(out), *extra])
+    )
+    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(
+        json.dumps({"command": options.command, "model": name, "input_bytes": size, "output_bytes": written, **figures})
+    )
+    shutil.rmtree(out, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--watched"]:
+        watched(sys.argv[2:])
+    else:
+        main()

@@ -1,0 +1,74 @@
+"""What `qtk plan --prepare` predicts: from counted products and bytes, and from how fast the machine is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qtk.engines.preparation import Rates, plan_preparation
+from qtk.engines.preparation_options import PreparationOptions
+from qtk.errors import MachineError
+from qtk.models.registry import spec_from_config
+from qtk.quantization.memory_need import Work
+from qtk.quantization.products import block_products
+
+DEEPSEEK_33B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 7168, "intermediate_size": 19200,
+    "num_attention_heads": 56, "num_key_value_heads": 8, "num_hidden_layers": 62, "vocab_size": 32256,
+    "max_position_embeddings": 16384, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+RATES = Rates(products=5e10, digest=1.5e9, disk=4e8, threads=2)
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(DEEPSEEK_33B))
+    return tmp_path / "model"
+
+
+def forecast(config: Path, **options: object) -> dict[str, object]:
+    found = plan_preparation(config, PreparationOptions(samples=32, seq_len=512, **options), lambda place: RATES)
+    return {step.step.partition(",")[0].partition(" ")[0]: step for step in found.steps}
+
+
+def test_bytes_are_those_of_the_shapes(config) -> None:
+    steps = forecast(config)
+    assert steps["merge"].written == pytest.approx(66.7e9, rel=0.01)
+    assert steps["quantize"].written == pytest.approx(17.9e9, rel=0.01)
+    assert steps["quantize"].memory < 8e9
+    assert steps["merge"].memory < steps["quantize"].memory
+
+
+def test_half_the_speed_takes_twice_the_time_where_products_decide(config, monkeypatch) -> None:
+    slow = RATES.model_copy(update={"products": RATES.products / 2})
+    options = PreparationOptions(samples=32, seq_len=512)
+    seconds = [plan_preparation(config, options, lambda place, r=rates: r).steps[1].seconds for rates in (RATES, slow)]
+    assert 1.7 < seconds[1] / seconds[0] < 2
+    assert forecast(config, effort="fast")["quantize"].seconds < 0.7 * forecast(config)["quantize"].seconds
+
+
+def test_memory_that_is_too_little_is_refused_as_quantize_would(config) -> None:
+    with pytest.raises(MachineError, match="Give --memory"):
+        forecast(config, memory=1.0)
+
+
+def test_a_block_s_products_are_counted_as_by_hand() -> None:
+    spec = spec_from_config({**DEEPSEEK_33B, "hidden_size": 8, "intermediate_size": 32, "num_attention_heads": 2,
+                             "num_key_value_heads": 2, "vocab_size": 10}, "config")  # fmt: skip
+    found = block_products(spec, Work("gptq", "fast", 10, 10, 4, 2))
+    assert found.forward == 10 * (4 * 8 * 8 + 3 * 8 * 32) + 10 * 10 * 8
+    assert found.hessians == 10 * (3 * 8 * 8 + 32 * 32) / 2
+    assert found.rounding == (24 + 8 + 64) * 8 * 8 / 2 + 8 * 32 * 32 / 2
+    assert found.drift == found.correction == 0
+
+
+def test_the_command_measures_this_machine_and_says_what_the_disk_needs(config, run_qtk) -> None:
+    answer = run_qtk("plan", config, "--prepare", "--samples", 32, "--seq-len", 512)
+    assert answer.returncode == 0, answer.stderr
+    for words in ("merge", "quantize, 16384 tokens", "build-engine --gpu cpu", "are needed at most"):
+        assert words in answer.stdout
+    data = json.loads(run_qtk("plan", config, "--prepare", "--json").stdout)
+    assert data["rates"]["products"] > 1e8
