@@ -212,7 +212,7 @@ class Remote:
         return int(self._ask("length"))
 
     def __iter__(self) -> Iterator[Any]:
-        return self._ask("iterate")  # type: ignore[no-any-return]
+        return self._ask("iterate")
 
     def __next__(self) -> Any:
         return self._ask("next")

@@ -21,7 +21,7 @@ from typing import Any
 _LONGEST = 64 * 2**20  # bytes of one message
 _LENGTH = struct.Struct(">I")
 _SMALL = 2**62
-_BUILTIN_TYPES = {
+_BUILTIN_TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (int, float, complex, bool, str, bytes, list, tuple, dict, set, frozenset, type(None))
 }
@@ -103,7 +103,7 @@ class Encoder:
             return [kind.__name__, value.isoformat()]
         if kind is datetime.timedelta:
             return ["timedelta", value.days, value.seconds, value.microseconds]
-        if kind is type and _BUILTIN_TYPES.get(value.__name__) is value:
+        if kind is type and value in _BUILTIN_TYPES.values():
             return ["type", value.__name__]
         if value is NotImplemented or value is Ellipsis:
             return ["constant", repr(value)]

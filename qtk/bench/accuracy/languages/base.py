@@ -59,7 +59,7 @@ class Toolchain(ABC):
 
     commands: what must be on PATH. install: how the commands are installed, in words. requirements: libraries that some
     tasks need. company: whether programs may share a sandbox at first. seconds: the clock of one run. limits: of one
-    job. assertions: how tests assert, where a wrong assertion can be made of one. `settings` names the further fields
+    job. assertion_form: how tests assert, where a wrong assertion can be made of one. `settings` names the further fields
     that a suite's YAML may set.
     """
 
@@ -69,7 +69,7 @@ class Toolchain(ABC):
     company: Company = field(default_factory=Company)
     seconds: float = 10.0
     limits: JobLimits = field(default_factory=JobLimits)
-    assertions: Assertions | None = None
+    assertion_form: Assertions | None = None
 
     settings: ClassVar[frozenset[str]] = frozenset()
 

@@ -127,7 +127,7 @@ class CppToolchain(Toolchain):
         types = [block.group(0) for block in _TYPES.finditer(head)]
         for block in types:
             solution = solution.replace(block, "", 1)
-        flip = next(self.assertions.flips(task.tests), None) if self.assertions else None
+        flip = next(self.assertion_form.flips(task.tests), None) if self.assertion_form else None
         wrong = (
             flip.instead(task.tests) if flip else f"{task.tests[: main.end()]}assert(false);{task.tests[main.end() :]}"
         )
@@ -213,7 +213,7 @@ CPP = Language(
         main=re.compile(r"\bint\s+main\s*\("),
     ),
     toolchain=CppToolchain(
-        assertions=Assertions(
+        assertion_form=Assertions(
             re.compile(
                 r"^[^\S\n]*assert[^\S\n]*\((?:[^\n]*==(?P<expected>[^\n]*)|[^\n]*\)[^\S\n]*,[^\S\n]*(?P<list>\{[^\n]*\}))\)[^\S\n]*;",
                 re.MULTILINE,

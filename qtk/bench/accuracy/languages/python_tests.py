@@ -88,6 +88,8 @@ def _prompt_without(task: Task) -> ast.Module:
         except (SyntaxError, ValueError, RecursionError):
             continue
         kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign)
-        kept = [node for node in body if isinstance(node, kinds) and getattr(node, "name", "") != task.entry]
+        kept: list[ast.stmt] = [
+            node for node in body if isinstance(node, kinds) and getattr(node, "name", "") != task.entry
+        ]
         return ast.Module(kept, [])
     return ast.Module([], [])
