@@ -41,25 +41,35 @@ class ApartTests:
 
     def run(self, before: str, tests: str, names: tuple[str, ...], own: tuple[str, ...]) -> None:
         """before: code that the tests may use. names: those of the program's that they use. own: those of `before` that are
-        there only if the program has them as well. Whatever a test raises is raised, and AnswerGone at the latest at the end."""
-        module = types.ModuleType("tests")
-        space = module.__dict__
-        sys.modules["tests"] = module
-        if before.strip():
-            exec(compile(before, "before.py", "exec", dont_inherit=True), space)  # noqa: S102 - the suite's own code
+        there only if the program has them as well; then the tests have to pass with either. Whatever a test raises is
+        raised, and AnswerGone at the latest at the end."""
+        space = self._space(before)
+        theirs = {}
         for name in (*names, *own):
             kind, value = self._named(name)
             if name in own:
                 if kind == "absent":
                     space.pop(name, None)
+                else:
+                    theirs[name] = value
             elif kind == "found" and (name == names[0] or name not in space):
                 space[name] = value
             elif name in sys.stdlib_module_names:
                 space[name] = __import__(name)
         quotable(tests, _FILE)
-        exec(compile(tests, _FILE, "exec", dont_inherit=True), space)  # noqa: S102 - the suite's own code
+        program = compile(tests, _FILE, "exec", dont_inherit=True)
+        for changed in ({}, theirs) if theirs else ({},):
+            exec(program, {**space, **changed})  # noqa: S102 - the suite's own code
         if self._gone:
             raise AnswerGone(self._gone)
+
+    @staticmethod
+    def _space(before: str) -> dict[str, Any]:
+        module = types.ModuleType("tests")
+        sys.modules["tests"] = module
+        if before.strip():
+            exec(compile(before, "before.py", "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the suite's own code
+        return module.__dict__
 
     def _leave(self, reason: str) -> NoReturn:
         self._gone = reason

@@ -50,8 +50,9 @@ class Apart:
 class Beside:
     """Tests that are a program of their own and run at the same time as the program they test.
 
-    Both have an end of one connection as descriptor 3. argv: runs the tests. program: the tests, on standard input. parts:
-    what it was made of, by name; nobody but its maker reads that.
+    Both have an end of one connection as descriptor 3. argv: runs the tests; a file of the work directory among it has no name
+    any more when the program starts. program: what the tests have on standard input. parts: what they were made of, by
+    name; nobody but their maker reads that.
     """
 
     argv: tuple[str, ...]
@@ -69,7 +70,8 @@ class Command:
 
     `argv` empty: the worker's own Python, forked instead of started, runs `script`. With tests `apart`, the script's process
     is told nothing but the script, and none of the job's files is written. With tests `beside` the step lasts until both
-    programs have ended; it is the tests that print the sentinel.
+    programs have ended; it is the tests that print the sentinel. `files` are written just before the step: the steps before it
+    do not see them.
 
     `wall_seconds` bounds the clock, `cpu_seconds` the processor time of each process.
     """
@@ -81,6 +83,7 @@ class Command:
     cpu_seconds: int = 10
     apart: Apart | None = None
     beside: Beside | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Command:
@@ -95,7 +98,7 @@ class Job:
 
     `sentinel`: a random word that must be the last thing on standard output of the last step. `decoys`: words beside it that
     only a program prints which pretends to have passed. A forked Python script needs neither, because it proves its end in
-    another way. The files are gone before a step "run" that follows another step.
+    another way. The files are gone before a step "run" that follows another step, those of the steps as well.
     """
 
     files: dict[str, str]

@@ -69,14 +69,24 @@ def become_program(
 
 
 def become_tests(
-    job: Job, step: Command, beside: Beside, streams: Streams, end: socket.socket, confine: Confine, others: int
+    job: Job,
+    step: Command,
+    beside: Beside,
+    streams: Streams,
+    end: socket.socket,
+    held: int | None,
+    confine: Confine,
+    others: int,
 ) -> NoReturn:
-    """The program of tests that run beside another program."""
+    """The program of tests that run beside another program. held: the program's file, where it has no name any more."""
     try:
-        _stand_alone(streams, {3: end.fileno()}, _pipe_with(beside.program))
+        files = {} if held is None else {4: held}
+        _stand_alone(streams, {3: end.fileno(), **files}, _pipe_with(beside.program))
         _limit(job.limits, step.cpu_seconds, others)
         confine()
         os.set_inheritable(3, True)
+        if held is not None:
+            os.execve(4, beside.argv, job.environment)  # noqa: S606 - no shell wanted
         os.execvpe(beside.argv[0], beside.argv, job.environment)  # noqa: S606 - no shell wanted
     except BaseException as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())

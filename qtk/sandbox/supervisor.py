@@ -162,22 +162,27 @@ def run_job(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer | None
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
     if answer is not None:
         return _run_apart(job, tree, confine, answer)
-    for name, text in job.files.items():
-        path = os.path.join(os.getcwd(), name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
-            stream.write(text)
-        os.chmod(path, 0o644)
+    _write(job.files)
     outcome = None
     for number, step in enumerate(job.steps):
         if number and step.name == "run":  # the sources hold the tests; a compiled program does not need them
-            _remove(job.files)
+            _remove(name for names in (job.files, *(other.files for other in job.steps)) for name in names)
+        _write(step.files)
         run = _run_step if step.beside is None else _run_beside
         outcome = run(job, step, tree, confine)
         if outcome.ending != "exited" or outcome.exit_code != 0:
             break
     assert outcome is not None, "a job has at least one step"
     return outcome
+
+
+def _write(files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = os.path.join(os.getcwd(), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
+            stream.write(text)
+        os.chmod(path, 0o644)
 
 
 def _remove(names: Iterable[str]) -> None:
@@ -228,6 +233,7 @@ def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> Progra
     pipes, out = Streams.make(), os.pipe()
     ours, theirs = socket.socketpair()
     others = 0 if tree.alone else _tasks_of_user()
+    held = _held(step.beside.argv[0], shared=step.beside.argv[0] == step.argv[0])
     start = time.monotonic()
     pids = [os.fork()]
     if pids[0] == 0:
@@ -235,11 +241,12 @@ def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> Progra
     pids.append(os.fork())
     if pids[1] == 0:
         streams = Streams(out[0], out[1], pipes.err_read, pipes.err_write)
-        become_tests(job, step, step.beside, streams, ours, confine, others)
+        become_tests(job, step, step.beside, streams, ours, held, confine, others)
     for closed in (ours, theirs):
         closed.close()
     pipes.close_writing()
-    os.close(out[1])
+    for descriptor in (out[1], *filter(None, [held])):
+        os.close(descriptor)
     handles = [os.pidfd_open(pid) for pid in pids]
     streams_read = {pipes.out_read: bytearray(), pipes.err_read: bytearray(), out[0]: bytearray()}
     ended: list[Ending] = []
@@ -264,6 +271,17 @@ def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> Progra
     reached_end = ending == "exited" and code == 0 and told.endswith(job.sentinel)
     printed = Printed(said + told.removesuffix(job.sentinel), complaints)
     return _outcome(step, code, ending, printed, reached_end, start, job.limits)
+
+
+def _held(program: str, *, shared: bool) -> int | None:
+    """A program of the work directory by a descriptor, and, unless it is shared, without its name: nobody else can read it any
+    more, or put another in its place."""
+    if "/" not in program or os.path.isabs(program):
+        return None
+    held = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
+    if not shared:
+        os.unlink(program)
+    return held
 
 
 class _Testing:
