@@ -51,17 +51,19 @@ class Beside:
     """Tests that are a program of their own and run at the same time as the program they test.
 
     Both have an end of one connection as descriptor 3. argv: runs the tests; a file of the work directory among it has no name
-    any more when the program starts. program: what the tests have on standard input. parts: what they were made of, by
-    name; nobody but their maker reads that.
+    any more when the program starts. program: what the tests have on standard input. packed: a folder of the work directory
+    that becomes a zip archive without a name, which the tests have as descriptor 4. parts: what they were made of, by name;
+    nobody but their maker reads that.
     """
 
     argv: tuple[str, ...]
     program: str
+    packed: str = ""
     parts: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Beside:
-        return Beside(tuple(data["argv"]), data["program"])
+        return Beside(tuple(data["argv"]), data["program"], data["packed"])
 
 
 @dataclass(frozen=True)

@@ -78,14 +78,16 @@ def become_tests(
     confine: Confine,
     others: int,
 ) -> NoReturn:
-    """The program of tests that run beside another program. held: the program's file, where it has no name any more."""
+    """The program of tests that run beside another program. held: the program's file, or its archive, where it has no name any more."""
     try:
         files = {} if held is None else {4: held}
         _stand_alone(streams, {3: end.fileno(), **files}, _pipe_with(beside.program))
         _limit(job.limits, step.cpu_seconds, others)
         confine()
         os.set_inheritable(3, True)
-        if held is not None:
+        if beside.packed:
+            os.set_inheritable(4, True)
+        elif held is not None:
             os.execve(4, beside.argv, job.environment)  # noqa: S606 - no shell wanted
         os.execvpe(beside.argv[0], beside.argv, job.environment)  # noqa: S606 - no shell wanted
     except BaseException as error:

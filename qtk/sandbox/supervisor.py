@@ -14,12 +14,14 @@ import signal
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from qtk.sandbox import kernel
 from qtk.sandbox.apart_tests import ANSWER_GONE_EXIT, TestsOutcome, run_tests
-from qtk.sandbox.job import Apart, Command, Ending, Job, JobLimits, ProgramOutcome
+from qtk.sandbox.job import Apart, Beside, Command, Ending, Job, JobLimits, ProgramOutcome
 from qtk.sandbox.plain_values import Line
 from qtk.sandbox.programs import Confine, Streams, become_answer, become_program, become_tests
 
@@ -233,7 +235,7 @@ def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> Progra
     pipes, out = Streams.make(), os.pipe()
     ours, theirs = socket.socketpair()
     others = 0 if tree.alone else _tasks_of_user()
-    held = _held(step.beside.argv[0], shared=step.beside.argv[0] == step.argv[0])
+    held = _held(step, step.beside)
     start = time.monotonic()
     pids = [os.fork()]
     if pids[0] == 0:
@@ -273,14 +275,28 @@ def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> Progra
     return _outcome(step, code, ending, printed, reached_end, start, job.limits)
 
 
-def _held(program: str, *, shared: bool) -> int | None:
-    """A program of the work directory by a descriptor, and, unless it is shared, without its name: nobody else can read it any
-    more, or put another in its place."""
+def _held(step: Command, beside: Beside) -> int | None:
+    """The tests' program, or the archive that it reads, by a descriptor and without a name: nobody else can read it any more,
+    or put another in its place. A program that is the answer's as well keeps its name."""
+    if beside.packed:
+        return _packed(beside.packed)
+    program = beside.argv[0]
     if "/" not in program or os.path.isabs(program):
         return None
     held = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
-    if not shared:
+    if program != step.argv[0]:
         os.unlink(program)
+    return held
+
+
+def _packed(folder: str) -> int:
+    """A zip archive of a folder's files, which are removed."""
+    held = os.memfd_create(folder)
+    with os.fdopen(os.dup(held), "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                archive.write(path)
+                path.unlink()
     return held
 
 

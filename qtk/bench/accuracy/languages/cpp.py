@@ -120,8 +120,8 @@ class CppToolchain(Toolchain):
         if parts is None or not parts.signature.crosses:
             seal = Seal.drawn()
             source = self._sealed(solution, task, parts, seal) if parts else _together(solution, task, seal)
-            steps = (self._compiled("main", source), self._run("./main"))
-            return Job({"main.cpp": source}, steps, seal.sentinel, environment, limits, seal.decoys)
+            alone = (self._compiled("main", source), self._run("./main"))
+            return Job({"main.cpp": source}, alone, seal.sentinel, environment, limits, seal.decoys)
         sentinel = new_sentinel()
         own = _own_signature(solution, task, parts.signature)
         answer = answer_program(parts.head, solution, parts.signature, own, task.entry, _moved(task))

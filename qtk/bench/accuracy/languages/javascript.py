@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qtk.bench.accuracy.languages.assembly import Assembly
 from qtk.bench.accuracy.languages.base import Company, Requirement, Toolchain, Verdict, new_sentinel, roomy
@@ -110,19 +111,21 @@ class JavaScriptToolchain(Toolchain):
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
         sentinel, helpers = new_sentinel(), _prompt_helpers(task)
         names = [task.entry, *(name for name in _called(task, solution) if name != task.entry)]
+        own = _own_helpers(task, solution)
         parts = {
             "source": solution,
             "whole": task.tests,
             "tests": f"{helpers}\n{task.tests}",
-            "names": names,
+            "names": [*names, *own],
+            "theirs": len(names),
             "sentinel": sentinel,
         }
-        words = json.dumps({"end": f"end_{secrets.token_hex(8)}", "names": names})
+        words = json.dumps({"end": f"end_{secrets.token_hex(8)}", "names": parts["names"]})
         files = {"task.js": solution, "runner.js": ANSWER_RUNNER, "words.json": words}
         folders = ":".join(str(path) for path in _module_folders())
         environment = {**environment, "NODE_PATH": folders, "NODE_NO_WARNINGS": "1"}
         text = json.dumps(parts)
-        beside = Beside((*self._node(), "-"), tests_runner(text), {"json": text})
+        beside = Beside((*self._node(), "-"), tests_runner(text), parts={"json": text})
         step = replace(self._run(*self._node(), "runner.js"), beside=beside)
         return Job(files, (step,), sentinel, environment, roomy(self.limits, 1024 * MIB, 64))
 
@@ -133,8 +136,13 @@ class JavaScriptToolchain(Toolchain):
 
     def sociable(self, job: Job) -> bool:
         """Whether the program uses the language alone, and its tests besides that at most the module assert."""
-        tests = _REQUIRED.sub("", _parts(job)["tests"])
-        return not _OF_NODE.search(job.files["task.js"]) and not _OF_NODE.search(tests)
+        parts = _parts(job)
+        tests = _REQUIRED.sub("", parts["tests"])
+        return (
+            parts["theirs"] == len(parts["names"])
+            and not _OF_NODE.search(job.files["task.js"])
+            and not _OF_NODE.search(tests)
+        )
 
     def together(self, jobs: Sequence[Job]) -> Job:
         content = {
@@ -225,7 +233,7 @@ _GLOBALS = frozenset(
 )
 
 
-def _parts(job: Job) -> dict[str, str]:
+def _parts(job: Job) -> dict[str, Any]:
     """What the program of a job's tests was made of."""
     beside = job.steps[0].beside
     assert beside is not None
@@ -236,6 +244,14 @@ def _prompt_helpers(task: Task) -> str:
     """What the prompt defines before the function that was asked for: the tests may use it, as the prompt has it."""
     found = JAVASCRIPT.grammar.found(task.entry, task.prompt)
     return task.prompt[: found[-1].start()] if found else ""
+
+
+def _own_helpers(task: Task, solution: str) -> list[str]:
+    """Those of the prompt's helpers that the tests use and the solution has as well: the tests have to pass with either."""
+    there = {defined.name for defined in JAVASCRIPT.grammar.definitions(solution)}
+    words = set(re.findall(r"[A-Za-z_$][\w$]*", task.tests))
+    helpers = JAVASCRIPT.grammar.definitions(_prompt_helpers(task))
+    return [name for name in {defined.name: None for defined in helpers} if name in there & words]
 
 
 def _called(task: Task, solution: str) -> list[str]:

@@ -175,7 +175,8 @@ for (let text = receive(); text !== null; text = receive()) send(side.ask(text))
 )
 
 # The program of the tests, on standard input of another Node. console.assert only prints and leaves the exit code 0: so it
-# counts. PARTS is {source, tests, names, sentinel}; the source is only compiled, because the two must fit together.
+# counts. PARTS is {source, whole, tests, names, theirs, sentinel}; the source is only compiled, because the two must fit
+# together. The names behind the first `theirs` are those that the answer has of the prompt's helpers.
 _TESTS_RUNNER = (
     r"""
 'use strict';
@@ -229,8 +230,13 @@ let failed = 0;
 const print = console.assert;
 console.assert = (value, ...more) => { if (!value) failed += 1; print(value, ...more); };
 const values = parsed(receive());
-const program = vm.compileFunction(parts.tests, [...words, ...parts.names], { filename: 'tests.js' });
-program.call({}, {}, require, { exports: {} }, `${folder}/task.js`, folder, ...parts.names.map((_, i) => side.unpack(values[i])));
+const run = (tests, names) => {
+  const program = vm.compileFunction(tests, [...words, ...names], { filename: 'tests.js' });
+  const given = names.map((_, index) => side.unpack(values[index]));
+  program.call({}, {}, require, { exports: {} }, `${folder}/task.js`, folder, ...given);
+};
+run(parts.tests, parts.names.slice(0, parts.theirs));
+if (parts.theirs < parts.names.length) run(parts.whole, parts.names);
 process.on('exit', (code) => {
   if (code === 0 && failed) process.reallyExit(ASSERTION);
   if (code === 0) fs.writeSync(1, parts.sentinel);
@@ -246,7 +252,7 @@ for _word, _code in (
 
 
 def tests_runner(parts: str) -> str:
-    """The program of the tests; parts: JSON with source, whole, tests, names and sentinel."""
+    """The program of the tests; parts: JSON with source, whole, tests, names, theirs and sentinel."""
     return _TESTS_RUNNER.replace("PARTS", parts, 1)
 
 
