@@ -65,7 +65,7 @@ def test_the_first_call_that_fails_is_told(workshop, tmp_path, failing, kind: st
     assert _try(failing, workshop.copy(tmp_path / "w"), "merge", kind, number, at=1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("number", _CODES, ids=lambda number: errno.errorcode[number])
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])
 def test_every_call_that_fails_is_told(workshop, tmp_path, failing, name: str, number: int) -> None:

@@ -67,7 +67,7 @@ def test_a_few_random_kills(workshop, tmp_path, confined, name: str) -> None:
     _killed(confined, workshop.copy(tmp_path / "w"), name, FEW, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", COMMANDS)
 def test_many_random_kills(workshop, tmp_path, confined, name: str) -> None:
     _killed(confined, workshop.copy(tmp_path / "w"), name, MOMENTS, seed=2)

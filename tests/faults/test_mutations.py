@@ -27,7 +27,7 @@ def test_a_few_mutations(workshop, tmp_path, name: str) -> None:
     _whole(run_cases(name, _root(workshop, tmp_path, name), seed=1, first=0, count=FEW), FEW)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", TARGETS)
 def test_many_mutations(workshop, tmp_path, name: str) -> None:
