@@ -58,6 +58,7 @@ COMMANDS = {
 }
 
 
+_NO_FILES = "Too many files are open. Raise the limit (ulimit -n 1024) and run again."
 _NO_MEMORY = "Not enough memory on this machine."
 # How torch says that it could not allocate, which it raises as a plain RuntimeError.
 _ALLOCATION_PHRASES = (
@@ -266,6 +267,8 @@ def _failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
         return failed
     if not isinstance(error, OSError) and any(phrase in str(error).lower() for phrase in _ALLOCATION_PHRASES):
         return 4, f"{_NO_MEMORY} ({str(error).strip().splitlines()[0]})"
+    if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in str(error):
+        return 4, _NO_FILES
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of Path.resolve, until Python 3.12
         return 2, f"{error}: a link that leads to itself. Give another path."
     again = shlex.join(["qtk", "--debug", *(word for word in words if word != "--debug")])
@@ -288,7 +291,7 @@ def _failed_call(error: OSError) -> tuple[int, str] | None:
     if error.errno == errno.EFBIG:
         return 4, f"A file{where} would be larger than this machine allows. Raise the limit (ulimit -f) and run again."
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return 4, "Too many files are open. Raise the limit (ulimit -n 1024) and run again."
+        return 4, _NO_FILES
     if error.errno == errno.EIO:
         return 4, f"The disk could not be read or written{where}: {error.strerror}. Look after the disk and run again."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
