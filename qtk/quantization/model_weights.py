@@ -173,13 +173,7 @@ def _container(checkpoint: Checkpoint) -> Format:
 
 def _read_scheme(container: Format, checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]]) -> QuantizationScheme:
     """The scheme, with a group size of -1 (whole rows) written out. InputError where the config makes no sense."""
-    try:
-        scheme = container.read_scheme(checkpoint, shapes)
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        raise InputError(
-            f"{checkpoint.path / 'config.json'}: its quantization_config is not one of the {container.name} container "
-            f"({type(error).__name__}: {error})."
-        ) from None
+    scheme = container.stated_scheme(checkpoint, shapes)
     whole = {
         name: replace(linear, group_size=shapes[name][1])
         for name, linear in scheme.modules.items()

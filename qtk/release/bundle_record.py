@@ -45,8 +45,11 @@ class BundleRecord(_Frozen):
 
 
 def is_bundle(directory: Path) -> bool:
-    """Whether a directory's manifest is that of a bundle."""
-    return (directory / MANIFEST_NAME).is_file() and read_manifest(directory).kind == BUNDLE
+    """Whether a directory's manifest is that of a bundle; not where it is damaged, which `verify_chain` finds."""
+    try:
+        return read_manifest(directory).kind == BUNDLE
+    except InputError:
+        return False
 
 
 def record_of(manifest: Manifest, directory: Path) -> BundleRecord:

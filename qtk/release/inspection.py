@@ -146,11 +146,12 @@ def _model(directory: Path) -> dict[str, Any]:
 def _quantization(checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]]) -> dict[str, Any]:
     """The container, and how many linears are stored in which way; `linears` is None for a container that qtk does not
     read."""
-    method = str(checkpoint.config["quantization_config"].get("quant_method"))
+    stated = checkpoint.config["quantization_config"]
+    method = str(stated.get("quant_method") if isinstance(stated, dict) else stated)
     found = GgufFileFormat() if isinstance(checkpoint, GgufCheckpoint) else format_of(method)
     if found is None:
         return {"container": method, "linears": None, "in_float": None}
-    schemes = found.read_scheme(checkpoint, shapes).modules.values()
+    schemes = found.stated_scheme(checkpoint, shapes).modules.values()
     counts = Counter((s.bits, s.group_size, s.symmetric) for s in schemes if s.quantized)
     return {
         "container": found.name,

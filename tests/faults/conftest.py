@@ -104,6 +104,8 @@ def _write_gguf(model: Path, root: Path) -> None:
     tokenizer.save(str(source / "tokenizer.json"))
     options = QuantizeOptions(method="rtn", group_size=32, container="gguf")
     quantize_model(source, root / "q-gguf", options, CalibrationOptions())
+    (made,) = (root / "q-gguf").glob("*.gguf")
+    made.rename(made.with_name("model.gguf"))
     shutil.rmtree(source)
 
 

@@ -174,7 +174,7 @@ TARGETS: dict[str, Target] = {
         f"{name} tensors": Target(f"q-{name}/model.safetensors", "safetensors", _weights(f"q-{name}"))
         for name in ("gptq", "awq", "compressed-tensors", "modelopt")
     },
-    "gguf": Target("q-gguf/q-gguf.gguf", "bytes", _gguf),
+    "gguf": Target("q-gguf/model.gguf", "bytes", _gguf),
 }
 
 _WORDS = [

@@ -89,8 +89,8 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], None], str]] = {
 def test_every_tensor_of_a_model_is_used_or_named(broken, confined, command, case: str) -> None:
     change, phrase = TENSORS[case]
     tensors(broken.m / "model.safetensors", change)
-    if command is merge and "zero" in phrase:
-        pytest.skip("a sum with zeros is what merging is")
+    if (command is merge and "zero" in phrase) or (command is build and "block" in phrase and "zero" in phrase):
+        pytest.skip("quantizing and measuring look at whole blocks")
     refused(confined.run(*command(broken)), broken.out, phrase)
 
 
@@ -189,7 +189,7 @@ def test_a_quantization_config_of_other_types(broken, confined, container: str, 
 ADAPTER: list[tuple[dict[str, Any], str]] = [
     ({"modules_to_save": ["lm_head"]}, "lm_head"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-    ({"target_modules": "(a+)+(.*a)*(.*b)*(.*c)*(.*d)*(.*e)*x"}, "takes more than a second"),
+    ({"target_modules": "(.*.*)*(.*.*)*(.*.*)*x"}, "takes more than a second"),
     ({"target_modules": "("}, "is not a regular expression"),
     ({"exclude_modules": "(.*.*)*(.*.*)*(.*.*)*x"}, "takes more than a second"),
     ({"rank_pattern": {"(.*.*)*(.*.*)*(.*.*)*x": 2}}, "takes more than a second"),
@@ -229,7 +229,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("case", TEMPLATES)
 def test_a_chat_template_is_a_program_with_limits(broken, confined, case: str) -> None:
-    edit_json(broken.m / "tokenizer_config.json", chat_template=TEMPLATES[case])
+    (broken.m / "chat_template.jinja").write_text(TEMPLATES[case])
     outcome = confined.run(*gptq(broken, "--calibration", broken.root / "chats.jsonl", "--chat-format", "model"))
     refused(outcome, broken.out, "the chat template")
     assert outcome.seconds < 15
@@ -400,7 +400,11 @@ def test_yaml_that_nobody_should_write(broken, confined, kind: str, case: str) -
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/urandom"])
 def test_a_device_as_a_file_of_settings(broken, confined, path: str) -> None:
-    refused(confined.run("run", path, "-o", broken.out), broken.out, "neither a file nor a directory")
+    (broken.root / "recipe.yaml").unlink()
+    (broken.root / "recipe.yaml").symlink_to(path)
+    refused(
+        confined.run("run", broken.root / "recipe.yaml", "-o", broken.out), broken.out, "neither a file nor a directory"
+    )
     (broken.m / "config.json").unlink()
     (broken.m / "config.json").symlink_to(path)
     refused(confined.run(*quantize(broken)), broken.out, "config.json cannot be read")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 SECONDS, MEGABYTES = 20.0, 1024
-_IMPORTED = ("torch", "onnx", "onnxruntime", "tokenizers", "jinja2", "yaml", "pydantic", "qtk.api", "qtk.cli.output")
+_IMPORTED = ("torch", "onnx", "onnxruntime", "tokenizers", "jinja2", "rich.table", "gguf", "scipy")
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,17 @@ def _answer(request: dict[str, object]) -> dict[str, object]:
 
 def _serve() -> None:
     import importlib
+    import pkgutil
 
-    for name in _IMPORTED:
-        importlib.import_module(name)
+    import qtk
+
+    # All of qtk, so that no case spends its time with importing; what needs a package that is not here is left out.
+    own = [
+        module.name for module in pkgutil.walk_packages(qtk.__path__, "qtk.") if not module.name.endswith("__main__")
+    ]
+    for name in (*_IMPORTED, *own):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     import torch
 
     torch.set_num_threads(1)

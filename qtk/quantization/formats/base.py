@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
+from qtk.errors import InputError
 from qtk.models.spec import LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
@@ -102,6 +103,16 @@ class Format(ABC):
     def has_act_order(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> bool:
         """Whether the columns of a linear are grouped in another order than they lie in. qtk does not read such linears."""
         return False
+
+    def stated_scheme(self, checkpoint: Checkpoint, modules: Mapping[str, tuple[int, int]]) -> QuantizationScheme:
+        """What `read_scheme` reads. InputError too where the config's values are of other types than the container's."""
+        try:
+            return self.read_scheme(checkpoint, modules)
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError) as error:
+            raise InputError(
+                f"{checkpoint.path / 'config.json'}: its quantization_config is not one of the {self.name} container "
+                f"({type(error).__name__}: {error})."
+            ) from None
 
     @abstractmethod
     def read_scheme(self, checkpoint: Checkpoint, modules: Mapping[str, tuple[int, int]]) -> QuantizationScheme:
