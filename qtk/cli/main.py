@@ -9,12 +9,14 @@ import importlib
 import io
 import os
 import re
+import resource
 import select
 import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,7 +24,8 @@ import click
 from click.shell_completion import CompletionItem
 
 import qtk
-from qtk.errors import InputError, QtkError
+from qtk.errors import InputError, MachineError, QtkError
+from qtk.sizes import size_text
 from qtk.wording import printable
 
 # pydantic looks through every installed package for plugins before its first model, which takes longer than most commands
@@ -207,6 +210,7 @@ def _run(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # so that a terminated command tidies up like an interrupted one
     try:
         _require_surroundings(words)
+        _watch_the_limit()
         result = cli.main(args=words, prog_name="qtk", standalone_mode=False, obj=printed)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
@@ -329,6 +333,32 @@ def _require_surroundings(words: Sequence[str]) -> None:
         os.getcwd()
     except OSError:
         raise InputError("The working directory was removed. Change to another one and run again.") from None
+
+
+def _watch_the_limit() -> None:
+    """Where address space is limited (ulimit -v), sees to it that torch is not loaded into less than it takes: it would abort."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and "torch" not in sys.modules:
+        sys.meta_path.insert(0, _RoomForTorch(limit))
+
+
+class _RoomForTorch:
+    """Finds no module; refuses torch where the limit is below the size of its libraries and a quarter more."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name != "torch":
+            return
+        folders = [Path(folder) / "torch" / "lib" for folder in sys.path]
+        size = sum(library.stat().st_size for folder in folders if folder.is_dir() for library in folder.glob("*.so*"))
+        needed = size * 5 // 4 + (512 << 20)
+        if self._limit < needed:
+            raise MachineError(
+                f"{_NO_MEMORY} torch takes {size_text(needed)} of address space, and this process may take "
+                f"{size_text(self._limit)} (ulimit -v). Raise the limit and run again."
+            )
 
 
 def _from_bytes(word: str) -> bool:

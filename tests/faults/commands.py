@@ -30,7 +30,7 @@ COMMANDS: dict[str, Callable[[Workshop, Path], Words]] = {
     "build-engine cpu": lambda w, out: ("build-engine", w.m, "-o", out, "--gpu", "cpu", *_ENGINE),
     "build-engine a10": lambda w, out: ("build-engine", w.root / "q-gptq", "-o", out, "--gpu", "a10", "--prepare-only", *_ENGINE),
     "bench divergence": lambda w, out: (
-        "bench", "divergence", w.m, w.root / "q-gptq", "-o", out, "--rows", 2, "--seq-len", 16, "--threads", 1),
+        "bench", "divergence", w.root / "q-gptq", "--reference", w.m, "-o", out, "--rows", 2, "--seq-len", 16, "--threads", 1),
     "bench accuracy": lambda w, out: (
         "bench", "accuracy", "--suite", w.root / "suite.yaml", "--data", w.root, "--generations", w.root / "answers.jsonl",
         "-o", out, "--allow-unsandboxed"),

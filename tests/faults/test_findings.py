@@ -288,8 +288,8 @@ OPTIONS = [
     lambda w: gptq(w, "--samples", 10**12), lambda w: gptq(w, "--seq-len", 5 * 10**8), lambda w: gptq(w, "--seed", 2**80),
     lambda w: ("build-engine", w.m, "-o", w.out, "--max-input-len", 10**8), lambda w: (*merge(w), "--shard-gb", "inf"),
     lambda w: (*merge(w), "--shard-gb", "nan"), lambda w: (*merge(w), "--weight", "inf"), lambda w: gptq(w, "--threads", 10**9),
-    lambda w: ("bench", "divergence", w.m, w.m, "-o", w.out, "--rows", 10**9),
-    lambda w: ("bench", "divergence", w.m, w.m, "-o", w.out, "--seq-len", 10**9),
+    lambda w: ("bench", "divergence", w.m, "--reference", w.m, "-o", w.out, "--rows", 10**9),
+    lambda w: ("bench", "divergence", w.m, "--reference", w.m, "-o", w.out, "--seq-len", 10**9),
     lambda w: ("generate", w.e, "--prompt", "a\udc80b"), lambda w: ("generate", w.e, "--prompt", "a\ud800"),
     lambda w: ("quantize", w.m, "-o", w.root / "o\udcff", *RTN),
 ]  # fmt: skip

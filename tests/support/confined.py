@@ -61,11 +61,19 @@ class Confined:
         seconds: float = SECONDS,
         megabytes: int = MEGABYTES,
         env: Mapping[str, str] = {},
+        user: int | None = None,
     ) -> Outcome:
-        """Runs a command. seconds: after which it is killed. env: what is set for it beside what this process has."""
+        """Runs a command. seconds: after which it is killed. env: what is set for it beside what this process has. user: the number
+        of the user that it becomes."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        request = {"words": [str(word) for word in words], "cwd": str(cwd or "."), "seconds": seconds, "env": dict(env)}
+        request = {
+            "words": [str(word) for word in words],
+            "cwd": str(cwd or "."),
+            "seconds": seconds,
+            "env": dict(env),
+            "user": user,
+        }
         self._server.stdin.write(json.dumps({**request, "bytes": megabytes << 20}) + "\n")
         self._server.stdin.flush()
         return Outcome(**json.loads(self._server.stdout.readline()))
@@ -112,6 +120,10 @@ def _answer(request: dict[str, object]) -> dict[str, object]:
 
             os.environ.update(request["env"])  # type: ignore[call-overload]
             os.chdir(str(request["cwd"]))
+            if request["user"] is not None:
+                os.setgroups([])
+                os.setgid(int(request["user"]))  # type: ignore[call-overload]
+                os.setuid(int(request["user"]))  # type: ignore[call-overload]
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             try:
