@@ -77,6 +77,15 @@ def test_every_call_that_fails_is_told(workshop, tmp_path, failing, name: str, n
     assert at > 1
 
 
+def test_too_many_open_files_are_told(workshop, tmp_path, failing) -> None:
+    w = workshop.copy(tmp_path / "w")
+    env = {"FAIL_CALL": "open", "FAIL_AT": "1", "FAIL_ERRNO": str(errno.EMFILE), "FAIL_UNDER": str(w.root)}
+    outcome = failing.run(*COMMANDS["merge"](w, w.root / "out"), env=env)
+    assert outcome.clean, outcome.said
+    assert outcome.code == 4
+    assert "Too many files are open" in outcome.err
+
+
 def test_what_is_done_outlives_a_full_disk(workshop, tmp_path, failing) -> None:
     w = workshop.copy(tmp_path / "w")
     whole, out = w.root / "whole", w.root / "out"

@@ -55,10 +55,9 @@ def test_a_full_stdout_says_that_the_result_is_written(broken: Workshop) -> None
     ("kind", "amount", "phrase"),
     [
         (resource.RLIMIT_FSIZE, 20_000, "ulimit -f"),
-        (resource.RLIMIT_NOFILE, 8, "open"),
         (resource.RLIMIT_AS, 400 << 20, "memory"),
     ],
-    ids=["size of files", "open files", "memory"],
+    ids=["size of files", "memory"],
 )
 def test_a_tiny_limit_is_the_machines_lack(broken: Workshop, kind: int, amount: int, phrase: str) -> None:
     done = qtk(*COMMANDS["merge"](broken, broken.out), preexec_fn=limited(kind, amount))

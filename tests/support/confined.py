@@ -18,7 +18,21 @@ from pathlib import Path
 import pytest
 
 SECONDS, MEGABYTES = 20.0, 1024
-_IMPORTED = ("torch", "onnx", "onnxruntime", "tokenizers", "jinja2", "rich.table", "gguf", "scipy")
+_IMPORTED = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+    "jinja2",
+    "rich.table",
+    "rich.markup",
+    "gguf",
+    "scipy",
+    "numpy.testing",
+)
+# Of Python itself, loaded at need: another user than root may not reach where they lie.
+_LATE = ("encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_8_sig", "encodings.raw_unicode_escape",
+         "encodings.unicode_escape", "traceback", "platform", "multiprocessing.pool", "concurrent.futures.thread")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,7 +173,7 @@ def _serve() -> None:
     own = [
         module.name for module in pkgutil.walk_packages(qtk.__path__, "qtk.") if not module.name.endswith("__main__")
     ]
-    for name in (*_IMPORTED, *own):
+    for name in (*_IMPORTED, *_LATE, *own):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     import torch
