@@ -53,7 +53,7 @@ def test_verify_and_plan_and_compare_fail_unread(tiny, tmp_path) -> None:
     before, after = scores(tmp_path / "before.json", 40), scores(tmp_path / "after.json", 0)
     huge = tmp_path / "huge"
     huge.mkdir()
-    config = json.loads((tiny() / "config.json").read_text()) | {"vocab_size": 2**31}
+    config = json.loads((tiny() / "config.json").read_text()) | {"vocab_size": 10**8}
     (huge / "config.json").write_text(json.dumps(config))
     for words, sentence in (
         (("verify", bad), "does not match its manifests"),
