@@ -44,7 +44,7 @@ class BuildOptions(BaseModel):
         None, ge=1, le=1_048_576, description="Most new tokens. Default 512, less where the model's context is short."
     )
     max_batch_size: int | None = Field(
-        None, ge=1, le=4096, description="Most rows at once. Default 8 on cpu, 1 on a GPU."
+        None, ge=1, le=10_000_000, description="Most rows at once. Default 8 on cpu, 1 on a GPU."
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
