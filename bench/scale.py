@@ -37,6 +37,8 @@ from types import FrameType
 
 import random_int4_llama
 
+from qtk.checkpoint.staging import partial_path
+
 SHAPES = {
     "tiny": (256, 768, 8, 2, 4, 1000),
     "1b": (2048, 5632, 32, 4, 22, 32000),
@@ -210,7 +212,7 @@ def watched(words: list[str]) -> None:
 
     watch, code = Watch(), 0
     try:
-        main(words)
+        code = main(words) or 0
     except SystemExit as end:
         code = int(end.code or 0)
     print(json.dumps({"exit_code": code, **watch.figures()}), flush=True)
@@ -221,12 +223,25 @@ def run(words: list[str], trace: Path | None = None) -> dict[str, object]:
     command = [sys.executable, __file__, "--watched", *words, "--json"]
     if trace is not None:
         calls = "read,pread64,preadv,preadv2,readv,write,pwrite64,writev,pwritev,copy_file_range,sendfile"
-        command = ["strace", "-f", "-qq", "-y", "-e", f"trace={calls}", "-s", "0", "-o", str(trace), *command]
+        command = [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-qq",
+            "-y",
+            "-e",
+            f"trace={calls}",
+            "-s",
+            "0",
+            "-o",
+            str(trace),
+            *command,
+        ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
+    *report, last = done.stdout.splitlines() or [""]
+    figures: dict[str, object] = json.loads(last) if last else {}
+    if done.returncode or figures.get("exit_code"):
         sys.exit(f"qtk {' '.join(words)} failed")
-    *report, last = done.stdout.splitlines()
-    figures: dict[str, object] = json.loads(last)
     told = json.loads("\n".join(report)) if report else {}
     for name in ("seconds", "calibration_tokens", "compute_dtype", "activation_bytes", "spilled_bytes", "read_back"):
         if name in told:
@@ -307,7 +322,7 @@ class Bench:
 
     def once(self, command: str) -> dict[str, object]:
         """The figures of the command, or of a copy; what it wrote is removed."""
-        shutil.rmtree(self.out, ignore_errors=True)
+        self._remove_output()
         if self.options.cold:
             drop_pages(*self.read)
         if command == "copy":
@@ -317,16 +332,21 @@ class Bench:
         else:
             figures = run(self.words)
         written = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
-        shutil.rmtree(self.out, ignore_errors=True)
+        self._remove_output()
         size = sum(path.stat().st_size for place in self.read for path in place.iterdir() if path.is_file())
         return {"command": command, "model": self.name, "input_bytes": size, "output_bytes": written, **figures}
+
+    def _remove_output(self) -> None:
+        """What was written, also by a run that was stopped."""
+        for place in (self.out, partial_path(self.out)):
+            shutil.rmtree(place, ignore_errors=True)
 
     def _traced(self) -> dict[str, object]:
         with tempfile.NamedTemporaryFile(dir=self.work) as trace:
             figures = run(self.words, Path(trace.name))
             from qtk.quantization.unfinished import WORK
 
-            partial = self.out.with_name(f"{self.out.name}.partial")
+            partial = partial_path(self.out)
             places = {
                 **{f"of {place.name}": place for place in self.read},
                 "scratch": partial / WORK,
