@@ -30,7 +30,7 @@ class EmbeddingRows:
 
     def of(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """[batch, tokens] of these ids -> [batch, tokens, hidden]."""
-        return torch.nn.functional.embedding(torch.searchsorted(self.ids, tokens), self.rows).to(dtype)
+        return torch.nn.functional.embedding(torch.searchsorted(self.ids, tokens.contiguous()), self.rows).to(dtype)
 
 
 @dataclass
