@@ -107,11 +107,13 @@ def accuracy(
     options: AccuracyOptions = AccuracyOptions(),
     model_options: ModelOptions = ModelOptions(),
     *,
+    endpoint: EndpointOptions = EndpointOptions(),
     overwrite: bool = False,
     resume: bool = False,
 ) -> AccuracyResult:
-    """Scores an engine or a checkpoint (a directory), or answers that were generated elsewhere (a JSONL file), on the suites of
-    the options, and writes the directory `out`. model_options: how a model is asked.
+    """Scores an engine or a checkpoint (a directory), a model of an endpoint (an address), or answers that were generated
+    elsewhere (a JSONL file), on the suites of the options, and writes the directory `out`. model_options: how a model is asked;
+    endpoint: which model of an address.
 
     Programs run in a sandbox. InputError for what cannot be measured, before any work; MachineError when nothing could be scored.
     """
@@ -119,8 +121,13 @@ def accuracy(
     from qtk.bench.accuracy.model_source import ModelSource
     from qtk.bench.accuracy.programs.answers import AnswerFile
 
-    path = Path(source)
     answers: AnswerSource
+    if is_address(str(source)):
+        from qtk.bench.accuracy.endpoint_source import EndpointSource
+
+        answers = EndpointSource(str(source), endpoint, model_options, options.rules)
+        return run_accuracy(options, answers, Output(Path(out), resume, overwrite))
+    path = Path(source)
     answers = AnswerFile(path) if path.is_file() else ModelSource(path, model_options, options.rules)
     return run_accuracy(options, answers, Output(Path(out), resume, overwrite))
 

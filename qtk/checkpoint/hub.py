@@ -43,7 +43,8 @@ def model_directory(place: Path | str, wanted: Wanted = "model") -> Path:
 
     A local directory wins where it exists. A text that is neither comes back as it is, for the caller's own complaint.
     wanted: what is fetched: a model, an adapter, a model's config.json alone, or its small files without the weights.
-    InputError for an id that the hub does not know or does not show; MachineError where the hub cannot be reached and its cache does not hold the model.
+    InputError for an id that the hub does not know or does not show; MachineError where the hub cannot be reached and its
+    cache does not hold the model.
     """
     path, text = Path(place), str(place)
     # "runs/merged" beside an existing "runs" is a slip in a path: the hub is not asked about it.
