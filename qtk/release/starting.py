@@ -117,13 +117,17 @@ def _through_qtk(what: Startable) -> Start:
     words = ("--prompt", _PROMPT, "--max-new-tokens", tokens)
     on_gpu = what.engine.gpu != "cpu"
     image = "${QTK_IMAGE:?an image with qtk and the runtime of this engine}" if on_gpu else "${QTK_IMAGE:-qtk}"
-    service = _service(image, ["qtk", "generate", _INSIDE, *words], gpu=on_gpu)
+    served = ("--model-name", what.name)
+    inside = ["qtk", "serve", _INSIDE, *served, "--host", "0.0.0.0"]  # noqa: S104 - in a container
+    service = _service(image, inside, port=8000, gpu=on_gpu)
+    # The key is that of the shell that starts it, and answers that have begun are finished.
+    service |= {"environment": ["QTK_API_KEY"], "stop_grace_period": "2m"}
     notes = (
         f"It takes prompts of up to {limits.max_input_len} tokens and gives up to {limits.max_output_len}, "
-        f"{limits.max_batch} at a time.",
+        f"{limits.max_batch} at a time. `qtk serve` needs qtk's extra `serve`, and asks for a key where QTK_API_KEY is set.",
         *(() if on_gpu else ("`docker build -t qtk .` in a checkout of qtk makes the image.",)),
     )
-    return Start((_line("qtk", "generate", ".", *words),), service, notes=notes)
+    return Start((_line("qtk", "generate", ".", *words), _line("qtk", "serve", ".", *served)), service, notes=notes)
 
 
 def _build_first(what: Startable) -> Start:
