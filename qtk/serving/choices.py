@@ -11,7 +11,7 @@ from qtk.models.tokenizer import TextTokenizer
 from qtk.serving.answer_text import AnswerText
 from qtk.serving.metrics import ServingMetrics
 from qtk.serving.token_logprobs import TokenLogprob
-from qtk.serving.work import Event, PromptScored, TokenMade, Work, WorkEnded, WorkFailed
+from qtk.serving.work import ChoiceWork, Event, PromptScored, TokenMade, WorkEnded, WorkFailed
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ChoiceStream:
         self.tokens = 0
         self.done = False
 
-    def hear(self, work: Work, event: Event) -> None:
+    def hear(self, work: ChoiceWork, event: Event) -> None:
         """Takes an event of the work. What comes after the end is dropped."""
         if self.done:
             return
@@ -81,7 +81,7 @@ class ChoiceStream:
         else:
             self._token(work, event)
 
-    def _token(self, work: Work, event: TokenMade) -> None:
+    def _token(self, work: ChoiceWork, event: TokenMade) -> None:
         now = time.perf_counter()
         (self._metrics.between_tokens if self.tokens else self._metrics.first_token).observe(now - self._last)
         self._last = now

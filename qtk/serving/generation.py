@@ -15,7 +15,7 @@ from qtk.serving.metrics import ServingMetrics
 from qtk.serving.refusals import RefusedRequest
 from qtk.serving.requests import GenerationRequest
 from qtk.serving.scheduler import Scheduler
-from qtk.serving.work import Work
+from qtk.serving.work import ChoiceWork
 
 Receive = Callable[[], Awaitable[Any]]
 CLIENT_LEFT = 499
@@ -32,7 +32,7 @@ class PreparedPrompt:
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A request that is within the bounds, and the form of its answer. top_logprobs: as of `Work`."""
+    """A request that is within the bounds, and the form of its answer. top_logprobs: as of `ChoiceWork`."""
 
     request: GenerationRequest
     prompts: Sequence[PreparedPrompt]
@@ -49,7 +49,7 @@ class RunningRequest:
         self._queue: asyncio.Queue[Outcome] = asyncio.Queue()
         request = prepared.request
         self._streams: list[ChoiceStream] = []
-        self._works: list[Work] = []
+        self._works: list[ChoiceWork] = []
         for prompt in prepared.prompts:
             for _ in range(request.n):
                 self._add(prompt)
@@ -64,7 +64,7 @@ class RunningRequest:
         )
         self._streams.append(stream)
         self._works.append(
-            Work(
+            ChoiceWork(
                 prompt.tokens,
                 prompt.max_new_tokens,
                 prepared.request.decoding,

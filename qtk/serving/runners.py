@@ -13,7 +13,7 @@ from qtk.engines.sessions.row_batch import PromptPiece, RowBatch
 from qtk.engines.sessions.sampling import Sampler
 from qtk.engines.sessions.session import DecoderSession, EngineSession
 from qtk.serving.token_logprobs import TokenLogprob, token_logprob
-from qtk.serving.work import Event, PromptScored, Tell, TokenMade, Work, WorkEnded
+from qtk.serving.work import ChoiceWork, Event, PromptScored, Tell, TokenMade, WorkEnded
 
 
 class Runner(Protocol):
@@ -23,11 +23,11 @@ class Runner(Protocol):
     gives_logprobs: bool
 
     @property
-    def works(self) -> Sequence[Work]:
+    def works(self) -> Sequence[ChoiceWork]:
         """Those that were taken and are not done."""
         ...
 
-    def admit(self, work: Work) -> None:
+    def admit(self, work: ChoiceWork) -> None:
         """Takes a work, where there is room for it."""
         ...
 
@@ -48,16 +48,16 @@ class RowsRunner:
     def __init__(self, session: DecoderSession, batch: RowBatch) -> None:
         self._session, self._batch = session, batch
         self.capacity = batch.capacity
-        self._works: dict[int, Work] = {}  # by the key of their row, in the order in which they came
+        self._works: dict[int, ChoiceWork] = {}  # by the key of their row, in the order in which they came
         self._prompts: dict[int, Iterator[PromptPiece]] = {}  # of the rows whose prompt has begun and is not done
         self._decoding: dict[int, _Decoded] = {}
         self._keys = itertools.count()
 
     @property
-    def works(self) -> Sequence[Work]:
+    def works(self) -> Sequence[ChoiceWork]:
         return list(self._works.values())
 
-    def admit(self, work: Work) -> None:
+    def admit(self, work: ChoiceWork) -> None:
         self._works[next(self._keys)] = work
 
     def step(self, tell: Tell) -> None:
@@ -73,7 +73,7 @@ class RowsRunner:
         if joined:
             self._batch.leave(key)
 
-    def _prompt_step(self) -> Iterator[tuple[Work, Event]]:
+    def _prompt_step(self) -> Iterator[tuple[ChoiceWork, Event]]:
         """A chunk of the first prompt that is not done."""
         key = next((key for key in self._works if key not in self._decoding), None)
         if key is None:
@@ -90,13 +90,13 @@ class RowsRunner:
             self._decoding[key] = _Decoded(Sampler(work.decoding), self._session.ends(work.decoding))
             yield from self._choose(key, piece.logits[-1])
 
-    def _decode_step(self) -> Iterator[tuple[Work, Event]]:
+    def _decode_step(self) -> Iterator[tuple[ChoiceWork, Event]]:
         last = {key: row.tokens[-1] for key, row in self._decoding.items()}
         for keys, logits in self._batch.decode(last):
             for key, line in zip(keys, logits, strict=True):
                 yield from self._choose(key, line)
 
-    def _choose(self, key: int, logits: np.ndarray) -> Iterator[tuple[Work, Event]]:
+    def _choose(self, key: int, logits: np.ndarray) -> Iterator[tuple[ChoiceWork, Event]]:
         """The next token of a row, and its end where that is it."""
         work, row = self._works[key], self._decoding[key]
         finish: Literal["stop", "length"] | None = "length" if work.max_new_tokens == 0 else None
@@ -123,7 +123,7 @@ class _Decoded:
     tokens: list[int] = field(default_factory=list)
 
 
-def _prompt_logprobs(work: Work, piece: PromptPiece) -> tuple[TokenLogprob | None, ...]:
+def _prompt_logprobs(work: ChoiceWork, piece: PromptPiece) -> tuple[TokenLogprob | None, ...]:
     """Of the tokens that the piece's logits predict, in front of them None for the first token of all."""
     nexts = work.prompt[piece.first + 1 : piece.stop + 1]
     found = [
@@ -140,13 +140,13 @@ class CallRunner:
 
     def __init__(self, session: EngineSession) -> None:
         self._session = session
-        self._works: list[Work] = []
+        self._works: list[ChoiceWork] = []
 
     @property
-    def works(self) -> Sequence[Work]:
+    def works(self) -> Sequence[ChoiceWork]:
         return list(self._works)
 
-    def admit(self, work: Work) -> None:
+    def admit(self, work: ChoiceWork) -> None:
         self._works.append(work)
 
     def step(self, tell: Tell) -> None:
@@ -154,7 +154,7 @@ class CallRunner:
             self._carry_out(work, tell)
             self._works.remove(work)
 
-    def _carry_out(self, work: Work, tell: Tell) -> None:
+    def _carry_out(self, work: ChoiceWork, tell: Tell) -> None:
         def on_token(row: int, token: int) -> bool:
             tell([(work, TokenMade(token, None))])
             return work.cancelled

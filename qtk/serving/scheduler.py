@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from qtk.serving.refusals import RefusedRequest
 from qtk.serving.runners import Runner
 from qtk.serving.waiting import WaitingWorks
-from qtk.serving.work import Event, Work, WorkFailed
+from qtk.serving.work import ChoiceWork, Event, WorkFailed
 
 Post = Callable[[Callable[[], None]], object]
 
@@ -39,7 +39,7 @@ class Scheduler:
         with self._changed:
             return len(self._waiting)
 
-    def submit(self, works: Sequence[Work]) -> None:
+    def submit(self, works: Sequence[ChoiceWork]) -> None:
         """Queues the works of one request, all or none. RefusedRequest: 429 for a full queue, 503 for a server that stops."""
         with self._changed:
             if self._draining:
@@ -76,7 +76,7 @@ class Scheduler:
             work.cancel()
         self.join()
 
-    def _take_all(self) -> list[Work]:
+    def _take_all(self) -> list[ChoiceWork]:
         return [self._waiting.take() for _ in range(len(self._waiting))]
 
     def _serve(self) -> None:
@@ -103,11 +103,11 @@ class Scheduler:
                 self._runner.admit(self._waiting.take())
         return True
 
-    def _tell(self, told: list[tuple[Work, Event]]) -> None:
+    def _tell(self, told: list[tuple[ChoiceWork, Event]]) -> None:
         if told:
             self._post(functools.partial(_tell_all, told))
 
 
-def _tell_all(told: Sequence[tuple[Work, Event]]) -> None:
+def _tell_all(told: Sequence[tuple[ChoiceWork, Event]]) -> None:
     for work, event in told:
         work.tell(work, event)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-from qtk.serving.work import Work
+from qtk.serving.work import ChoiceWork
 
 
 class WaitingWorks:
     """A fair queue. Who sends a hundred requests does not keep the next client waiting for all of them."""
 
     def __init__(self) -> None:
-        self._lines: OrderedDict[str, deque[Work]] = OrderedDict()
+        self._lines: OrderedDict[str, deque[ChoiceWork]] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(len(line) for line in self._lines.values())
 
-    def add(self, work: Work) -> None:
+    def add(self, work: ChoiceWork) -> None:
         self._lines.setdefault(work.client, deque()).append(work)
 
-    def take(self) -> Work:
+    def take(self) -> ChoiceWork:
         """The next work; its client goes to the end of the clients."""
         client, line = self._lines.popitem(last=False)
         work = line.popleft()

@@ -45,7 +45,7 @@ Event = PromptScored | TokenMade | WorkEnded | WorkFailed
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class ChoiceWork:
     """One choice. prompt: token ids. choice: its number in the request, which its draws depend on, as the number of a prompt
     in `qtk generate`. top_logprobs: how many tokens are named beside each new one; None for no log probabilities.
     score_prompt: whether the prompt's tokens get theirs. client: whose it is. tell: called with this work and each event, in
@@ -55,7 +55,7 @@ class Work:
     prompt: tuple[int, ...]
     max_new_tokens: int
     decoding: Decoding
-    tell: Callable[[Work, Event], None]
+    tell: Callable[[ChoiceWork, Event], None]
     client: str = ""
     choice: int = 0
     top_logprobs: int | None = None
@@ -71,4 +71,4 @@ class Work:
         return self._cancelled.is_set()
 
 
-Tell = Callable[[list[tuple[Work, Event]]], None]
+Tell = Callable[[list[tuple[ChoiceWork, Event]]], None]
