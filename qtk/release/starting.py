@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from qtk.engines.description import EngineDescription
+from qtk.release.triton import TRITON_FOLDER, triton_files
 
 COMPOSE_NAME = "compose.yaml"
 _INSIDE = "/bundle"  # where a container sees the bundle
@@ -127,7 +128,15 @@ def _through_qtk(what: Startable) -> Start:
         f"{limits.max_batch} at a time. `qtk serve` needs qtk's extra `serve`, and asks for a key where QTK_API_KEY is set.",
         *(() if on_gpu else ("`docker build -t qtk .` in a checkout of qtk makes the image.",)),
     )
-    return Start((_line("qtk", "generate", ".", *words), _line("qtk", "serve", ".", *served)), service, notes=notes)
+    files: Mapping[str, str] = {}
+    if what.runtime.startswith("tensorrt"):
+        files = triton_files(what.name, on_gpu=on_gpu)
+        notes += (
+            f"`{TRITON_FOLDER}/` is a model repository of Triton Inference Server, whose Python backend needs qtk beside it: "
+            f"`tritonserver --model-repository {TRITON_FOLDER}`.",
+        )
+    commands = (_line("qtk", "generate", ".", *words), _line("qtk", "serve", ".", *served))
+    return Start(commands, service, files, notes)
 
 
 def _build_first(what: Startable) -> Start:

@@ -74,7 +74,7 @@ def test_programs_are_asked_for_and_scored(data: Path, tmp_path: Path, run_qtk, 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     [scored] = result["scores"]
-    assert scored["pass_at_k"]["1"] == 1.0
+    assert scored["verdicts"] == {"passed": TASKS}
     assert (result["model"], result["chat_format"]) == (f"fake at {fake.address}", chat_format)
     assert {tuple(body) for body in fake.asked} == {
         ("model", "max_tokens", "temperature", "stream", "messages" if chat_format == "model" else "prompt")
@@ -131,7 +131,7 @@ def test_what_was_answered_before_the_endpoint_failed_is_kept(data: Path, run_qt
         done = score(run_qtk, fake, data, most, 1, "--overwrite", "--resume")
     assert done.returncode == 0, done.stderr
     assert len(fake.asked) == TASKS - 3
-    assert json.loads(done.stdout)["scores"][0]["pass_at_k"]["1"] == 1.0
+    assert json.loads(done.stdout)["scores"][0]["verdicts"] == {"passed": TASKS}
 
 
 @pytest.mark.parametrize(
