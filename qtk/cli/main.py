@@ -29,6 +29,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 # command -> (module under qtk.cli, one-line help): the help stands here so that `qtk --help` imports nothing heavy.
 COMMANDS = {
     "quickstart": ("quickstart", "Run the whole chain on a small packaged model, in some minutes."),
+    "finetune": ("finetune", "Train an adapter on one task or several, LoRA or QLoRA."),
     "merge": ("merge", "Merge LoRA adapters into a base model, streaming."),
     "quantize": ("quantize", "Quantize a float model to INT4."),
     "plan": ("plan", "Say whether an engine fits a GPU, and the bound on its speed."),
