@@ -5,7 +5,8 @@ python bench/serve_overhead.py ENGINE [--rounds 12] [--shape 64/64] [--clients 8
 ENGINE is a CPU engine of at least as many rows as clients (`qtk build-engine ... --max-batch-size 8`). Each round makes one
 call of the engine's session in this process, as `qtk generate` does, the same request to a server in a process of its own,
 whole and streamed, and then one from every client at once. Rounds alternate their order. Whole answers are asked for with
-the client of the package openai, streams with that of `qtk bench latency`, all on this machine. Prompts are random token ids, the most likely token is taken, and no token ends a text.
+the client of the package openai, streams with that of `qtk bench latency`, all on this machine. Prompts are random token
+ids, the most likely token is taken, and no token ends a text.
 Prints a table for docs/benchmarks.md.
 """
 
