@@ -156,7 +156,7 @@ class Watch:
     def _sample(self) -> None:
         own = threading.get_ident()
         while True:
-            time.sleep(0.02)
+            time.sleep(0.1)  # seldom: the thread that watches takes processor time itself
             self.anonymous = max(self.anonymous, _status("RssAnon"))
             for thread, frame in sys._current_frames().items():
                 if thread != own and (what := _what(frame)):
