@@ -22,7 +22,7 @@ from qtk.quantization.scheme_model import QuantizationScheme, float_scheme
 
 
 @dataclass(frozen=True)
-class EmbeddingRows:
+class TokenEmbeddings:
     """Some rows of an embedding. ids: [n] int64, rising; rows: [n, hidden] as stored."""
 
     ids: torch.Tensor
@@ -132,7 +132,7 @@ class ModelWeights:
         """Embeddings of token ids [batch, tokens] int64 -> [batch, tokens, hidden]; raises as `embedding_rows`."""
         return self.embedding_rows(tokens).of(tokens, dtype)
 
-    def embedding_rows(self, tokens: torch.Tensor) -> EmbeddingRows:
+    def embedding_rows(self, tokens: torch.Tensor) -> TokenEmbeddings:
         """The embeddings of these tokens only, each read once: the whole table may be larger than a block. InputError for an id
         beyond the vocabulary, and for NaN or Inf."""
         ids = tokens.unique()
@@ -141,7 +141,7 @@ class ModelWeights:
             raise InputError(f"{self.checkpoint.path}: token id {int(ids[-1])}, and the vocabulary ends at {size - 1}.")
         rows = torch.cat([self.checkpoint.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])
         require_finite(rows, f"{self.checkpoint.path}: tensor {EMBEDDING}")
-        return EmbeddingRows(ids, rows)
+        return TokenEmbeddings(ids, rows)
 
     def final_norm(self) -> torch.Tensor:
         return self.checkpoint.tensor(FINAL_NORM, finite=True)
