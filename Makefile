@@ -131,6 +131,7 @@ OWNER_modelopt := nvidia-modelopt transformers accelerate requests
 docs: $(READY)
 	$(BIN)/python docs/generate_cli.py
 	$(BIN)/python docs/generate_tables.py
+	$(BIN)/python -m qtk recipe schema > recipes/recipe.schema.json
 
 # The site, in site/. Strict: a link or an anchor that leads nowhere ends it. Its packages have an environment of their own.
 site: .venv-docs

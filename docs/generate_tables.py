@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from qtk.engines.options import PlanOptions
 from qtk.engines.plan import EnginePlan, plan_engine
-from qtk.recipes.schema import Recipe
+from qtk.recipes.schema import RecipeText
 from qtk.targets.gpu import gpu_profiles
 from qtk.targets.runtimes import RUNTIMES
 
@@ -211,7 +211,7 @@ def evidence() -> str:
 
 def recipe_fields() -> str:
     """Every field of a recipe, section by section."""
-    return "\n\n".join(_sections(Recipe, ""))
+    return "\n\n".join(_sections(RecipeText, ""))
 
 
 def _sections(model: type[BaseModel], path: str, annotation: Any = None) -> list[str]:
@@ -248,13 +248,15 @@ def _kind(annotation: Any) -> str:
         return " or ".join(_kind(kind) for kind in get_args(annotation) if kind is not type(None))
     if get_origin(annotation) is tuple:
         return f"list: {_kind(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
     return _KINDS[annotation]
 
 
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
-    if field.default in (None, "", ()):
+    if field.default in (None, "", (), {}):
         return "-"
     value = list(field.default) if isinstance(field.default, tuple) else field.default
     return f"`{json.dumps(value) if not isinstance(value, str) else value}`"

@@ -188,6 +188,7 @@ def run(
     recipe: str | Path,
     out: str | Path | None = None,
     *,
+    settings: Sequence[str] = (),
     mode: Mode = "new",
     first_stage: str | None = None,
     last_stage: str | None = None,
@@ -195,14 +196,16 @@ def run(
     """Runs a recipe, a YAML file or the name of one that travels with qtk, into `out` (default: runs/NAME).
 
     mode: "new" refuses a directory that holds a run, "resume" does what is missing or out of date, "overwrite" does everything
-    again. first_stage, last_stage: as --from and --until. InputError for a recipe that is wrong; a step's error names the step.
-    """
-    from qtk.recipes.recipe_run import run_recipe
-    from qtk.recipes.schema import find_recipe, read_recipe
+    again. settings: KEY=VALUE, as --set. first_stage, last_stage: as --from and --until.
 
-    file = find_recipe(str(recipe))
-    run_dir = Path("runs") / read_recipe(file.path).name if out is None else Path(out)
-    return run_recipe(file, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
+    InputError for a recipe that is wrong; a step's error names the step.
+    """
+    from qtk.recipes.reading import find_recipe, resolve_recipe
+    from qtk.recipes.recipe_run import run_recipe
+
+    resolved = resolve_recipe(find_recipe(str(recipe)), settings)
+    run_dir = Path("runs") / resolved.recipe.name if out is None else Path(out)
+    return run_recipe(resolved, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
 
 
 def verify(directory: str | Path) -> list[Finding]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -50,11 +51,19 @@ def read_yaml(path: Path, model: type[Model], noun: str, **more: str) -> Model:
 
     InputError lists every offending field by its path in the file."""
     content = load_yaml(path)
+    return validated(content | more if isinstance(content, dict) else content, model, f"{path} is not a valid {noun}")
+
+
+def validated(
+    content: Any, model: type[Model], complaint: str, said_in: Callable[[Sequence[str | int]], str] = lambda loc: ""
+) -> Model:
+    """`content` as `model`. InputError begins with `complaint` and lists every offending field by its path, with the closest
+    name of one that is not known; said_in: where the value at a path comes from, for a reader of several files."""
     try:
-        return model.model_validate(content | more if isinstance(content, dict) else content)
+        return model.model_validate(content)
     except ValidationError as error:
-        complaints = [_complaint(complaint, model) for complaint in error.errors()]
-        raise InputError(f"{path} is not a valid {noun}:\n{listing(complaints)}") from None
+        complaints = [f"{_complaint(it, model)}{said_in(it['loc'])}" for it in error.errors()]
+        raise InputError(f"{complaint}:\n{listing(complaints)}") from None
 
 
 def load_yaml(path: Path) -> Any:
@@ -71,27 +80,37 @@ def load_yaml(path: Path) -> Any:
         raise InputError(f"{path} is not valid YAML: {error}") from None
 
 
-def _complaint(error: Any, model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        today = _renamed_to(error["loc"], model)
-        return f"{where}: {f'is called {today} now' if today else 'no such setting'}"
-    message = f"{where}: {error['msg'].removeprefix('Value error, ')}".removeprefix(": ")
-    return message if error["type"] == "missing" else f"{message} (given: {error['input']!r})"
-
-
-def _renamed_to(loc: Sequence[str | int], model: type[BaseModel]) -> str | None:
-    """What a setting that is not known any more is called today: the field whose json_schema_extra says what it was."""
-    *parents, former = loc
-    for name in parents:
-        field = model.model_fields.get(str(name))
+def model_at(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model of the section at `loc`, the names of fields from `model` on; the number of a list's entry stands for its
+    model. None where there is no such section."""
+    for name in loc:
+        if isinstance(name, int):
+            continue
+        field = model.model_fields.get(name)
         inner = [] if field is None else [field.annotation, *get_args(field.annotation)]
         found = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
         if found is None:
             return None
         model = found
-    for name, field in model.model_fields.items():
+    return model
+
+
+def unknown_setting(loc: Sequence[str | int], model: type[BaseModel]) -> str:
+    """What is said of a setting that `model` does not know: what it is called now, or the closest name."""
+    section, former = model_at(model, loc[:-1]), str(loc[-1])
+    fields = {} if section is None else section.model_fields
+    for name, field in fields.items():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("was") == former:
-            return name
-    return None
+            return f"is called {name} now"
+    close = difflib.get_close_matches(former, fields, n=1)
+    return f"no such setting; did you mean {close[0]}?" if close else "no such setting"
+
+
+def _complaint(error: Any, model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: {unknown_setting(error['loc'], model)}"
+    said = "A list is needed: [a, b]" if error["type"] == "tuple_type" else error["msg"].removeprefix("Value error, ")
+    message = f"{where}: {said}".removeprefix(": ")
+    return message if error["type"] == "missing" else f"{message} (given: {error['input']!r})"

@@ -112,10 +112,27 @@ class ManifestRecorder:
         """Digests the inputs and every file in `directory` except `leave_out` and what lies below it, ahead of `write`: none of them may
         change afterwards. Returns the outputs."""
         outputs = [p for p in output_files(directory) if not {p, *p.parents}.intersection(leave_out)]
-        wanted = [*outputs, *(path for _, _, files in self._inputs for path in files)]
-        missing = [path for path in dict.fromkeys(wanted) if path not in self._digests]
-        self._digests |= digest_files(missing, threads=self.threads)
+        self._take([*outputs, *(path for _, _, files in self._inputs for path in files)])
         return outputs
+
+    def _take(self, paths: Iterable[Path]) -> None:
+        """Digests those of the files that were not digested yet."""
+        missing = [path for path in dict.fromkeys(paths) if path not in self._digests]
+        self._digests |= digest_files(missing, threads=self.threads)
+
+    def changed_inputs(self) -> list[Path]:
+        """The files of inputs that are not what the input's own manifest says: changed, gone, or not named there. Digests the
+        inputs ahead of `write`, as `digest` does."""
+        self._take(path for _, _, files in self._inputs for path in files)
+        changed = []
+        for _, path, files in self._inputs:
+            if not (path / MANIFEST_NAME).is_file():
+                continue
+            recorded = {name: digest.sha256 for name, digest in read_manifest(path).outputs.items()}
+            found = {str(file.relative_to(path)): self._digests[file].sha256 for file in files}
+            names = sorted(recorded.keys() | found.keys())
+            changed += [path / name for name in names if recorded.get(name) != found.get(name)]
+        return changed
 
     def write(self, directory: Path, final: Path, peak_memory_bytes: int) -> Manifest:
         """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its final name."""

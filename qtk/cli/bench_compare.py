@@ -23,7 +23,7 @@ _NAMED = 40  # flips that are printed; all of them are in the JSON
     "--plot",
     "plot_file",
     type=click.Path(path_type=Path),
-    help="Also draw the comparison: a .png, .svg or .pdf file; with -o, its name in that directory.",
+    help="Also draw the comparison: an .svg file; with -o, its name in that directory.",
 )
 @output_options("Also write the comparison and the plot to this directory.", required=False)
 @click.option("--gate", is_flag=True, help="Exit with 3 unless every verdict is: within tolerance.")

@@ -40,12 +40,10 @@ def command(run: Path, gates_file: Path | None, out: Path | None, overwrite: boo
     qtk gate runs/codefuse-deepseek-33b-a10 --overwrite
     qtk gate runs/mine --gates release-gates.yaml -o verdict --json
     """
-    from qtk.recipes.finished_run import is_run, measured_directories
-    from qtk.recipes.gating import gates_of, write_gate
-    from qtk.release.report import reportable_directories
+    from qtk.recipes.gating import gates_of, measured_in, write_gate
 
     gates = gates_of(run, gates_file)
-    directories = measured_directories(run) if is_run(run) else reportable_directories(run)
+    directories = measured_in(run)
     place = out or run / GATE_DIRECTORY
     report = write_gate(run.resolve().name, gates, directories, place, overwrite=overwrite)
     tell_github(place)
@@ -55,14 +53,15 @@ def command(run: Path, gates_file: Path | None, out: Path | None, overwrite: boo
 def judged(run_dir: Path, recipe: str) -> GateReport | None:
     """The verdict on a run that has just ended; None where its recipe has no gates."""
     from qtk.recipes.finished_run import measured_directories
-    from qtk.recipes.gating import write_gate
-    from qtk.recipes.schema import RECIPE_COPY, read_recipe
+    from qtk.recipes.gating import RunGates, write_gate
+    from qtk.recipes.reading import read_recipe
+    from qtk.recipes.schema import RECIPE_COPY
 
     gates = read_recipe(run_dir / RECIPE_COPY).gates
     if not gates:
         return None
     place = run_dir / GATE_DIRECTORY
-    report = write_gate(recipe, gates, measured_directories(run_dir), place, overwrite=True)
+    report = write_gate(recipe, RunGates(gates, run_dir), measured_directories(run_dir), place, overwrite=True)
     tell_github(place)
     return report
 

@@ -134,6 +134,20 @@ def _group_sizes() -> list[KnownName]:
     return [KnownName("auto", "the largest that fits"), *(KnownName(size, "") for size in ("32", "64", "128"))]
 
 
+def _baselines() -> list[KnownName]:
+    from qtk.shipped import shipped_names
+
+    return [KnownName(name, "published figures") for name in shipped_names("bench/baselines")]
+
+
+def _settings() -> list[KnownName]:
+    """What --set can set, with its equals sign."""
+    from qtk.recipes.schema import Recipe
+    from qtk.recipes.settings import keys
+
+    return [KnownName(f"{key}=", field.description or "") for key, field in keys(Recipe)]
+
+
 LISTED: dict[str, Callable[[], list[KnownName]]] = {
     "suites": suites,
     "containers": containers,
@@ -149,6 +163,8 @@ _COMPLETED: dict[str, Callable[[], list[KnownName]]] = {
     "calibration": _calibration,
     "held-out": _held_out,
     "group-sizes": _group_sizes,
+    "settings": _settings,
+    "baselines": _baselines,
 }
 # The kinds for which a file may be given in place of a name.
 _OR_A_FILE = ("suites", "recipes", "gpus", "calibration", "held-out")
@@ -159,7 +175,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 def completer(kind: str, *, also: tuple[str, ...] = ()) -> Completer:
     """What completes the value of an option or argument that takes names of this kind, `also` these words.
 
-    kind: one of LISTED, or runtimes, calibration, held-out, group-sizes.
+    kind: one of LISTED, or runtimes, calibration, held-out, group-sizes, settings, baselines.
     """
     names = _COMPLETED[kind]
 
@@ -180,6 +196,30 @@ def _with_parts(known: KnownName, incomplete: str) -> list[str]:
     *before, last = chosen.split(",")
     rest = (part for part in known.parts if part.startswith(last) and part not in before)
     return [f"{name}:{','.join([*before, part])}" for part in rest]
+
+
+def names_of(kind: str) -> list[str]:
+    """The names of a kind, as of `completer`."""
+    return [it.name for it in _COMPLETED[kind]()]
+
+
+def complete_setting(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What completes --set: the key, and behind the equals sign what the field takes."""
+    from qtk.recipes.schema import Recipe
+    from qtk.recipes.settings import keys, words
+
+    key, equals, begun = incomplete.partition("=")
+    if not equals:
+        return [it for it in completer("settings")(context, parameter, incomplete) if it.value]
+    field = dict(keys(Recipe)).get(key)
+    if field is None:
+        return []
+    more = field.json_schema_extra
+    kind = more.get("names") if isinstance(more, dict) else None
+    also = more.get("also", ()) if isinstance(more, dict) else ()
+    known = [*words(field.annotation), *(names_of(str(kind)) if kind else ())]
+    known += [str(word) for word in also] if isinstance(also, list) else []
+    return [CompletionItem(f"{key}={word}") for word in dict.fromkeys(known) if word.startswith(begun)]
 
 
 def field_completer(more: Any) -> Completer | None:

@@ -37,6 +37,7 @@ COMMANDS = {
     "bench": ("bench", "Measure latency, divergence and accuracy; compare results."),
     "accept": ("accept", "Run an engine's checks on the machine it is for, and record them."),
     "run": ("run", "Run a recipe: merge, quantize, build, bench, report."),
+    "recipe": ("recipe", "Write a recipe for a model, show what one says, export the schema for editors."),
     "report": ("report", "Write the Markdown report of a run."),
     "gate": ("gate", "Hold a run against what must hold before a release."),
     "bundle": ("bundle", "Make the directory that is released: model or engine, card, report, proof, what starts it."),

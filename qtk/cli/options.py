@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 from pydantic import BaseModel, ValidationError
 
-from qtk.cli.known_names import field_completer
+from qtk.cli.known_names import complete_setting, field_completer
 from qtk.errors import InputError
 
 START_AGAIN = "Replace an existing output directory once the new one is complete; start again where a stopped run left unfinished work."
@@ -52,6 +52,17 @@ def output_options(
         )(command)
 
     return decorate
+
+
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_setting,
+    help="Change a setting of the recipe: quantize.bits=8, adapters=[a,b], gates.0.at_most=2, variables.gpu=l4; "
+    "null takes it away. Repeatable.",
+)
 
 
 def old_spelling(

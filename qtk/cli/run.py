@@ -9,7 +9,7 @@ import click
 from qtk.cli.gate import gate_failure, gate_table, judged
 from qtk.cli.known_names import completer
 from qtk.cli.next_step import after_run
-from qtk.cli.options import output_options
+from qtk.cli.options import output_options, set_option
 from qtk.cli.output import ResultConsole, emit, json_option, table
 from qtk.errors import InputError
 from qtk.recipes.stages import STAGES
@@ -17,6 +17,7 @@ from qtk.recipes.stages import STAGES
 
 @click.command()
 @click.argument("recipe", shell_complete=completer("recipes"))
+@set_option
 @output_options(
     "The run's directory [default: runs/NAME].",
     required=False,
@@ -30,6 +31,7 @@ from qtk.recipes.stages import STAGES
 @json_option
 def command(
     recipe: str,
+    settings: tuple[str, ...],
     out: Path | None,
     resume: bool,
     overwrite: bool,
@@ -42,7 +44,8 @@ def command(
     A step is done again only when its options or one of its inputs changed, or when a new qtk does that stage otherwise;
     stderr says why. Stages may run on different machines: copy the run's directory to the next machine and continue there with --from.
 
-    A recipe with `gates` ends with their verdict: exit code 3 unless all of them pass.
+    A run ends with its report, a page that is opened in a browser. A recipe with `gates` ends with their verdict: exit code 3
+    unless all of them pass.
 
     Relative paths in a recipe begin where its file lies; in one that travels with qtk, in the current directory.
 
@@ -50,27 +53,35 @@ def command(
     qtk run smollm2-135m
     qtk run smollm2-135m --resume
     qtk run my-recipe.yaml -o runs/mine
+    qtk run my-recipe.yaml --set quantize.bits=8 --set build.gpu=l4
     qtk run codefuse-deepseek-33b-a10 --until build
     qtk run codefuse-deepseek-33b-a10 --from latency
     """
+    from qtk.recipes.finished_run import report_page
+    from qtk.recipes.reading import find_recipe, resolve_recipe
     from qtk.recipes.recipe_run import Mode, run_recipe
-    from qtk.recipes.schema import find_recipe, read_recipe
 
     if resume and overwrite:
         raise InputError("--resume skips what is done and --overwrite does it again: give only one of them.")
-    file = find_recipe(recipe)
-    run_dir = out or Path("runs") / read_recipe(file.path).name
+    resolved = resolve_recipe(find_recipe(recipe), settings)
+    run_dir = out or Path("runs") / resolved.recipe.name
     mode: Mode = "overwrite" if overwrite else "resume" if resume else "new"
-    outcome = run_recipe(file, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
+    outcome = run_recipe(resolved, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
     complete = last_stage in (None, STAGES[-1])
     gate = judged(run_dir, outcome.recipe) if complete else None
+    page = report_page(run_dir) if complete else None
     rows = [(step.step, step.status, step.seconds, str(run_dir / step.directory)) for step in outcome.steps]
 
     def show(console: ResultConsole) -> None:
         console.print(table(f"Run of {outcome.recipe}", ("step", "", "seconds", "directory"), rows))
         if gate is not None:
             console.print(gate_table(gate))
+        if page is not None:
+            console.print(f"The report: {page}")
         console.print_command("Next", after_run(run_dir, recipe, complete=complete))
 
-    data = outcome.model_dump(mode="json") | {"gate": None if gate is None else gate.model_dump(mode="json")}
+    data = outcome.model_dump(mode="json") | {
+        "gate": None if gate is None else gate.model_dump(mode="json"),
+        "page": None if page is None else str(page),
+    }
     emit(data, as_json, show, None if gate is None else gate_failure(gate))

@@ -9,7 +9,7 @@ from qtk.errors import InputError
 from qtk.recipes.finished_run import is_run, measured_directories
 from qtk.recipes.schema import RECIPE_COPY
 from qtk.release.bundle import BundleSources
-from qtk.release.report import reportable_directories
+from qtk.release.material import reportable_directories
 
 
 def bundle_sources(path: Path) -> BundleSources:

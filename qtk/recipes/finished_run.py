@@ -67,6 +67,13 @@ def measured_directories(run_dir: Path) -> list[Path]:
     return [run_dir / record.directory for record in _state(run_dir).steps.values() if record.stage != "report"]
 
 
+def report_page(run_dir: Path) -> Path | None:
+    """The page of the run's report; None where the run has none."""
+    steps = _state(run_dir).steps.values()
+    pages = (run_dir / record.directory / "report.html" for record in steps if record.stage == "report")
+    return next((page for page in pages if page.is_file()), None)
+
+
 def verify_run(run_dir: Path) -> list[Finding]:
     """The findings of every step's chain. InputError where no run was begun, or a step's directory is gone."""
     return verify_chain(*_require_directories(run_dir))

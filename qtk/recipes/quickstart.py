@@ -11,8 +11,8 @@ from qtk.bench.results import RESULT_NAME
 from qtk.bench.sample_result import SampleResult, SampleText
 from qtk.errors import InputError
 from qtk.progress import note
+from qtk.recipes.reading import find_recipe
 from qtk.recipes.recipe_run import Mode, StepOutcome, run_recipe
-from qtk.recipes.schema import find_recipe
 from qtk.recipes.state import RunState
 
 RECIPE = "smollm2-135m"

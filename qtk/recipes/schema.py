@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -13,10 +14,10 @@ from qtk.bench.options import DivergenceOptions, LatencyOptions, SampleOptions, 
 from qtk.calibration.options import CalibrationOptions
 from qtk.calibration.sources import FILE_ENDINGS
 from qtk.engines.options import BuildOptions
-from qtk.errors import InputError, listing
+from qtk.errors import InputError
 from qtk.quantization.options import QuantizeOptions
 from qtk.release.gates import Gate
-from qtk.shipped import find_yaml, read_yaml, shipped_directory, shipped_names
+from qtk.shipped import shipped_names
 from qtk.targets.gpu import gpu_profile, is_profile_file
 
 RECIPE_COPY = "recipe.yaml"  # the name of the recipe in its run's directory
@@ -58,7 +59,8 @@ class BuildStage(BuildOptions):
     def build_options(self, recipe_dir: Path) -> BuildOptions:
         """Those that `build_engine` takes; the path of a GPU profile is joined to the recipe's directory."""
         options = BuildOptions(**self.model_dump(exclude={"float_engine"}))
-        return options.model_copy(update={"gpu": profile_beside(recipe_dir, options.gpu)})
+        tools = options.edgellm_bin and recipe_dir / options.edgellm_bin.expanduser()
+        return options.model_copy(update={"gpu": profile_beside(recipe_dir, options.gpu), "edgellm_bin": tools})
 
 
 class LatencyStage(LatencyOptions):
@@ -80,7 +82,9 @@ class AccuracyStage(AccuracyOptions, ModelOptions):
     def accuracy_options(self, recipe_dir: Path) -> AccuracyOptions:
         """Those that say what is scored."""
         options = AccuracyOptions(**self.model_dump(include=set(AccuracyOptions.model_fields)))
-        return options if options.data is None else options.model_copy(update={"data": recipe_dir / options.data})
+        suites = tuple(str(recipe_dir / it) if _is_suite_file(it) else it for it in options.suite)
+        data = None if options.data is None else recipe_dir / options.data
+        return options.model_copy(update={"suite": suites, "data": data})
 
     def model_options(self) -> ModelOptions:
         """Those that say how the model is asked."""
@@ -134,6 +138,20 @@ class Recipe(BaseModel):
         return tuple(_known(text, DEMO_ADAPTER) for text in texts)
 
 
+class RecipeText(Recipe):
+    """What a recipe's file may say: a recipe, and how it is put together. `extends` and `variables` are gone once it is read."""
+
+    extends: str | None = Field(
+        None,
+        description="The recipe that this one changes: the name of one that travels with qtk, or a path that begins beside this "
+        "file. Mappings are merged, lists and values replaced; null takes away what is inherited.",
+        json_schema_extra={"names": "recipes"},
+    )
+    variables: dict[str, Any] = Field(
+        {}, description="Values by name; ${name} stands for them everywhere else in the recipe, and in what extends it."
+    )
+
+
 def is_demo_source(text: str) -> bool:
     """Whether a recipe's source is one that qtk makes by itself."""
     return text.startswith(_DEMO)
@@ -156,6 +174,16 @@ def profile_beside(recipe_dir: Path, gpu: str) -> str:
     return str(recipe_dir / gpu) if is_profile_file(gpu) else gpu
 
 
+def is_place(name: str, recipe_dir: Path, text: str) -> bool:
+    """Whether the field called `name` (dotted, without the numbers of lists) holds a path in `text`, and not the name of something."""
+    return name in _PLACES and _PLACES[name](recipe_dir, text)
+
+
+def is_baseline_file(text: str) -> bool:
+    """Whether a gate's baseline is a path, and not the name of one that travels with qtk."""
+    return text not in shipped_names("bench/baselines")
+
+
 def text_file(recipe_dir: Path, text: str) -> Path | None:
     """The file that a text source names: it exists, or its name ends like a text file's. None for the name of a data set,
     which may contain a dot as well ("org/set-v1.5")."""
@@ -163,50 +191,52 @@ def text_file(recipe_dir: Path, text: str) -> Path | None:
     return path if path.is_file() or path.suffix in (*FILE_ENDINGS, ".json") else None
 
 
-@dataclass(frozen=True)
-class RecipeFile:
-    """A recipe's file, and the directory that its relative paths begin in: the user's own for a recipe that travels with qtk,
-    for any other the one that the file lies in."""
-
-    path: Path
-    directory: Path
-
-
-def find_recipe(text: str) -> RecipeFile:
-    """The recipe that `text` names: by a path, or by the name of one that travels with qtk. InputError for neither."""
-    path = find_yaml("recipes", text, "recipe")
-    shipped = path.parent == shipped_directory("recipes") and text in shipped_names("recipes")
-    return RecipeFile(path, Path() if shipped else path.parent)
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file. InputError with every offending field, by its path in the file."""
-    recipe = read_yaml(path, Recipe, "recipe")
-    contradictions = _contradictions(recipe)
-    if contradictions:
-        raise InputError(f"{path} contradicts itself:\n{listing(contradictions)}")
-    return recipe
-
-
-def _contradictions(recipe: Recipe) -> list[str]:
+def contradictions(recipe: Recipe) -> list[str]:
     """What each field allows by itself, but not all of them together."""
-    contradictions = []
+    found = []
     if recipe.merge.weight and len(recipe.merge.weight) != len(recipe.adapters):
-        contradictions.append(f"merge.weight: {len(recipe.merge.weight)} weights for {len(recipe.adapters)} adapters")
+        found.append(f"merge.weight: {len(recipe.merge.weight)} weights for {len(recipe.adapters)} adapters")
     if recipe.bench.latency is not None and recipe.build is None:
-        contradictions.append("bench.latency: there is no `build`, so there is no engine to measure")
+        found.append("bench.latency: there is no `build`, so there is no engine to measure")
     if recipe.first_look and (recipe.build is None or recipe.quantize is None or recipe.bench.sample is None):
-        contradictions.append("first_look: it needs `quantize`, `build` and `bench.sample`, whose settings it takes")
+        found.append("first_look: it needs `quantize`, `build` and `bench.sample`, whose settings it takes")
     if recipe.bench.sample is not None and recipe.build is None:
-        contradictions.append("bench.sample: there is no `build`, so there is no engine to ask")
+        found.append("bench.sample: there is no `build`, so there is no engine to ask")
     if recipe.bench.divergence is not None and recipe.quantize is None:
-        contradictions.append("bench.divergence: there is no `quantize`, so nothing diverges from the float model")
+        found.append("bench.divergence: there is no `quantize`, so nothing diverges from the float model")
     if recipe.bench.accuracy is not None and recipe.build is None:
-        contradictions.append("bench.accuracy: there is no `build`, so there is no engine to ask")
+        found.append("bench.accuracy: there is no `build`, so there is no engine to ask")
     if recipe.bench.accuracy is not None and recipe.bench.accuracy.compat == "codefuse":
-        contradictions.append(
+        found.append(
             "bench.accuracy.compat: name the processor of a model's answers, codefuse:13b or codefuse:llama34b"
         )
     if recipe.build is not None and recipe.quantize is None and not recipe.build.float_engine:
-        contradictions.append("build.float_engine: false, and there is no `quantize`, so there is no engine to build")
-    return contradictions
+        found.append("build.float_engine: false, and there is no `quantize`, so there is no engine to build")
+    return found
+
+
+def _is_suite_file(text: str) -> bool:
+    """Whether an entry of `suite`, FILE or FILE:LANGUAGES, is not the name of a suite."""
+    return text.partition(":")[0].endswith((".yaml", ".yml"))
+
+
+def _source(recipe_dir: Path, text: str) -> bool:
+    return text.startswith(".") or (recipe_dir / text).is_dir()
+
+
+def _text(recipe_dir: Path, text: str) -> bool:
+    return text_file(recipe_dir, text) is not None
+
+
+_PLACES: dict[str, Callable[[Path, str], bool]] = {
+    "model": _source,
+    "adapters": _source,
+    "quantize.calibration": _text,
+    "quantize.gpu": lambda _, text: is_profile_file(text),
+    "build.gpu": lambda _, text: is_profile_file(text),
+    "build.edgellm_bin": lambda _, text: True,
+    "bench.divergence.data": _text,
+    "bench.accuracy.data": lambda _, text: True,
+    "bench.accuracy.suite": lambda _, text: _is_suite_file(text),
+    "gates.baseline": lambda _, text: is_baseline_file(text),
+}

@@ -73,7 +73,7 @@ def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
         steps += [_divergence(recipe, recipe_dir, model, float_model) for model in measured]
     if recipe.bench.accuracy is not None:
         steps += [_accuracy(recipe, recipe_dir, engine) for engine in engines]
-    steps.append(_report(recipe, tuple(step.name for step in steps)))
+    steps.append(_report(recipe, recipe_dir, tuple(step.name for step in steps)))
     return steps
 
 
@@ -246,7 +246,8 @@ def _builds(recipe: Recipe, recipe_dir: Path, float_model: str) -> list[RecipeSt
             name=name,
             stage="build",
             directory=directory,
-            options=_dump(options.model_copy(update={"gpu": stage.gpu})),  # a path as the recipe has it
+            # paths as the recipe has them
+            options=_dump(options.model_copy(update={"gpu": stage.gpu, "edgellm_bin": stage.edgellm_bin})),
             inputs=(model,),
             work=work,
             texts=_profile(options.gpu),
@@ -365,19 +366,22 @@ def _accuracy(recipe: Recipe, recipe_dir: Path, engine: str) -> RecipeStep:
     )
 
 
-def _report(recipe: Recipe, inputs: tuple[str, ...]) -> RecipeStep:
+def _report(recipe: Recipe, recipe_dir: Path, inputs: tuple[str, ...]) -> RecipeStep:
     title = recipe.description or recipe.name
+    gates = [gate.model_dump(mode="json", exclude_none=True) for gate in recipe.gates]
 
     def work(places: Places, out: Path, resume: bool) -> None:
+        from qtk.recipes.gating import RunGates, judge_of
         from qtk.release.report import write_report
 
-        write_report([places[name] for name in inputs], out, title=title, overwrite=True)
+        judge = judge_of(recipe.name, RunGates(recipe.gates, recipe_dir))
+        write_report([places[name] for name in inputs], out, title=title, judge=judge, overwrite=True)
 
     return RecipeStep(
         name="report",
         stage="report",
         directory="report",
-        options=StepOptions({"title": title}),
+        options=StepOptions({"title": title, "gates": gates}, frozenset() if gates else frozenset({"gates"})),
         inputs=inputs,
         work=work,
     )

@@ -50,7 +50,8 @@ from qtk.release.bundle_parts import (
 )
 from qtk.release.bundle_record import BUNDLE, CHAIN, BundlePart, BundleRecord, GateVerdict, is_bundle
 from qtk.release.gate_files import SUMMARY_NAME
-from qtk.release.report import REPORT_NAME, Made, gather
+from qtk.release.material import Made, gather
+from qtk.release.report import REPORT_NAME
 from qtk.release.sbom import SBOM_NAME, Ingredient, Materials, packages_of, require_sbom, sbom_json
 from qtk.release.signing import require_signer, sign_sums
 from qtk.release.starting import COMPOSE_NAME, Start, start_of

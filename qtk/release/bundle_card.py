@@ -12,9 +12,11 @@ from qtk.bench.accuracy.results.tables import compared_tables
 from qtk.checkpoint.card import code, table_of, write_card
 from qtk.checkpoint.manifest import SIGNATURE_NAME, SUMS_NAME
 from qtk.engines.description import EngineDescription
-from qtk.release.before_after import Measured, ordered_pairs
+from qtk.release.before_after import ordered_pairs
 from qtk.release.bundle_record import BundleRecord
-from qtk.release.report import Made, Material, in_short, markdown
+from qtk.release.findings import in_short
+from qtk.release.material import Made, Material
+from qtk.release.report import markdown
 from qtk.release.sbom import SBOM_NAME
 from qtk.release.starting import COMPOSE_NAME, Start
 from qtk.sizes import size_text
@@ -158,8 +160,7 @@ def _results(card: BundleCard) -> str:
 
 
 def _pairs(material: Material) -> Sequence[Any]:
-    measured = [Measured(made.path, made.manifest, result) for made, result in material.accuracies]
-    return ordered_pairs(measured, material.comparisons).pairs
+    return ordered_pairs(material.measured, material.comparisons).pairs
 
 
 def _recipe(directory: Path, recipe: str) -> str:

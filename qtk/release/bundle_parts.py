@@ -11,7 +11,7 @@ from qtk.checkpoint.publishing import found_path
 from qtk.engines.description import is_engine, read_description
 from qtk.errors import InputError
 from qtk.quantization.formats.gguf_checkpoint import is_gguf_directory
-from qtk.release.report import Made
+from qtk.release.material import Made
 from qtk.release.starting import STARTERS, Startable
 from qtk.targets.runtimes import RUNTIMES
 

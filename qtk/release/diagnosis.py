@@ -26,7 +26,6 @@ _EXTRAS = {
     "optimum": ("loads our checkpoints in transformers", "interop"),
     "compressed-tensors": ("loads our checkpoints in vLLM's container", "interop"),
     "gguf": ("writes GGUF files for llama.cpp (`--container gguf`); the demo reads one", "gguf"),
-    "matplotlib": ("draws the plots of reports and of `bench compare --plot`", "report"),
     "transformers": (
         "converts tokenizers without a tokenizer.json; trains the demo's adapter",
         "legacy-tokenizers",

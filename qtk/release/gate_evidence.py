@@ -7,9 +7,9 @@ from pathlib import Path
 
 from qtk.checkpoint.manifest import verify_chain
 from qtk.errors import GateFailed, listing
-from qtk.release.before_after import Measured, ordered_pairs
+from qtk.release.before_after import ordered_pairs
 from qtk.release.gates import Evidence
-from qtk.release.report import gather
+from qtk.release.material import Material, gather
 
 
 def evidence_of(directories: Sequence[Path]) -> Evidence:
@@ -21,17 +21,19 @@ def evidence_of(directories: Sequence[Path]) -> Evidence:
             "The chain does not verify, so no gate can pass:\n"
             + listing(f"{finding.status}: {Path(finding.directory) / finding.file}" for finding in changed)
         )
-    material = gather(directories)
-    measured = [Measured(made.path, made.manifest, result) for made, result in material.accuracies]
+    return evidence_from(gather(directories))
+
+
+def evidence_from(material: Material) -> Evidence:
+    """What was measured, in the form in which gates are held against it."""
     results = {made.name: result for made, result in material.accuracies}
-    pairs = ordered_pairs(measured).pairs
-    models = [*material.merged, *material.quantized, *(made for made, _ in material.engines)]
+    pairs = ordered_pairs(material.measured).pairs
     return Evidence(
         accuracies=[(made.name, result) for made, result in material.accuracies],
         accuracy_pairs=[(results[pair.before], results[pair.after]) for pair in pairs],
         divergences=[result for _, result in material.divergences],
         latencies=material.timed_engines,
         ratios=material.speed_ratios,
-        engines=[(made.name, engine) for made, engine in material.engines],
-        sizes=[(made.name, made.bytes) for made in models],
+        engines=[(engine.made.name, engine.description) for engine in material.engines],
+        sizes=[(made.name, made.bytes) for made in material.models],
     )

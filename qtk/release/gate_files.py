@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from qtk.release.gates import GateReport, GateResult
@@ -40,23 +41,33 @@ def summary(report: GateReport) -> str:
         "| gate | measured | ± SE | limit | verdict |",
         "|---|---:|---:|---:|---|",
     ]
-    lines += [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in rows(report)]
+    lines += [markdown_line(row) for row in rows(report)]
     return "\n".join(lines) + "\n"
 
 
-def rows(report: GateReport) -> list[tuple[str, str, str, str, str]]:
-    """The gates as lines of a table: gate, measured, standard error, limit, verdict."""
-    return [
-        (
-            result.name,
-            "-" if result.measured is None else f"{_number(result.measured)} {result.unit}".strip(),
-            "-" if result.standard_error is None else f"{result.standard_error:.2g}",
-            result.limit,
-            f"{result.verdict}{', but close to the limit' if result.uncertain else ''}"
-            f"{f': {result.why}' if result.why else ''}",
-        )
-        for result in report.results
-    ]
+def rows(report: GateReport) -> list[GateLine]:
+    """The gates as lines of a table."""
+    return [gate_line(result) for result in report.results]
+
+
+GateLine = tuple[str, str, str, str, str]
+
+
+def gate_line(result: GateResult) -> GateLine:
+    """A gate as a line of a table: gate, measured, standard error, limit, verdict."""
+    return (
+        result.name,
+        "-" if result.measured is None else f"{_number(result.measured)} {result.unit}".strip(),
+        "-" if result.standard_error is None else f"{result.standard_error:.2g}",
+        result.limit,
+        f"{result.verdict}{', but close to the limit' if result.uncertain else ''}"
+        f"{f': {result.why}' if result.why else ''}",
+    )
+
+
+def markdown_line(line: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
+    return f"| {' | '.join(_escaped(cell) for cell in line)} |"
 
 
 def in_words(result: GateResult) -> str:

@@ -1,14 +1,16 @@
 """What must hold before a run is released: gates, and how they are judged by what the run's steps wrote.
 
-A gate names a metric, what of it is meant (a suite, a language, a text, a shape), and one limit. It passes on evidence only:
+A gate names a metric, what of it is meant (a suite, a language, a text, a shape), and one limit, which may be a fraction of a
+baseline. It passes on evidence only:
 what was not measured, or measured on too little, does not pass.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from qtk.engines.description import EngineDescription
 
 Verdict = Literal["passed", "failed", "not measured", "too little evidence"]
+POOLED = "all"  # what a divergence result calls its texts together
 _CERTAIN = 1.96  # standard errors: two-sided 95 %
 
 
@@ -32,7 +35,9 @@ class Gate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    metric: str = Field(description="What is measured; `qtk list gates` names the metrics.")
+    metric: str = Field(
+        description="What is measured; `qtk list gates` names the metrics.", json_schema_extra={"names": "gates"}
+    )
     at_most: float | None = Field(None, description="The largest value that passes.")
     at_least: float | None = Field(None, description="The smallest value that passes.")
     suite: str | None = Field(None, description="Of accuracy metrics: the suite.")
@@ -40,6 +45,12 @@ class Gate(BaseModel):
     text: str | None = Field(None, description="Of kl and perplexity metrics: the text; default: all texts together.")
     shape: str | None = Field(None, description='Of latency metrics: the shape, such as "64/32".')
     level: str | None = Field(None, description="Of sandbox: the weakest level that passes.")
+    baseline: str | None = Field(
+        None,
+        description="at_most and at_least are fractions of this baseline's figures: the name of one that travels with qtk, "
+        "a YAML file, the result.json of `qtk gate`, or the directory of an earlier run.",
+        json_schema_extra={"names": "baselines"},
+    )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Gate:
@@ -52,6 +63,9 @@ class Gate(BaseModel):
         if foreign := sorted(given - {*metric.selectors, *metric.limits}):
             takes = ", ".join((*metric.limits, *metric.selectors))
             raise ValueError(f"{self.metric} does not take {', '.join(foreign)}; it takes {takes}")
+        if self.baseline is not None and not metric.relative:
+            having = ", ".join(name for name, it in METRICS.items() if it.relative)
+            raise ValueError(f"{self.metric} takes no baseline; these do: {having}")
         if len(given & set(metric.limits)) != 1:
             raise ValueError(f"{self.metric} needs a limit: {' or '.join(metric.limits)}")
         if self.level is not None and self.level not in _SANDBOX_LEVELS:
@@ -60,17 +74,39 @@ class Gate(BaseModel):
         return self
 
     @property
+    def factor(self) -> float | None:
+        """The limit as a number: a value of the metric, or a fraction of the baseline's."""
+        return self.at_most if self.at_most is not None else self.at_least
+
+    @property
     def limit(self) -> str:
         """The limit in words."""
         if self.level is not None:
             return f"at least {self.level}"
-        return f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+        words = f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+        return words if self.baseline is None else f"{words} of {self.baseline}"
 
-    def holds(self, value: float) -> bool:
-        """Whether a value is within the limit."""
+    def limit_of(self, figure: float) -> str:
+        """The limit in words, where the baseline's value is `figure`."""
+        assert self.factor is not None
+        words = "at most" if self.at_most is not None else "at least"
+        return f"{words} {self.factor * figure:.4g} ({self.factor:g} of {figure:.4g} in {self.baseline})"
+
+    def holds(self, value: float, unit: float = 1.0) -> bool:
+        """Whether a value is within the limit, which is a number of `unit`: of the baseline's value where there is one."""
         if self.at_most is not None:
-            return value <= self.at_most
-        return self.at_least is not None and value >= self.at_least
+            return value <= self.at_most * unit
+        return self.at_least is not None and value >= self.at_least * unit
+
+    def selects(self, key: str) -> bool:
+        """Whether a measurement or a baseline's figure is meant (see `Measurement.key`)."""
+        selectors = METRICS[self.metric].selectors
+        if "shape" in selectors:
+            return self.shape in (None, key)
+        if "text" in selectors:
+            return key.partition(", ")[2] == (self.text or POOLED)
+        suite, _, name = key.partition(" ")
+        return self.suite in (None, suite) and self.language in (None, name)
 
 
 _SANDBOX_LEVELS = ("rlimits", "landlock", "user-namespaces", "bubblewrap", "namespaces")  # the weakest first
@@ -80,7 +116,7 @@ _SELECTORS = ("suite", "language", "text", "shape", "level")
 class GateResult(BaseModel):
     """A gate, what was measured for it, and the verdict. standard_error: of `measured`, None where it has none or where it is
     not known. uncertain: the limit lies within 1.96 standard errors of what was measured. why: of a verdict that is not a
-    plain comparison of two numbers."""
+    plain comparison of two numbers. key: as of `Measurement`."""
 
     model_config = ConfigDict(frozen=True)
     metric: str
@@ -92,20 +128,31 @@ class GateResult(BaseModel):
     verdict: Verdict
     uncertain: bool = False
     why: str = ""
+    key: str = ""
 
     @property
     def name(self) -> str:
         """The metric and what of it."""
         return f"{self.metric} ({self.of})" if self.of else self.metric
 
+    @property
+    def bound(self) -> float | None:
+        """The number that the limit's words begin with; None where it is not a number."""
+        try:
+            return float(self.limit.split()[2])
+        except (IndexError, ValueError):
+            return None
+
 
 class GateReport(BaseModel):
-    """The verdict on a run. passed: whether every gate passed; a run without gates does not pass."""
+    """The verdict on a run. passed: whether every gate passed; a run without gates does not pass. gpu: of the engine that was
+    timed last."""
 
     model_config = ConfigDict(frozen=True)
     run: str
     passed: bool
     results: tuple[GateResult, ...]
+    gpu: str | None = None
 
     @property
     def failures(self) -> list[GateResult]:
@@ -128,13 +175,34 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One value that a gate is held against; `of` says of what. verdict, why: where the value alone does not decide."""
+    """One value that a gate is held against; `of` says of what. verdict, why: where the value alone does not decide.
+
+    key: what it is called in a baseline: the shape, "SUITE LANGUAGE", "MODEL, TEXT", "" for the only one of its metric.
+    """
 
     of: str
     value: float | str
     standard_error: float | None = None
     verdict: Verdict | None = None
     why: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class BaselineFigure:
+    """A value that a limit is a fraction of, with its standard error where that is known."""
+
+    value: float
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class GateBaseline:
+    """A baseline: its figures for what a gate selects, by key, and the GPU on which figures of time were measured."""
+
+    name: str
+    figures: Callable[[Gate], Mapping[str, BaselineFigure]]
+    gpu: str | None = None
 
 
 Measure = Callable[[Evidence, Gate], Iterable[Measurement]]
@@ -142,58 +210,111 @@ Measure = Callable[[Evidence, Gate], Iterable[Measurement]]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of gates: its unit, what it is of, the limits and selectors that it takes, and how it is read."""
+    """A metric of gates: its unit, what it is of, the limits and selectors that it takes, and how it is read. relative: whether
+    a limit may be a fraction of a baseline's figure."""
 
     unit: str
     about: str
     measure: Measure
     limits: tuple[str, ...]
     selectors: tuple[str, ...] = ()
+    relative: bool = False
 
 
-def judge(run: str, gates: Sequence[Gate], evidence: Evidence) -> GateReport:
-    """Holds every gate against the evidence."""
-    results = tuple(result for gate in gates for result in _judge(gate, evidence))
-    return GateReport(run=run, passed=bool(results) and all(r.verdict == "passed" for r in results), results=results)
+def judge(
+    run: str, gates: Sequence[Gate], evidence: Evidence, baselines: Mapping[str, GateBaseline] | None = None
+) -> GateReport:
+    """Holds every gate against the evidence. baselines: those that the gates name, by that name."""
+    results = tuple(
+        result
+        for gate in gates
+        for result in _judge(gate, evidence, (baselines or {})[gate.baseline] if gate.baseline else None)
+    )
+    return GateReport(
+        run=run,
+        passed=bool(results) and all(r.verdict == "passed" for r in results),
+        results=results,
+        gpu=evidence.latencies[-1].gpu if evidence.latencies else None,
+    )
 
 
-def _judge(gate: Gate, evidence: Evidence) -> list[GateResult]:
+def _judge(gate: Gate, evidence: Evidence, baseline: GateBaseline | None) -> list[GateResult]:
     metric = METRICS[gate.metric]
     measurements = list(metric.measure(evidence, gate))
+    if baseline is not None:
+        return _against(baseline, gate, measurements, evidence)
     if not measurements:
         wanted = ", ".join(str(value) for name in _SELECTORS[:4] if (value := getattr(gate, name)) is not None)
-        return [
-            GateResult(
-                metric=gate.metric,
-                of=wanted,
-                measured=None,
-                unit=metric.unit,
-                limit=gate.limit,
-                verdict="not measured",
-                why="this run did not measure it, and what is not measured does not pass",
-            )
-        ]
-    return [_result(gate, metric, measurement) for measurement in measurements]
+        return [_not_measured(gate, wanted, _NOT_MEASURED)]
+    return [_result(gate, metric, measurement, gate.limit) for measurement in measurements]
 
 
-def _result(gate: Gate, metric: Metric, found: Measurement) -> GateResult:
+def _against(
+    baseline: GateBaseline, gate: Gate, measurements: Sequence[Measurement], evidence: Evidence
+) -> list[GateResult]:
+    """The results of a gate whose limit is a fraction of a baseline's figures: of each that was measured, and of each that the
+    baseline has and this run lacks."""
+    metric, figures = METRICS[gate.metric], baseline.figures(gate)
+    gpu = evidence.latencies[-1].gpu if evidence.latencies else None
+    elsewhere = "shape" in metric.selectors and baseline.gpu is not None and gpu is not None and gpu != baseline.gpu
+    results = []
+    for found in measurements:
+        figure = figures.get(found.key)
+        if figure is None:
+            results.append(_not_measured(gate, found.of, f"the baseline {baseline.name} has no figure for it"))
+        elif elsewhere:
+            why = f"the baseline was measured on {baseline.gpu}, this run on {gpu}: times do not compare"
+            doubtful = replace(found, verdict="too little evidence", why=why)
+            results.append(_result(gate, metric, doubtful, gate.limit_of(figure.value)))
+        else:
+            results.append(_result(gate, metric, found, gate.limit_of(figure.value), figure))
+    missing = [key for key in figures if key not in {found.key for found in measurements}]
+    results += [_not_measured(gate, key, f"the baseline has it; {_NOT_MEASURED}") for key in missing]
+    return results or [_not_measured(gate, "", _NOT_MEASURED)]
+
+
+_NOT_MEASURED = "this run did not measure it, and what is not measured does not pass"
+
+
+def _not_measured(gate: Gate, of: str, why: str) -> GateResult:
+    return GateResult(
+        metric=gate.metric,
+        of=of,
+        measured=None,
+        unit=METRICS[gate.metric].unit,
+        limit=gate.limit,
+        verdict="not measured",
+        why=why,
+    )
+
+
+def _result(
+    gate: Gate, metric: Metric, found: Measurement, limit: str, figure: BaselineFigure | None = None
+) -> GateResult:
     verdict, uncertain = found.verdict, False
     if verdict is None:
         assert isinstance(found.value, int | float)
-        verdict = "passed" if gate.holds(found.value) else "failed"
-        bound = gate.at_most if gate.at_most is not None else gate.at_least
-        if found.standard_error and bound is not None:
-            uncertain = abs(found.value - bound) <= _CERTAIN * found.standard_error
+        unit = 1.0 if figure is None else figure.value
+        verdict = "passed" if gate.holds(found.value, unit) else "failed"
+        bound = None if gate.factor is None else gate.factor * unit
+        errors = [found.standard_error or 0.0]
+        errors += (
+            [gate.factor * (figure.standard_error or 0.0)] if figure is not None and gate.factor is not None else []
+        )
+        error = math.hypot(*errors)
+        if error and bound is not None:
+            uncertain = abs(found.value - bound) <= _CERTAIN * error
     return GateResult(
         metric=gate.metric,
         of=found.of,
         measured=found.value,
         unit=metric.unit,
-        limit=gate.limit,
+        limit=limit,
         standard_error=found.standard_error,
         verdict=verdict,
         uncertain=uncertain,
         why=found.why,
+        key=found.key,
     )
 
 
@@ -243,7 +364,12 @@ def _pass_rate(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
             for rate in score.pass_at:
                 if rate.k == 1 and gate.language in (None, score.name):
                     error = None if rate.standard_error is None else 100 * rate.standard_error
-                    yield Measurement(f"{name}: {score.suite} {score.name}", 100 * rate.value, error)
+                    yield Measurement(
+                        f"{name}: {score.suite} {score.name}",
+                        100 * rate.value,
+                        error,
+                        key=f"{score.suite} {score.name}",
+                    )
 
 
 def _texts(evidence: Evidence, gate: Gate) -> Iterable[tuple[str, TextDivergence]]:
@@ -254,11 +380,11 @@ def _texts(evidence: Evidence, gate: Gate) -> Iterable[tuple[str, TextDivergence
 
 
 def _kl(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
-    return (Measurement(of, text.kl.mean, text.kl.standard_error) for of, text in _texts(evidence, gate))
+    return (Measurement(of, text.kl.mean, text.kl.standard_error, key=of) for of, text in _texts(evidence, gate))
 
 
 def _perplexity(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
-    return (Measurement(of, text.perplexity) for of, text in _texts(evidence, gate))
+    return (Measurement(of, text.perplexity, key=of) for of, text in _texts(evidence, gate))
 
 
 def _perplexity_increase(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
@@ -270,7 +396,7 @@ def _perplexity_increase(evidence: Evidence, gate: Gate) -> Iterable[Measurement
 
 def _top1(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     for of, text in _texts(evidence, gate):
-        yield Measurement(of, 100 * text.top1_agreement.mean, 100 * text.top1_agreement.standard_error)
+        yield Measurement(of, 100 * text.top1_agreement.mean, 100 * text.top1_agreement.standard_error, key=of)
 
 
 def _shapes(evidence: Evidence, gate: Gate) -> Iterable[tuple[str, EngineLatency, ShapeLatency]]:
@@ -282,7 +408,7 @@ def _shapes(evidence: Evidence, gate: Gate) -> Iterable[tuple[str, EngineLatency
 
 
 def _rate(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
-    return (Measurement(of, s.tokens_per_s, s.standard_error) for of, _, s in _shapes(evidence, gate))
+    return (Measurement(of, s.tokens_per_s, s.standard_error, key=s.name) for of, _, s in _shapes(evidence, gate))
 
 
 def _rate_of_float(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
@@ -305,11 +431,13 @@ def _rate_of_bound(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
 
 
 def _ttft(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
-    return (Measurement(of, s.ttft_ms.p90) for of, _, s in _shapes(evidence, gate))
+    return (Measurement(of, s.ttft_ms.p90, key=s.name) for of, _, s in _shapes(evidence, gate))
 
 
 def _inter_token(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
-    return (Measurement(of, s.inter_token_ms.p90) for of, _, s in _shapes(evidence, gate) if s.inter_token_ms)
+    return (
+        Measurement(of, s.inter_token_ms.p90, key=s.name) for of, _, s in _shapes(evidence, gate) if s.inter_token_ms
+    )
 
 
 def _memory(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
@@ -341,19 +469,21 @@ METRICS: dict[str, Metric] = {
     "likelihood-drop": Metric(
         "nats per token", "loss of the references' log-likelihood", _likelihood_drop, _MOST, _SUITES
     ),
-    "pass-rate": Metric("%", "pass@1 of the released model", _pass_rate, _LEAST, _SUITES),
-    "kl": Metric("nats per token", "KL divergence from the float model", _kl, _MOST, ("text",)),
-    "top1-agreement": Metric("%", "tokens with the same most likely token", _top1, _LEAST, ("text",)),
-    "perplexity": Metric("", "perplexity of the released model", _perplexity, _MOST, ("text",)),
+    "pass-rate": Metric("%", "pass@1 of the released model", _pass_rate, _LEAST, _SUITES, relative=True),
+    "kl": Metric("nats per token", "KL divergence from the float model", _kl, _MOST, ("text",), relative=True),
+    "top1-agreement": Metric("%", "tokens with the same most likely token", _top1, _LEAST, ("text",), relative=True),
+    "perplexity": Metric("", "perplexity of the released model", _perplexity, _MOST, ("text",), relative=True),
     "perplexity-increase": Metric("%", "increase of perplexity", _perplexity_increase, _MOST, ("text",)),
-    "tokens-per-s": Metric("tokens/s", "rate of the whole call", _rate, _LEAST, ("shape",)),
+    "tokens-per-s": Metric("tokens/s", "rate of the whole call", _rate, _LEAST, ("shape",), relative=True),
     "speedup": Metric("times", "rate beside the float engine's, by turns", _rate_of_float, _LEAST, ("shape",)),
     "share-of-bound": Metric(
         "of the bound", "decoding beside the bandwidth's bound", _rate_of_bound, _LEAST, ("shape",)
     ),
-    "ttft-p90": Metric("ms", "time to first token, 90th percentile", _ttft, _MOST, ("shape",)),
-    "inter-token-p90": Metric("ms", "time between tokens, 90th percentile", _inter_token, _MOST, ("shape",)),
-    "memory": Metric("GB", "memory of the engine on its GPU", _memory, _MOST),
-    "size": Metric("GB", "size of the released directory", _size, _MOST),
+    "ttft-p90": Metric("ms", "time to first token, 90th percentile", _ttft, _MOST, ("shape",), relative=True),
+    "inter-token-p90": Metric(
+        "ms", "time between tokens, 90th percentile", _inter_token, _MOST, ("shape",), relative=True
+    ),
+    "memory": Metric("GB", "memory of the engine on its GPU", _memory, _MOST, relative=True),
+    "size": Metric("GB", "size of the released directory", _size, _MOST, relative=True),
     "sandbox": Metric("", "level at which programs were run", _sandbox, ("level",)),
 }

@@ -233,7 +233,7 @@ def small_disk(tmp_path) -> Iterator[object]:
 
 def test_a_disk_without_room_is_found_before_the_work(run_qtk, tiny, small_disk) -> None:
     out = small_disk(64 * 1024) / "out"
-    refused(run_qtk("quantize", tiny(), "-o", out, *RTN), 4, out, "are needed", "Free some room")
+    refused(run_qtk("quantize", tiny(), "-o", out, *RTN), 4, out, "the output takes", "free. Free some room")
     assert list(out.parent.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ import qtk.cli
 from qtk.calibration.options import CalibrationOptions
 from qtk.cli.bench import SUBCOMMANDS
 from qtk.cli.main import COMMANDS
+from qtk.cli.recipe import SUBCOMMANDS as RECIPE_SUBCOMMANDS
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.quantization.options import QuantizeOptions
@@ -39,7 +40,7 @@ def heavy_after(*statements: str) -> list[str]:
 
 
 # Read from the tables of names: importing the commands here would load what they load.
-LINES = ["", *COMMANDS, *(f"bench {name}" for name in SUBCOMMANDS)]
+LINES = ["", *COMMANDS, *(f"bench {name}" for name in SUBCOMMANDS), *(f"recipe {name}" for name in RECIPE_SUBCOMMANDS)]
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -131,6 +132,8 @@ def accuracy_result(passed: int) -> dict[str, object]:
         "inspect {root}/tied",
         "inspect {root}/adapter",
         "inspect {root}/engine --json",
+        "recipe show smollm2-135m --set quantize.samples=4 --json",
+        "recipe schema",
         "bench compare {root}/before {root}/after",
         "bench leaderboard {root}/before",
         "gate {root}/run --gates {root}/gates.yaml",

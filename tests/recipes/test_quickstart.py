@@ -22,8 +22,8 @@ from qtk.quantization.model_weights import ModelWeights
 from qtk.recipes.demo_adapter import TrainingOptions, TrainingRecord, train_demo_adapter
 from qtk.recipes.demo_model import unpack_gguf
 from qtk.recipes.quickstart import left_out
+from qtk.recipes.reading import find_recipe, read_recipe
 from qtk.recipes.recipe_run import run_recipe
-from qtk.recipes.schema import find_recipe, read_recipe
 from qtk.recipes.state import RUN_NAME
 
 TEXT = "def f(x):\n    return x + 1234  # it's\n"

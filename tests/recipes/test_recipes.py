@@ -16,9 +16,11 @@ from qtk.checkpoint.result_versions import RESULT_VERSIONS
 from qtk.errors import InputError, MachineError, QtkError
 from qtk.progress import Progress
 from qtk.recipes.finished_run import run_summary, verify_run
-from qtk.recipes.recipe_run import differing_terms, run_recipe
-from qtk.recipes.schema import Recipe, beside, find_recipe, read_recipe
+from qtk.recipes.reading import find_recipe, read_recipe
+from qtk.recipes.recipe_run import run_recipe
+from qtk.recipes.schema import Recipe, beside
 from qtk.recipes.sources import resolve_source
+from qtk.recipes.step_work import differing_terms
 from qtk.recipes.steps import recipe_steps
 from qtk.release.inspection import inspect_directory
 from qtk.shipped import shipped_directory, shipped_names
@@ -214,9 +216,9 @@ def test_a_run_leaves_a_report_and_a_chain_that_verifies(first_run) -> None:
         assert heading in text
     result = json.loads((first_run / "divergence" / "result.json").read_text())
     assert f"{result['pooled']['perplexity']:.1f}"[:3] in text
-    for name in ("error-quantized.png", "latency.png"):
-        assert (first_run / "report" / name).read_bytes().startswith(b"\x89PNG")
-        assert f"({name})" in text
+    for name in ("error-quantized.svg", "latency.svg"):
+        assert (first_run / "report" / name).read_text(encoding="utf-8").startswith("<svg")
+        assert f"({name})" in text or f"(<{name}>)" in text
     assert "None" not in text
     assert "nan" not in text
     findings = verify_run(first_run)
@@ -294,7 +296,12 @@ def test_the_state_of_an_earlier_qtk_is_taken_as_it_is(kitchen, tmp_path, monkey
     state["steps"]["quantize"]["digest"] = canonical_digest(old)
     path.write_text(json.dumps(state))
     monkeypatch.setattr("qtk.__version__", "99.0")
+    monkeypatch.setitem(RESULT_VERSIONS, "quantize", 1)
     assert done(run_recipe(recipe, tmp_path / "run", mode="resume", last_stage="quantize")) == []
+    monkeypatch.setitem(RESULT_VERSIONS, "quantize", 2)
+    assert "not what would be used now" in str(
+        run_recipe(recipe, tmp_path / "run", mode="resume", last_stage="quantize").steps[-1].why
+    )
     write(recipe, {**content, "quantize": {**stage, "sym": False}})
     assert done(run_recipe(recipe, tmp_path / "run", mode="resume", last_stage="quantize")) == ["quantize"]
 

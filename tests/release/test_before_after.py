@@ -19,7 +19,8 @@ from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantize import quantize_model
-from qtk.release.report import reportable_directories, write_report
+from qtk.release.material import reportable_directories
+from qtk.release.report import write_report
 
 Score = Callable[..., None]
 

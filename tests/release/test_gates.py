@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
@@ -16,9 +17,11 @@ from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import TaskSource
 from qtk.bench.latency_result import EngineLatency, LatencyReport, Quantiles, ShapeLatency, SpeedRatio
 from qtk.checkpoint.manifest import verify_chain
-from qtk.recipes.schema import find_recipe, read_recipe
+from qtk.errors import InputError
+from qtk.recipes.reading import find_recipe, read_recipe
+from qtk.release.gate_baselines import read_baseline
 from qtk.release.gate_files import junit, summary
-from qtk.release.gates import METRICS, Evidence, Gate, GateReport, judge
+from qtk.release.gates import METRICS, Evidence, Gate, GateBaseline, GateReport, judge
 
 
 def accuracy(passed: int, tasks: int = 164, level: str = "namespaces") -> AccuracyResult:
@@ -65,7 +68,7 @@ def evidence(**changed: Any) -> Evidence:
     parts: dict[str, Any] = {
         "accuracies": [("accuracy-float", accuracy(130)), ("accuracy", accuracy(130))],
         "accuracy_pairs": [(accuracy(130), accuracy(130))],
-        "divergences": [SimpleNamespace(model="int4", pooled=text("all texts", 0.08), texts=[text("code", 0.05)])],
+        "divergences": [SimpleNamespace(model="int4", pooled=text("all", 0.08), texts=[text("code", 0.05)])],
         "latencies": [ENGINE],
         "ratios": [RATIO],
         "engines": [("engine", SimpleNamespace(memory=memory))],
@@ -148,6 +151,7 @@ def test_too_little_evidence_and_doubt_do_not_pass() -> None:
         ({"metric": "kl"}, "needs a limit: at_most"),
         ({"metric": "kl", "at_least": 1}, "does not take at_least"),
         ({"metric": "kl", "at_most": 1, "shape": "16/8"}, "does not take shape; it takes at_most, text"),
+        ({"metric": "speedup", "at_least": 1, "baseline": "b"}, "takes no baseline; these do: pass-rate, kl"),
         ({"metric": "sandbox", "level": "docker"}, "no sandbox level 'docker'"),
     ],
 )
@@ -190,6 +194,126 @@ def test_the_model_case_has_the_published_gates() -> None:
     assert [gate.at_least for gate in gates if gate.metric == "tokens-per-s"] == [21.7, 21.5, 21.1, 20.5]
 
 
+# Against a baseline.
+
+
+def published(tmp_path: Path, content: dict[str, Any]) -> GateBaseline:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(content))
+    return read_baseline("base.yaml", tmp_path, lambda place: []).baseline
+
+
+FIGURES = {
+    "gpu": "a10",
+    "figures": {
+        "tokens-per-s": {"64/32": 21.0},
+        "ttft-p90": {"64/32": 290},
+        "inter-token-p90": {"64/32": 50},
+        "memory": {"": 20},
+        "size": {"": 17},
+        "kl": {"int4, all": 0.1, "int4, code": 0.05},
+        "pass-rate": {"own python": 80},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("gate", "passes"),
+    [
+        ({"metric": "tokens-per-s", "at_least": 1}, True),
+        ({"metric": "tokens-per-s", "at_least": 1.1}, False),
+        ({"metric": "ttft-p90", "at_most": 1.1}, True),
+        ({"metric": "ttft-p90", "at_most": 1}, False),
+        ({"metric": "inter-token-p90", "shape": "64/32", "at_most": 1.3}, True),
+        ({"metric": "memory", "at_most": 0.95}, True),
+        ({"metric": "size", "at_most": 1}, False),
+        ({"metric": "kl", "at_most": 1}, True),
+        ({"metric": "kl", "text": "code", "at_most": 0.9}, False),
+        ({"metric": "pass-rate", "suite": "own", "at_least": 0.99}, True),
+    ],
+)
+def test_a_limit_may_be_a_fraction_of_a_baseline(tmp_path, gate: dict[str, Any], passes: bool) -> None:
+    report = judge("run", [Gate(**gate, baseline="b")], evidence(), {"b": published(tmp_path, FIGURES)})
+    assert [result.verdict for result in report.results] == ["passed" if passes else "failed"]
+
+
+def test_the_limit_is_told_with_the_baseline_s_figure(tmp_path) -> None:
+    gate = Gate(metric="tokens-per-s", at_least=0.95, baseline="b")
+    [result] = judge("run", [gate], evidence(), {"b": published(tmp_path, FIGURES)}).results
+    assert result.limit == "at least 19.95 (0.95 of 21 in b)"
+
+
+@pytest.mark.parametrize(
+    ("figures", "gate", "why"),
+    [
+        ({"16/8": 20.0, "64/32": 20.0}, {}, "the baseline has it; this run did not measure it"),
+        ({"16/8": 20.0}, {"shape": "64/32"}, "the baseline b has no figure for it"),
+        ({}, {}, "the baseline b has no figure for it"),
+    ],
+)
+def test_what_only_one_of_the_two_measured_does_not_pass(
+    tmp_path, figures: dict[str, float], gate: Any, why: str
+) -> None:
+    base = published(tmp_path, {"figures": {"tokens-per-s": figures}})
+    judged = judge(
+        "run",
+        [Gate(metric="tokens-per-s", at_least=0.5, baseline="base.yaml", **gate)],
+        evidence(),
+        {"base.yaml": base},
+    )
+    assert not judged.passed
+    assert [why.replace(" b ", " base.yaml ") in result.why for result in judged.failures] == [True]
+    nothing = judge(
+        "run", [Gate(metric="size", at_most=1, baseline="b")], evidence(sizes=[]), {"b": published(tmp_path, {})}
+    )
+    assert [result.verdict for result in nothing.results] == ["not measured"]
+
+
+def test_times_of_another_gpu_do_not_compare(tmp_path) -> None:
+    base = published(tmp_path, {**FIGURES, "gpu": "l4"})
+    gates = [Gate(metric="tokens-per-s", at_least=0.5, baseline="b"), Gate(metric="size", at_most=2, baseline="b")]
+    results = judge("run", gates, evidence(), {"b": base}).results
+    assert [result.verdict for result in results] == ["too little evidence", "passed"]
+    assert "measured on l4, this run on a10" in results[0].why
+
+
+def test_an_earlier_verdict_is_a_baseline(tmp_path) -> None:
+    """Its standard error counts too: two figures that are both uncertain are close to each other's limit."""
+    earlier = judge("run", [Gate(metric="tokens-per-s", at_least=1), Gate(metric="size", at_most=1)], evidence())
+    (tmp_path / "result.json").write_text(earlier.model_dump_json())
+    base = read_baseline("result.json", tmp_path, lambda place: []).baseline
+    gates = [Gate(metric="tokens-per-s", at_least=1, baseline="b"), Gate(metric="size", at_most=0.99, baseline="b")]
+    results = judge("run", gates, evidence(), {"b": base}).results
+    assert [(result.verdict, result.uncertain) for result in results] == [("passed", True), ("failed", False)]
+
+
+def test_the_published_table_is_a_baseline(tmp_path) -> None:
+    found = read_baseline("codefuse-deepseek-33b-int4", tmp_path, lambda place: [])
+    speed = found.baseline.figures(Gate(metric="tokens-per-s", at_least=1, baseline="b"))
+    rates = found.baseline.figures(Gate(metric="pass-rate", language="go", at_least=1, baseline="b"))
+    assert ({key: it.value for key, it in speed.items()}, found.baseline.gpu) == (
+        {"16/8": 21.7, "64/32": 21.5, "256/128": 21.1, "1024/512": 20.5}, "a10",
+    )  # fmt: skip
+    assert {key: it.value for key, it in rates.items()} == {"humaneval-x go": 55.49}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("absent.yaml", None, "does not exist"),
+        ("x.json", "{}", "is not the result.json of `qtk gate`"),
+        ("x.yaml", "figures: {speed: {a: 1}}", "speed: not a metric that is held against a baseline"),
+        ("x.yaml", "figures: {kl: {a: fast}}", "figures.kl.a: "),
+        ("x.yaml", "[1", "is not valid YAML"),
+    ],
+)
+def test_what_is_not_a_baseline_is_refused(tmp_path, name: str, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_baseline(name, tmp_path, lambda place: [])
+    assert said in str(caught.value)
+
+
 RECIPE: dict[str, Any] = {
     "name": "gated",
     "quantize": {"group_size": 32, "method": "rtn"},
@@ -227,6 +351,38 @@ def test_a_run_ends_with_its_gates(tiny, tmp_path, run_qtk, monkeypatch) -> None
     assert (edited.returncode, "The chain does not verify" in edited.stderr) == (3, True)
     assert "changed: " in edited.stderr
     assert run_qtk("run", recipe, "-o", run, "--resume").returncode == 0  # what was changed is made again
+
+
+def test_a_run_is_held_against_an_earlier_one(tiny, tmp_path, run_qtk) -> None:
+    recipe, first, second = tmp_path / "recipe.yaml", tmp_path / "first", tmp_path / "second"
+    content = {**RECIPE, "model": str(tiny()), "build": {**RECIPE["build"], "float_engine": False}}
+    recipe.write_text(yaml.safe_dump(content))
+    assert run_qtk("run", recipe, "-o", first).returncode == 0
+    gates = [
+        {"metric": "size", "at_most": 1, "baseline": "first"},
+        {"metric": "size", "at_most": 0.5, "baseline": "./first"},
+        {"metric": "tokens-per-s", "at_least": 1e-9, "baseline": "first"},
+    ]
+    recipe.write_text(yaml.safe_dump({**content, "gates": gates}))
+    done = run_qtk("run", recipe, "-o", second, "--json")
+    assert done.returncode == 3, done.stderr
+    assert [result["verdict"] for result in json.loads(done.stdout)["gate"]["results"]] == [
+        "passed",
+        "failed",
+        "passed",
+    ]
+    again = run_qtk("gate", second, "--overwrite")  # the run's copy of the recipe finds the baseline too
+    assert (again.returncode, "0.5 of" in again.stderr) == (3, True)
+    assert not [finding for finding in verify_chain(second / "gate") if finding.bad]
+    (first / "latency" / "result.json").write_text("{}")
+    edited = run_qtk("gate", second, "--overwrite")
+    assert (edited.returncode, "The baseline" in edited.stderr) == (3, True)
+
+    gates[0]["baseline"] = "nowhere"
+    recipe.write_text(yaml.safe_dump({**content, "gates": gates}))
+    refused = run_qtk("run", recipe, "-o", tmp_path / "third")
+    assert (refused.returncode, "nowhere of a gate does not exist" in refused.stderr) == (2, True)
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_folder_is_judged_again(tiny, tmp_path, run_qtk) -> None:

@@ -17,7 +17,9 @@ from qtk.bench.latency_result import EngineLatency, LatencyReport, Quantiles, Sh
 from qtk.bench.options import DivergenceOptions
 from qtk.bench.results import measure_into, require_writable, write_result
 from qtk.errors import InputError
-from qtk.release.report import figure, reportable_directories, write_report
+from qtk.release.material import reportable_directories
+from qtk.release.numbers import figure
+from qtk.release.report import write_report
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def examples(text: str) -> list[str]:
 def parses(line: str) -> None:
     """The words of an example are taken by the command line: commands, options and choices exist."""
     words = shlex.split(line.split("     (")[0], comments=True)[1:]
-    for mark in ("<", "|"):
+    for mark in ("<", ">", "|"):
         words = words[: words.index(mark)] if mark in words else words
     group: click.Command = cli
     # click keeps the help option that a command was first asked for: the names have to be the command line's own.

@@ -205,7 +205,9 @@ class BlockStreams:
                     C.addmm_(difference.t(), x)
             tokens += flat[0].shape[0]
             stride = max(1, flat[0].shape[0] * len(inputs) // _SAMPLE_TOKENS)
-            samples.append([x[::stride].float() for x in flat])
+            # A copy: a view would keep the whole chunk in memory until the last one is read.
+            samples.append([x[::stride].to(torch.float32, copy=True) for x in flat])
+            del xs, flat, x  # before the next chunk is read
         X, *X_float = (torch.cat(parts) for parts in zip(*samples, strict=True))
         count = max(tokens, 1)
         mirror_lower_(H, _gram_step(size))

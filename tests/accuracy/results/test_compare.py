@@ -240,7 +240,7 @@ def test_the_command_prints_writes_draws_and_gates(tmp_path, run_qtk):
     ("words", "complaint"),
     [
         (("-o", "c.json"), "-o names a directory now, into which result.json is written: give -o c."),
-        (("--plot", "c.xyz"), "the name of a plot ends in .png, .svg, .pdf"),
+        (("--plot", "c.xyz"), "the name of a plot ends in .svg"),
         (("-o", "c", "--plot", "pictures/c.svg"), "give --plot c.svg"),
         (("--baseline", "nobody"), "There is no baseline 'nobody'"),
     ],

@@ -7,6 +7,7 @@ import torch
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.models.registry import model_spec
+from qtk.peak_memory import PeakMemory
 from qtk.quantization.blocks.activations import ActivationBudget
 from qtk.quantization.blocks.streams import BlockStreams, RowContext, Stream
 
@@ -38,3 +39,18 @@ def test_statistics_keep_float32_whatever_their_inputs_are(tiny, tmp_path, dtype
     assert torch.equal(alone.H, found.H)
     assert alone.drift is None
     assert alone.sample[0] is alone.sample[1]
+
+
+def test_statistics_hold_a_few_chunks_whatever_the_number_of_rows(tiny, tmp_path) -> None:
+    """Of rows on disk: a view as the sample kept every chunk in memory, 134 MB here."""
+    size, rows = 1024, 128
+    budget = ActivationBudget(0, tmp_path, chunk_tokens=2048)
+    streams = [Stream(budget.store(rows, 256, size, torch.float32))]
+    for row in range(rows):
+        streams[0].hidden.write(slice(row, row + 1), torch.randn(1, 256, size))
+    blocks = BlockStreams(
+        model_spec(Checkpoint(tiny("llama"))), RowContext(None, *[torch.empty(0)] * 2), budget, torch.device("cpu")
+    )
+    with PeakMemory() as memory:
+        blocks.statistics(blocks.stored(streams, [stream.hidden for stream in streams]), size)
+    assert memory.above < 80e6

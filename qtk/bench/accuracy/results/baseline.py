@@ -11,7 +11,8 @@ _ROOM = "bench/baselines"
 
 
 class Baseline(BaseModel):
-    """A published comparison: pass@1 of each language before and after, in percent."""
+    """A published comparison: pass@1 of each language before and after, in percent. gpu, figures: what gates are held against
+    besides (see qtk/release/gate_baselines.py)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -19,6 +20,8 @@ class Baseline(BaseModel):
     suite: str
     tasks: int
     scores: dict[str, PublishedPair]
+    gpu: str | None = None
+    figures: dict[str, dict[str, float]] = {}
 
 
 def load_baseline(name: str) -> Baseline | None:
