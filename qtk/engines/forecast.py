@@ -125,9 +125,7 @@ def measured_rates(place: Path) -> Rates:
         disk = 4 * len(data) / _seconds(write)
     except OSError:
         disk = digest
-    return Rates(
-        products=size**3 / product, digest=digest, disk=disk, memory=4 * large.numel() / read, threads=threads
-    )
+    return Rates(products=size**3 / product, digest=digest, disk=disk, memory=4 * large.numel() / read, threads=threads)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -185,7 +183,9 @@ def _block_seconds(model: ModelSize, method: str, work: QuantizationWork, rates:
     return (products + rounding) * (_TUNING if tuned else 1)
 
 
-def build_forecast(model: ModelSize, rates: Rates, *, read: int | None = None, written: int | None = None) -> StepForecast:
+def build_forecast(
+    model: ModelSize, rates: Rates, *, read: int | None = None, written: int | None = None
+) -> StepForecast:
     """The portable engine for this processor: codes are written as they are, block by block. read, written: bytes of the checkpoint and of
     the engine, by default those of the quantized form."""
     spec = model.spec
