@@ -131,7 +131,8 @@ def _verdicts(
         elif asked == "overwrite" or stage_order(step.stage) >= stage_order(asked):
             verdict = Verdict("to do", "it was asked for")
         else:
-            verdict = Verdict(work.take(step))
+            work.take(step)
+            verdict = Verdict("taken as it is")
         if verdict.status == "to do":
             made_anew.add(step.name)
             if step.name in work.state.begun and partial_path(work.run_dir / step.directory).is_dir():

@@ -350,7 +350,7 @@ def _loss(row: ComparedRow) -> Measurement:
     verdicts: dict[str, Verdict] = {"within tolerance": "passed", "beyond tolerance": "failed"}
     verdict = verdicts.get(str(row.verdict), "too little evidence")
     changed = f"p {row.p_value:.2g}" if row.p_value is not None else ""
-    few = f"{row.counted} tasks are too few to tell" if verdict == "too little evidence" else ""
+    few = f"{row.evidence} are too few to tell" if verdict == "too little evidence" else ""
     loss = -row.difference if row.difference else 0.0
     return Measurement(row.label, loss, row.difference_error, verdict, "; ".join(filter(None, (changed, few))))
 
