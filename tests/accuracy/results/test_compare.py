@@ -130,8 +130,8 @@ def test_all_languages_together_count_a_problem_once():
 def test_the_same_loss_in_every_language_is_no_more_evidence_than_in_one():
     languages = ("python", "java", "go", "cpp", "javascript")
     [one] = compare(result({"python": set(range(129))}), result({"python": set(range(3, 129))}), CompareOptions()).rows
-    old = result(dict.fromkeys(languages, set(range(129))))
-    new = result(dict.fromkeys(languages, set(range(3, 129))))
+    old = result({key: set(range(129)) for key in languages})
+    new = result({key: set(range(3, 129)) for key in languages})
     pooled = compare(old, new, CompareOptions()).rows[-1]
     assert (pooled.difference, pooled.difference_error) == pytest.approx((one.difference, one.difference_error))
     assert (pooled.low, pooled.high) == pytest.approx((one.low, one.high))

@@ -31,7 +31,6 @@ from qtk.bench.accuracy.results.statistics import (
 )
 from qtk.errors import InputError
 
-
 ALL_LANGUAGES = "all languages"
 
 
