@@ -5,8 +5,8 @@ python bench/scale_release.py --work DIR --elsewhere DIR2 (the bundle on another
 
 The run holds a quantized checkpoint and an engine of half the bytes each, with manifests as the commands write them. Each
 command runs in a process of its own; its bytes are those that it asked the system for (rchar of /proc/PID/io), its memory is the
-peak of its resident set (never less than this script's own, which starts it). Beside them stand sha256sum and cat of the same
-files.
+peak of its resident set. What they are held against is a process that does nothing but read the same files once through sha256,
+with as many threads as qtk takes. All run by turns, --rounds times; the medians count.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -23,10 +24,22 @@ from pathlib import Path
 
 from qtk.checkpoint.manifest import ManifestRecorder, file_digest
 from qtk.engines.description import EngineDescription, EngineLimits, Quantization, Stage
+from qtk.machine import processor_name, threads_for
 from qtk.recipes.schema import RECIPE_COPY
 from qtk.recipes.state import RunState, StepRecord
+from qtk.wording import counted
 
 SHARDS = 4
+# Reads files once, several at a time, as fast as Python's own sha256 takes them.
+DIGEST = """
+import hashlib, sys
+from concurrent.futures import ThreadPoolExecutor
+def digest(path):
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+with ThreadPoolExecutor(int(sys.argv[1])) as pool:
+    list(pool.map(digest, sorted(sys.argv[2:], key=lambda path: -__import__("os").path.getsize(path))))
+"""
 RECIPE = """name: large
 model: org/large-33b
 quantize: {}
@@ -106,33 +119,44 @@ def cost(words: list[str]) -> Cost:
     return Cost(seconds, int(counters["rchar"]), usage.ru_maxrss * 1024)
 
 
+def median(costs: list[Cost]) -> Cost:
+    """The median time; what was read and the largest memory."""
+    return Cost(statistics.median(it.seconds for it in costs), costs[0].read, max(it.peak for it in costs))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--elsewhere", type=Path)
     parser.add_argument("--gigabytes", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     run, total = given.work / "run", round(given.gigabytes * 1e9)
     shutil.rmtree(run, ignore_errors=True)
     make_run(run, total)
     files = [str(path) for path in sorted(run.rglob("*")) if path.is_file()]
     bundle = (given.elsewhere or given.work) / "large-int4"
-    shutil.rmtree(bundle, ignore_errors=True)
-    qtk = [sys.executable, "-m", "qtk"]
+    qtk, threads = [sys.executable, "-m", "qtk"], threads_for(None)
+    once = f"sha256 of the same files, {counted(threads, 'thread')}"
     commands = {
-        "cat": ["cat", *files],
-        "sha256sum": ["sha256sum", *files],
-        "qtk verify run": [*qtk, "verify", str(run)],
-        "qtk gate run": [*qtk, "gate", str(run), "--overwrite"],
-        "qtk bundle run": [*qtk, "bundle", str(run), "-o", str(bundle)],
-        "qtk verify bundle": [*qtk, "verify", str(bundle)],
+        once: [sys.executable, "-c", DIGEST, str(threads), *files],
+        "qtk gate": [*qtk, "gate", str(run), "--overwrite"],
+        "qtk bundle": [*qtk, "bundle", str(run), "-o", str(bundle)],
+        "qtk verify of the run": [*qtk, "verify", str(run)],
+        "qtk verify of the bundle": [*qtk, "verify", str(bundle)],
     }
-    print(f"| command, on {given.gigabytes:g} GB | seconds | read, GB | peak memory, MB |\n|---|---:|---:|---:|")
-    figures = {}
-    for name, words in commands.items():
-        found = figures[name] = cost(words)
-        print(f"| `{name}` | {found.seconds:.1f} | {found.read / 1e9:.2f} | {found.peak / 1e6:.0f} |", flush=True)
-    print(json.dumps({name: vars(found) for name, found in figures.items()}), file=sys.stderr)
+    taken: dict[str, list[Cost]] = {name: [] for name in commands}
+    for _ in range(given.rounds):
+        shutil.rmtree(bundle, ignore_errors=True)
+        for name, words in commands.items():
+            taken[name].append(cost(words))
+    figures = {name: median(costs) for name, costs in taken.items()}
+    print(f"{processor_name()}, {counted(threads, 'thread')}, median of {counted(given.rounds, 'round')}\n")
+    print(f"| {given.gigabytes:g} GB | seconds | / sha256 | read, GB | peak memory, MB |\n|---|---:|---:|---:|---:|")
+    for name, found in figures.items():
+        ratio = found.seconds / figures[once].seconds
+        print(f"| {name} | {found.seconds:.1f} | {ratio:.2f} | {found.read / 1e9:.2f} | {found.peak / 1e6:.0f} |")
+    print(json.dumps({name: [vars(it) for it in costs] for name, costs in taken.items()}), file=sys.stderr)
     shutil.rmtree(bundle)
     shutil.rmtree(run)
 
