@@ -5,8 +5,9 @@ python bench/scale_release.py --work DIR --elsewhere DIR2 (the bundle on another
 
 The run holds a quantized checkpoint and an engine of half the bytes each, with manifests as the commands write them. Each
 command runs in a process of its own; its bytes are those that it asked the system for (rchar of /proc/PID/io), its memory is the
-peak of its resident set. What they are held against is a process that does nothing but read the same files once through sha256,
-with as many threads as qtk takes. All run by turns, --rounds times; the medians count.
+peak of its resident set (never less than that of this script, which starts it). What they are held against is a process that
+does nothing but read the same files once through sha256, with as many threads as qtk takes. All run by turns, --rounds times; the
+medians count.
 """
 
 from __future__ import annotations
