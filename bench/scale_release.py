@@ -141,7 +141,7 @@ def main() -> None:
     once = f"sha256 of the same files, {counted(threads, 'thread')}"
     commands = {
         once: [sys.executable, "-c", DIGEST, str(threads), *files],
-        "qtk gate": [*qtk, "gate", str(run), "--overwrite"],
+        "qtk gate": [*qtk, "gate", str(run)],
         "qtk bundle": [*qtk, "bundle", str(run), "-o", str(bundle)],
         "qtk verify of the run": [*qtk, "verify", str(run)],
         "qtk verify of the bundle": [*qtk, "verify", str(bundle)],

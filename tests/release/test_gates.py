@@ -347,11 +347,13 @@ def test_a_run_ends_with_its_gates(tiny, tmp_path, run_qtk, monkeypatch) -> None
     assert judged.returncode == 3
     assert "kl: not measured, at most 1: not measured" in judged.stderr
     assert (tmp_path / "verdict" / "result.json").is_file()
+    again = run_qtk("gate", run, "--gates", strict, "-o", tmp_path / "verdict")
+    assert again.returncode == 2, "a directory that is named is not replaced unasked"
 
     result = run / "latency" / "result.json"
     report = LatencyReport.model_validate_json(result.read_bytes())
     result.write_text(report.model_dump_json())  # the same figures, but not the bytes that the manifest names
-    edited = run_qtk("gate", run, "--overwrite")
+    edited = run_qtk("gate", run)
     assert (edited.returncode, "The chain does not verify" in edited.stderr) == (3, True)
     assert "changed: " in edited.stderr
     assert run_qtk("run", recipe, "-o", run, "--resume").returncode == 0  # what was changed is made again
@@ -375,7 +377,7 @@ def test_a_run_is_held_against_an_earlier_one(tiny, tmp_path, run_qtk) -> None:
         "failed",
         "passed",
     ]
-    again = run_qtk("gate", second, "--overwrite")  # the run's copy of the recipe finds the baseline too
+    again = run_qtk("gate", second)  # the run's copy of the recipe finds the baseline too
     assert (again.returncode, "0.5 of" in again.stderr) == (3, True)
     assert not [finding for finding in verify_chain(second / "gate") if finding.bad]
     (first / "latency" / "result.json").write_text("{}")
