@@ -44,7 +44,7 @@ def merge(
 
     InputError, with every reason, for inputs that are broken or do not fit; MachineError for a full disk.
     """
-    from qtk.adapters.merge import merge as merge_adapters
+    from qtk.finetuning.merge_deployed import merge_adapters
 
     several = [adapters] if isinstance(adapters, str | Path) else adapters
     return merge_adapters(Path(base), [Path(adapter) for adapter in several], Path(out), options, overwrite=overwrite)

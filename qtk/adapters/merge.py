@@ -30,6 +30,7 @@ from qtk.adapters.companions import choose_tokenizer, write_companions
 from qtk.adapters.layout import base_layout
 from qtk.adapters.options import MergeOptions
 from qtk.adapters.plan import MergePlan, TensorPlan, make_plan
+from qtk.adapters.trained_base import TrainedBase, fingerprint, trained_base
 from qtk.checkpoint.hub import model_directory
 from qtk.checkpoint.manifest import FileDigest, ManifestRecorder
 from qtk.checkpoint.passing_digest import PassingDigest
@@ -105,13 +106,14 @@ def merge(
             recorder.add_input("adapter", adapter.path, adapter.files)
             if adapter.digest is not None:
                 digests[adapter.file.path] = adapter.digest
-        weights = _weights(options.weight, adapters)
+        weights = adapter_weights(options.weight, adapters)
         if not options.any_base:
             _require_own_base(base, adapters)
         layout = base_layout(base)
-        if options.qlora_base and layout.transposed:
+        rounds_base = _rounds_base(options, adapters)
+        if rounds_base and layout.transposed:
             raise InputError(f"{base.path}: --qlora-base knows no NF4 form of weights that are stored [in, out].")
-        plan = make_plan(base, layout, adapters, weights, nf4=options.qlora_base is not None)
+        plan = make_plan(base, layout, adapters, weights, nf4=rounds_base)
         tokenizer = choose_tokenizer(base, adapters, options.tokenizer, resized=plan.vocabulary is not None)
         digests |= write_tensors(plan, directory, base.path, shard_bytes=int(options.shard_gb * 1e9))
         base.require_unchanged()
@@ -121,10 +123,11 @@ def merge(
         changed = sum(tensor.changed for tensor in plan.tensors)
         recorder.notes = {
             "adapters": [
-                _describe(adapter, weight).model_dump(exclude={"path"})
+                describe_adapter(adapter, weight).model_dump(exclude={"path"})
                 for adapter, weight in zip(adapters, weights, strict=True)
             ],
             "tensors_changed": changed,
+            "base_rounding": "nf4" if rounds_base else "none",
             "untied": plan.untied,
             "vocabulary": plan.vocabulary,
             "tokenizer_from": str(tokenizer or base.path),
@@ -132,7 +135,7 @@ def merge(
         recorder.write(directory, out, memory.peak_bytes)
     return MergeResult(
         output=str(out),
-        adapters=[_describe(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)],
+        adapters=[describe_adapter(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)],
         tensors_changed=changed,
         tensors_copied=len(plan.tensors) - changed,
         nf4_rounded=sum(tensor.nf4 for tensor in plan.tensors),
@@ -146,7 +149,8 @@ def merge(
     )
 
 
-def _weights(given: Sequence[float], adapters: Sequence[Adapter]) -> tuple[float, ...]:
+def adapter_weights(given: Sequence[float], adapters: Sequence[Adapter]) -> tuple[float, ...]:
+    """The factor of each adapter's update. InputError when they are not one for each."""
     if given and len(given) != len(adapters):
         raise InputError(f"--weight is given {len(given)} times for {len(adapters)} adapters: once for each, or never.")
     if not all(math.isfinite(weight) for weight in given):
@@ -158,7 +162,7 @@ def _require_own_base(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
     disagreements = [
         f"{adapter.path} {sentence}"
         for adapter in adapters
-        if (sentence := disagreement(adapter.config.base_model_name_or_path, base))
+        if (sentence := disagreement(adapter.config.base_model_name_or_path, base) or _changed_since(adapter, base))
     ]
     if disagreements:
         raise InputError(
@@ -167,7 +171,37 @@ def _require_own_base(base: Checkpoint, adapters: Sequence[Adapter]) -> None:
         )
 
 
-def _describe(adapter: Adapter, weight: float) -> MergedAdapter:
+def _changed_since(adapter: Adapter, base: Checkpoint) -> str | None:
+    """A sentence when the adapter knows its base, and this is another, or has been changed."""
+    known = trained_base(adapter.path)
+    if known is None or known.rounding == "deployed" or known.fingerprint == fingerprint(base):
+        return None
+    return (
+        f"was trained on {known.name}, and {base.path} differs from it: its weights are not those that the adapter was "
+        "trained on (another model, or one into which another adapter was merged)"
+    )
+
+
+def _rounds_base(options: MergeOptions, adapters: Sequence[Adapter]) -> bool:
+    """Whether the linears of the base are rounded to NF4 before the updates are added."""
+    if options.qlora_base != "auto":
+        return options.qlora_base == "nf4"
+    wanted = {str(adapter.path): known is not None and known.rounding == "nf4" for adapter, known in _known(adapters)}
+    if len(set(wanted.values())) > 1:
+        raise InputError(
+            "Some of the adapters were trained on an NF4 base and others were not, so they have no base in common:\n"
+            f"{listing(path + (': NF4' if nf4 else ': not rounded') for path, nf4 in wanted.items())}\n"
+            "Say which one to merge onto: --qlora-base nf4 or --qlora-base none."
+        )
+    return any(wanted.values())
+
+
+def _known(adapters: Sequence[Adapter]) -> list[tuple[Adapter, TrainedBase | None]]:
+    return [(adapter, trained_base(adapter.path)) for adapter in adapters]
+
+
+def describe_adapter(adapter: Adapter, weight: float) -> MergedAdapter:
+    """What a result says of an adapter."""
     config = adapter.config
     return MergedAdapter(
         path=str(adapter.path),

@@ -10,6 +10,7 @@ start on a block.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 
@@ -64,8 +65,22 @@ def block_absmax(weight: torch.Tensor) -> torch.Tensor:
     return absmax
 
 
-def double_quantized(absmax: torch.Tensor) -> torch.Tensor:
-    """The magnitudes as they come back from their own rounding to 8 bits: [blocks] float32 from all blocks' magnitudes."""
+@dataclass(frozen=True)
+class RoundedMagnitudes:
+    """Blocks' magnitudes rounded to 8 bits: codes uint8 [blocks], scales float32 [blocks / 256], offset float32 []."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    offset: torch.Tensor
+
+    def restored(self) -> torch.Tensor:
+        """The magnitudes as they come back, float32 [blocks]."""
+        levels = dynamic_levels().to(self.codes.device)[self.codes.int()]
+        return levels * self.scales.repeat_interleave(_ABSMAX_BLOCK)[: len(levels)] + self.offset
+
+
+def round_magnitudes(absmax: torch.Tensor) -> RoundedMagnitudes:
+    """Double quantization of all blocks' magnitudes [blocks] float32."""
     offset = absmax.mean()
     centred = absmax - offset
     padded = torch.nn.functional.pad(centred, (0, -len(centred) % _ABSMAX_BLOCK)).view(-1, _ABSMAX_BLOCK)
@@ -73,8 +88,30 @@ def double_quantized(absmax: torch.Tensor) -> torch.Tensor:
     # A block of equal magnitudes has nothing left but zeros: its scale of 0 must not divide.
     unit = (padded * (1.0 / scale.clamp(min=1e-38))).clamp(-1, 1)
     levels = dynamic_levels()
-    nearest = levels[torch.bucketize(unit, (levels[:-1] + levels[1:]) / 2)]
-    return (nearest * scale).view(-1)[: len(centred)] + offset
+    codes = torch.bucketize(unit, (levels[:-1] + levels[1:]) / 2).to(torch.uint8)
+    return RoundedMagnitudes(codes.view(-1)[: len(centred)], scale.view(-1), offset)
+
+
+def double_quantized(absmax: torch.Tensor) -> torch.Tensor:
+    """The magnitudes as they come back from their own rounding to 8 bits: [blocks] float32 from all blocks' magnitudes."""
+    return round_magnitudes(absmax).restored()
+
+
+def nearest_codes(weight: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
+    """The level of each element of a piece that starts on a block: uint8 [blocks, 64], a short last block padded.
+
+    absmax: the true magnitudes of the piece's blocks.
+    """
+    _, midpoints = _levels()
+    flat = weight.reshape(-1).float()
+    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
+    unit = (blocks * (1.0 / absmax.clamp(min=1e-38)).unsqueeze(1)).clamp_(-1, 1)
+    # Counting the midpoints below is the nearest level's index: 15 comparisons, far faster than a search per element.
+    codes = torch.zeros(unit.shape, dtype=torch.uint8)
+    above = torch.empty(unit.shape, dtype=torch.bool)
+    for midpoint in midpoints:
+        codes.add_(torch.gt(unit, midpoint, out=above))
+    return codes
 
 
 def rounded(weight: torch.Tensor, absmax: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
@@ -83,15 +120,6 @@ def rounded(weight: torch.Tensor, absmax: torch.Tensor, restored: torch.Tensor) 
     `weight`: a piece that starts on a block; `absmax`: its blocks' true magnitudes, which choose the codes;
     `restored`: the same after `double_quantized`, which scale them back.
     """
-    levels, midpoints = _levels()
-    flat = weight.reshape(-1).float()
-    count = flat.numel()
-    blocks = torch.nn.functional.pad(flat, (0, -count % BLOCK)).view(-1, BLOCK)
-    unit = (blocks * (1.0 / absmax.clamp(min=1e-38)).unsqueeze(1)).clamp_(-1, 1)
-    # Counting the midpoints below is the nearest level's index: 15 comparisons, far faster than a search per element.
-    codes = torch.zeros(unit.shape, dtype=torch.uint8)
-    above = torch.empty(unit.shape, dtype=torch.bool)
-    for midpoint in midpoints:
-        codes.add_(torch.gt(unit, midpoint, out=above))
-    values = levels[codes.int()].mul_(restored.unsqueeze(1))
-    return values.view(-1)[:count].to(torch.bfloat16).view(weight.shape)
+    levels, _ = _levels()
+    values = levels[nearest_codes(weight, absmax).int()].mul_(restored.unsqueeze(1))
+    return values.view(-1)[: weight.numel()].to(torch.bfloat16).view(weight.shape)

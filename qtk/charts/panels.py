@@ -100,5 +100,5 @@ class PanelSet:
             if points:
                 values = [value for _, value in points]
                 mean = sum(values) / len(values)
-                said.append(f"{name}: {len(values)} blocks, mean {mean:.2e}, largest {max(values):.2e}")
+                said.append(f"{name}: {len(values)} points, mean {mean:.2e}, largest {max(values):.2e}")
         return "; ".join(said)

@@ -7,6 +7,7 @@ from it. tests/recipes/test_result_versions.py holds stored results of each stag
 
 RESULT_VERSIONS = {
     "sources": 1,
+    "finetune": 1,
     "merge": 1,
     "quantize": 2,
     "build": 1,

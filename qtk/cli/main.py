@@ -29,11 +29,13 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 # command -> (module under qtk.cli, one-line help): the help stands here so that `qtk --help` imports nothing heavy.
 COMMANDS = {
     "quickstart": ("quickstart", "Run the whole chain on a small packaged model, in some minutes."),
+    "finetune": ("finetune", "Train an adapter on one task or several, LoRA or QLoRA."),
     "merge": ("merge", "Merge LoRA adapters into a base model, streaming."),
     "quantize": ("quantize", "Quantize a float model to INT4."),
     "plan": ("plan", "Say whether an engine fits a GPU, and the bound on its speed."),
     "build-engine": ("build_engine", "Build an inference engine for a GPU or the CPU."),
     "generate": ("generate", "Generate text with an engine."),
+    "serve": ("serve", "Serve an engine over HTTP, with OpenAI's API."),
     "bench": ("bench", "Measure latency, divergence and accuracy; compare results."),
     "accept": ("accept", "Run an engine's checks on the machine it is for, and record them."),
     "run": ("run", "Run a recipe: merge, quantize, build, bench, report."),

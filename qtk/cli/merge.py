@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 def command(base: Path, adapters: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Merge LoRA, rsLoRA and DoRA adapters into a float base model: W + sum of weight * s * B A, rounded once.
 
+    An adapter that qtk trained knows its base, and is merged onto what training saw: the float weights, the same rounded to
+    NF4, or the weights of a quantized checkpoint, which is then the base to give.
+
     Each is a directory or an id of the Hugging Face hub ("organisation/name", "organisation/name@revision").
 
     Streams: memory stays at the adapter and a few slices, whatever the model's size.
@@ -34,11 +37,11 @@ def command(base: Path, adapters: tuple[Path, ...], out: Path, overwrite: bool, 
     \b
     qtk merge BASE ADAPTER -o merged
     qtk merge BASE A B -o merged --weight 0.7 --weight 0.3
-    qtk merge BASE ADAPTER -o merged --qlora-base nf4     (the adapter was trained with QLoRA)
+    qtk merge BASE ADAPTER -o merged --qlora-base nf4     (trained with QLoRA elsewhere)
     """
-    from qtk.adapters.merge import merge
+    from qtk.finetuning.merge_deployed import merge_adapters
 
-    result = merge(base, adapters, out, build(MergeOptions, options), overwrite=overwrite)
+    result = merge_adapters(base, adapters, out, build(MergeOptions, options), overwrite=overwrite)
     emit(result, as_json, lambda console: _show(result, console), made=out)
 
 

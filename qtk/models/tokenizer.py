@@ -59,6 +59,24 @@ class TextTokenizer:
             found.append(number)
         return tuple(dict.fromkeys(found))
 
+    @functools.cached_property
+    def plain_ids(self) -> list[int]:
+        """The ids of all tokens that are text, without those that were added for a purpose (bos, tags and the like)."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return sorted(number for number in self._tokenizer.get_vocab().values() if number not in added)
+
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends an answer: the tokenizer's eos, else the first that the model's configuration names; None without one."""
+        eos = self.special_token("eos_token")
+        number = None if eos is None else self._tokenizer.token_to_id(eos)
+        return number if number is not None else next(iter(self.eos_ids), None)
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids without special tokens, and at which character of the text each begins."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(encoding.ids), [start for start, _ in encoding.offsets]
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids; with `special`, what the tokenizer adds around a text (bos) is there."""
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)

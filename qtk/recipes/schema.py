@@ -12,9 +12,10 @@ from qtk.adapters.options import MergeOptions
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.options import DivergenceOptions, LatencyOptions, SampleOptions, parse_shapes
 from qtk.calibration.options import CalibrationOptions
-from qtk.calibration.sources import FILE_ENDINGS
+from qtk.calibration.sources import FILE_ENDINGS, STANDARD_LIBRARY
 from qtk.engines.options import BuildOptions
 from qtk.errors import InputError
+from qtk.finetuning.options import FinetuneOptions
 from qtk.quantization.options import QuantizeOptions
 from qtk.release.gates import Gate
 from qtk.shipped import shipped_names
@@ -22,9 +23,18 @@ from qtk.targets.gpu import gpu_profile, is_profile_file
 
 RECIPE_COPY = "recipe.yaml"  # the name of the recipe in its run's directory
 _DEMO = "demo:"
-# The packaged model of the demo, and the adapter that is trained for it.
-DEMO_MODEL = f"{_DEMO}smollm2-135m-instruct"
-DEMO_ADAPTER = f"{_DEMO}python-adapter"
+DEMO_MODEL = f"{_DEMO}smollm2-135m-instruct"  # the packaged model of the demo
+
+
+class FinetuneStage(FinetuneOptions):
+    """The options of finetune. The paths of data are relative to the recipe."""
+
+    data: tuple[str, ...] = Field(min_length=1, description=FinetuneOptions.model_fields["data"].description)
+
+    def finetune_options(self, recipe_dir: Path) -> FinetuneOptions:
+        """Those that `finetune` takes; paths are joined to the recipe's directory."""
+        data = tuple(text if text == STANDARD_LIBRARY else str(recipe_dir / text) for text in self.data)
+        return FinetuneOptions(**{**self.model_dump(), "data": data})
 
 
 class QuantizeStage(QuantizeOptions, CalibrationOptions):
@@ -105,8 +115,9 @@ class BenchStages(BaseModel):
 class Recipe(BaseModel):
     """One release: a model, its adapters, and what is done with them. Stages that are left out are not run.
 
-    `model` and `adapters` name a directory, relative to the recipe's file, a model on the Hugging Face hub
-    ("organisation/name", "organisation/name@revision"), or what qtk makes by itself for its demo (`DEMO_MODEL`, `DEMO_ADAPTER`).
+    `model` and `adapters` name a directory, relative to the recipe's file, or a model on the Hugging Face hub
+    ("organisation/name", "organisation/name@revision"); `model` also what qtk makes by itself for its demo (`DEMO_MODEL`).
+    The adapter of `finetune` is merged first, then `adapters`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,6 +132,7 @@ class Recipe(BaseModel):
         False,
         description="Before any long step, round the model itself to INT4, build its engine and let it say a line of text.",
     )
+    finetune: FinetuneStage | None = None
     merge: MergeOptions = MergeOptions()
     quantize: QuantizeStage | None = None
     build: BuildStage | None = None
@@ -134,8 +146,10 @@ class Recipe(BaseModel):
 
     @field_validator("adapters")
     @classmethod
-    def _known_demo_adapters(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_known(text, DEMO_ADAPTER) for text in texts)
+    def _no_demo_adapters(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if any(is_demo_source(text) for text in texts):
+            raise ValueError("qtk makes no adapter by itself; `finetune` trains one")
+        return texts
 
 
 class RecipeText(Recipe):
@@ -194,8 +208,9 @@ def text_file(recipe_dir: Path, text: str) -> Path | None:
 def contradictions(recipe: Recipe) -> list[str]:
     """What each field allows by itself, but not all of them together."""
     found = []
-    if recipe.merge.weight and len(recipe.merge.weight) != len(recipe.adapters):
-        found.append(f"merge.weight: {len(recipe.merge.weight)} weights for {len(recipe.adapters)} adapters")
+    adapters = len(recipe.adapters) + (recipe.finetune is not None)
+    if recipe.merge.weight and len(recipe.merge.weight) != adapters:
+        found.append(f"merge.weight: {len(recipe.merge.weight)} weights for {adapters} adapters")
     if recipe.bench.latency is not None and recipe.build is None:
         found.append("bench.latency: there is no `build`, so there is no engine to measure")
     if recipe.first_look and (recipe.build is None or recipe.quantize is None or recipe.bench.sample is None):
@@ -231,6 +246,7 @@ def _text(recipe_dir: Path, text: str) -> bool:
 _PLACES: dict[str, Callable[[Path, str], bool]] = {
     "model": _source,
     "adapters": _source,
+    "finetune.data": lambda _, text: text != STANDARD_LIBRARY,
     "quantize.calibration": _text,
     "quantize.gpu": lambda _, text: is_profile_file(text),
     "build.gpu": lambda _, text: is_profile_file(text),

@@ -1,3 +1,3 @@
 """The stages of a recipe, in their order."""
 
-STAGES = ("sources", "merge", "quantize", "build", "sample", "latency", "divergence", "accuracy", "report")
+STAGES = ("sources", "finetune", "merge", "quantize", "build", "sample", "latency", "divergence", "accuracy", "report")

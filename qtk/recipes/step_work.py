@@ -15,6 +15,7 @@ from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
 from qtk.checkpoint.result_versions import RESULT_VERSIONS
 from qtk.checkpoint.staging import partial_path, remove_partial
 from qtk.errors import InputError
+from qtk.finetuning.unfinished import unfinished_training
 from qtk.quantization.unfinished import unfinished_quantization
 from qtk.recipes.schema import Recipe, is_demo_source
 from qtk.recipes.sources import resolve_source
@@ -83,7 +84,7 @@ class RecipeSources:
 
 
 def _require_nothing_to_resume(partial: Path) -> None:
-    work = unfinished_quantization(partial) or unfinished_accuracy(partial)
+    work = unfinished_quantization(partial) or unfinished_training(partial) or unfinished_accuracy(partial)
     if work is not None:
         raise InputError(
             f"{partial} holds unfinished work: {work.sentence()}. The same command with --resume continues it, with "

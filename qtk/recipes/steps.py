@@ -11,10 +11,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from qtk.calibration.options import CalibrationOptions
+from qtk.calibration.sources import STANDARD_LIBRARY
+from qtk.finetuning.rows import data_files
 from qtk.recipes.schema import Recipe, beside, is_demo_source, text_file
 from qtk.targets.gpu import is_profile_file
 
 MODEL = "model"  # the name under which steps ask for the recipe's own model
+TRAINED = "finetune"  # and for the adapter that the recipe trains
 
 Places = Mapping[str, Path]
 
@@ -57,7 +60,9 @@ def recipe_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     """Every step of the recipe in `recipe_dir`, each after those it reads. The last one is the report over all the others."""
     steps = _first_steps(recipe, recipe_dir)
     float_model = MODEL
-    if recipe.adapters:
+    if recipe.finetune is not None:
+        steps.append(_finetune(recipe, recipe_dir))
+    if recipe.adapters or recipe.finetune is not None:
         steps.append(_merge(recipe))
         float_model = "merge"
     if recipe.quantize is not None:
@@ -97,9 +102,6 @@ def _first_steps(recipe: Recipe, recipe_dir: Path) -> list[RecipeStep]:
     steps = [_demo_model(recipe.model)] if is_demo_source(recipe.model) else []
     if recipe.first_look:
         steps.append(_first_look(recipe, recipe_dir))
-    for index, adapter in enumerate(recipe.adapters):
-        if is_demo_source(adapter):
-            steps.append(_demo_adapter(adapter_name(index), adapter))
     return steps
 
 
@@ -160,35 +162,47 @@ def _first_look(recipe: Recipe, recipe_dir: Path) -> RecipeStep:
     )
 
 
-def _demo_adapter(name: str, source: str) -> RecipeStep:
+def _finetune(recipe: Recipe, recipe_dir: Path) -> RecipeStep:
+    stage = recipe.finetune
+    assert stage is not None
+    options = stage.finetune_options(recipe_dir)
+
     def require() -> None:
-        from qtk.recipes.demo_adapter import require_trainer
+        from qtk.finetuning.finetune import require_trainer
 
         require_trainer()
 
     def work(places: Places, out: Path, resume: bool) -> None:
-        from qtk.recipes.demo_adapter import train_demo_adapter
+        from qtk.finetuning.finetune import finetune
 
-        train_demo_adapter(places[MODEL], out, overwrite=True)
+        finetune(places[MODEL], out, options, overwrite=True, resume=resume)
 
     return RecipeStep(
-        name=name,
-        stage="sources",
-        directory=name.replace(" ", "-"),
-        options=StepOptions({"source": source}),
+        name=TRAINED,
+        stage="finetune",
+        directory="adapter",
+        options=_dump(stage),
         inputs=(MODEL,),
         work=work,
+        texts=tuple(file for source in options.data for file in _data(source)),
         require=require,
     )
 
 
+def _data(source: str) -> tuple[Path, ...]:
+    """The files of a task; a source that is not there by its own name, for whoever reads it to complain of."""
+    absent = source != STANDARD_LIBRARY and not Path(source).exists()
+    return (Path(source),) if absent else data_files(source)
+
+
 def _merge(recipe: Recipe) -> RecipeStep:
-    adapters = tuple(adapter_name(index) for index in range(len(recipe.adapters)))
+    given = tuple(adapter_name(index) for index in range(len(recipe.adapters)))
+    adapters = given if recipe.finetune is None else (TRAINED, *given)
 
     def work(places: Places, out: Path, resume: bool) -> None:
-        from qtk.adapters.merge import merge
+        from qtk.finetuning.merge_deployed import merge_adapters
 
-        merge(places[MODEL], [places[name] for name in adapters], out, recipe.merge, overwrite=True)
+        merge_adapters(places[MODEL], [places[name] for name in adapters], out, recipe.merge, overwrite=True)
 
     return RecipeStep(
         name="merge",

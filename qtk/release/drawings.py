@@ -14,18 +14,19 @@ from qtk.charts.svg import Chart
 from qtk.release.findings import Findings
 from qtk.release.headline import decode_bound, ratio_of
 from qtk.release.layer_errors import LayerErrors
-from qtk.release.material import BuiltEngine, Material
+from qtk.release.material import BuiltEngine, Material, TrainedAdapter
 from qtk.release.numbers import figure, with_error
 from qtk.sizes import gpu_size_text
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """The charts by what they are of. accuracy: for each pair of results; errors: by the name of the quantized model; memory: by
-    the name of the engine."""
+    """The charts by what they are of. accuracy: for each pair of results; training: by the name of the adapter; errors: by the
+    name of the quantized model; memory: by the name of the engine."""
 
     accuracy: tuple[tuple[Chart, ...], ...]
     latency: Chart | None
+    training: Mapping[str, PanelSet]
     errors: Mapping[str, PanelSet]
     memory: Mapping[str, Chart]
 
@@ -38,7 +39,14 @@ class Drawings:
         }
         latency = {"latency.svg": self.latency} if self.latency is not None else {}
         errors = {f"error-{name}.svg": panels.draw() for name, panels in self.errors.items()}
-        return {**named, **latency, **errors, **{f"memory-{name}.svg": chart for name, chart in self.memory.items()}}
+        training = {f"training-{name}.svg": panels.draw() for name, panels in self.training.items()}
+        return {
+            **named,
+            **latency,
+            **training,
+            **errors,
+            **{f"memory-{name}.svg": chart for name, chart in self.memory.items()},
+        }
 
 
 def accuracy_file(pair: int, number: int) -> str:
@@ -51,6 +59,7 @@ def drawings(found: Findings) -> Drawings:
     return Drawings(
         accuracy=tuple(tuple(comparison_charts(pair.comparison)) for pair in found.order.pairs),
         latency=_latency(found),
+        training={trained.made.name: _training(trained) for trained in found.material.trained if trained.course},
         errors={name: _errors(errors) for name, errors in found.errors.items() if errors.kinds},
         memory={engine.made.name: chart for engine in found.material.engines if (chart := _memory(engine)) is not None},
     )
@@ -107,6 +116,23 @@ def _asked(found: Findings, engine: str, shape: str) -> float | None:
         if gate.metric == "tokens-per-s" and gate.of in (shape, f"{engine} at {shape}")
     ]
     return next((value for value in asked if value is not None), None)
+
+
+def _training(trained: TrainedAdapter) -> PanelSet:
+    """The loss of each task over the steps, of the rows that are trained on and of those that are held back."""
+    tasks = dict.fromkeys(task for line in trained.course for task in line.get("tasks", ()))
+
+    def points(task: str, part: str) -> tuple[tuple[int, float], ...]:
+        lines = [line for line in trained.course if part in line and (line["tasks"].get(task) or 0) > 0]
+        return tuple((line["step"], line["tasks"][task]) for line in lines)
+
+    return PanelSet(
+        "Loss by task",
+        "step",
+        "nats a token",
+        ("trained on", "held back"),
+        [Panel(task, (points(task, "loss"), points(task, "held_back"))) for task in tasks],
+    )
 
 
 def _errors(errors: LayerErrors) -> PanelSet:

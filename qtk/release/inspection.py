@@ -18,6 +18,7 @@ from qtk.checkpoint.reader import Checkpoint, total_bytes
 from qtk.checkpoint.safetensors_file import SafetensorsFile
 from qtk.engines.description import is_engine, read_description
 from qtk.errors import InputError
+from qtk.finetuning.unfinished import unfinished_training
 from qtk.models.registry import model_spec
 from qtk.quantization.formats.gguf import GgufFileFormat
 from qtk.quantization.formats.gguf_checkpoint import GgufCheckpoint, is_gguf_directory
@@ -69,7 +70,12 @@ def inspect_directory(directory: Path) -> Inspection:
 
 
 def _unfinished_work(directory: Path) -> UnfinishedWork | None:
-    return unfinished_quantization(directory) or unfinished_accuracy(directory) or unfinished_bundle(directory)
+    return (
+        unfinished_quantization(directory)
+        or unfinished_training(directory)
+        or unfinished_accuracy(directory)
+        or unfinished_bundle(directory)
+    )
 
 
 def _unfinished(directory: Path, work: UnfinishedWork) -> Inspection:

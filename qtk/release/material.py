@@ -19,6 +19,8 @@ from qtk.bench.sample_result import SampleResult
 from qtk.checkpoint.manifest import MANIFEST_NAME, Manifest, file_digest, read_manifest
 from qtk.engines.description import EngineDescription, is_engine, read_description
 from qtk.errors import InputError
+from qtk.finetuning.metrics import read_metrics
+from qtk.finetuning.record import FinetuneReport, read_record
 from qtk.quantization.report import LOG_NAME, LayerRecord
 from qtk.release.before_after import Measured, Pair, lineage_of
 
@@ -49,6 +51,15 @@ class QuantizedModel:
     made: Made
     facts: Mapping[str, Any]
     layers: tuple[LayerRecord, ...]
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """An adapter that qtk trained: the record of its training, and the lines of its course (`qtk.finetuning.metrics`)."""
+
+    made: Made
+    report: FinetuneReport
+    course: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class Material:
     come first, because the others are compared with the first."""
 
     made: tuple[Made, ...]
+    trained: tuple[TrainedAdapter, ...]
     merged: tuple[Made, ...]
     quantized: tuple[QuantizedModel, ...]
     engines: tuple[BuiltEngine, ...]
@@ -146,6 +158,11 @@ def gather(directories: Sequence[Path]) -> Material:
     latencies.sort(key=lambda entry: bool(lineage_of(entry[0].path, entry[0].manifest).quantized))
     return Material(
         made=tuple(every),
+        trained=tuple(
+            TrainedAdapter(made, report, tuple(read_metrics(made.path)))
+            for made in of("trained-adapter")
+            if (report := read_record(made.path)) is not None
+        ),
         merged=tuple(of("merge")),
         quantized=tuple(
             QuantizedModel(made, made.manifest.notes["report"], _layers(made.path)) for made in of("quantized-model")

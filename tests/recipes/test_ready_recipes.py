@@ -111,6 +111,7 @@ def test_the_recipes_that_were_asked_for_are_there() -> None:
     assert set(shipped_names("recipes")) == {
         "smollm2-135m",
         "codefuse-deepseek-33b-a10",
+        "codefuse-deepseek-33b-finetune",
         "deepseek-coder-6.7b-rtx4090",
         "qwen2.5-coder-7b-l4",
         "qwen2.5-coder-32b-a100",
@@ -144,6 +145,17 @@ def test_a_ready_recipe_fits_its_model_and_its_gpu(tmp_path: Path, name: str) ->
     shapes = [tuple(map(int, shape.split("/"))) for shape in latency.shapes.split(",")]
     limits = recipe.build
     assert all(a <= (limits.max_input_len or 0) and b <= (limits.max_output_len or 0) for a, b in shapes)
+
+
+def test_the_model_case_is_tuned_with_the_published_values(tmp_path: Path) -> None:
+    recipe = read_recipe(find_recipe("codefuse-deepseek-33b-finetune").path)
+    assert recipe.finetune is not None
+    options = recipe.finetune.finetune_options(tmp_path)
+    assert (options.qlora, options.rank, options.alpha, options.dropout) == (True, 192, 32, 0.05)
+    assert (options.weighted_loss, options.padding, options.early_stopping) == ("case3", "dynamic", 3)
+    assert (len(options.data), options.chat_format) == (5, "codefuse")
+    assert recipe.adapters == ()
+    assert recipe.merge.qlora_base == "auto"
 
 
 @pytest.mark.parametrize("name", ["codefuse-deepseek-33b-a10", "qwen2.5-coder-32b-a100"])

@@ -39,7 +39,7 @@ class ProgramsMeasure:
         reasons = processor_refusals(self.options.rules) if source.role == "model" else []
         if ambiguous := source.ambiguous([(data.part, data.tasks) for data in loaded]):
             reasons.append(
-                f"{source.path} has rows without a language for tasks that several of the languages have:\n"
+                f"{source.place} has rows without a language for tasks that several of the languages have:\n"
                 f"{listing(ambiguous)}\nGive each row a language, or score one language at a time."
             )
         k = max(self.options.k)
@@ -64,6 +64,7 @@ class ProgramsMeasure:
             level=workplace.sandbox,
             rules=self.options.rules,
             workers=self.options.workers,
+            data=loaded.files,
         ) as scorer:
             limits = scorer.limits_note(tasks[0])
             if any(key not in finished for key in keys):
