@@ -70,6 +70,8 @@ def step_lacks(
         step.require()
     except MachineError as error:
         found.append(Lack(what="package", step=step.name, text=str(error)))
+    if recipe.finetune is not None and step.stage == "finetune":
+        found += _device(step, recipe.finetune.device)
     if recipe.quantize is not None and step.stage == "quantize":
         found += _for_quantize(step, recipe, model, memory)
     elif model is not None and takes.memory is not None and takes.memory - resident_bytes() > memory.available:
@@ -83,10 +85,7 @@ def step_lacks(
 def _for_quantize(step: RecipeStep, recipe: Recipe, model: PlannedModel | None, memory: MemoryThere) -> Iterator[Lack]:
     stage = recipe.quantize
     assert stage is not None
-    try:
-        compute_device(stage.device)
-    except MachineError as error:
-        yield Lack(what="GPU", step=step.name, text=str(error))
+    yield from _device(step, stage.device)
     container = model.quantize.container if model is not None and model.quantize is not None else stage.container
     if container == "gguf":
         yield from _package(step, "gguf", "gguf", "gguf")
@@ -100,6 +99,13 @@ def _for_quantize(step: RecipeStep, recipe: Recipe, model: PlannedModel | None, 
             activation_bytes(need, model.work.memory, total=memory.total, available=memory.available)
         except MachineError as error:
             yield Lack(what="memory", step=step.name, text=str(error))
+
+
+def _device(step: RecipeStep, name: str) -> Iterator[Lack]:
+    try:
+        compute_device(name)
+    except MachineError as error:
+        yield Lack(what="GPU", step=step.name, text=str(error))
 
 
 def _for_engines(step: RecipeStep, recipe: Recipe, model: PlannedModel) -> Iterator[Lack]:

@@ -78,12 +78,7 @@ def _demo_spec(run_dir: Path, state: RunState) -> ModelSpec | None:
 
 
 def adapters_rank(recipe: Recipe, sources: NamedSources) -> int:
-    """Of all adapters together, as far as their adapter_config.json tells; 1 at the least."""
-    from qtk.recipes.demo_adapter import TrainingOptions
-
-    rank = 0
-    for index in range(len(recipe.adapters)):
-        source = sources.get(adapter_name(index))
-        stated = TrainingOptions().rank if source is None else source.config.get("r")
-        rank += stated if isinstance(stated, int) else 0
-    return max(rank, 1)
+    """Of all adapters together, trained or given, as far as their adapter_config.json tells; 1 at the least."""
+    given = [sources[adapter_name(index)].config.get("r") for index in range(len(recipe.adapters))]
+    trained = 0 if recipe.finetune is None else recipe.finetune.rank
+    return max(1, trained + sum(rank for rank in given if isinstance(rank, int)))

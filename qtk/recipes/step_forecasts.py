@@ -20,6 +20,8 @@ from qtk.recipes.planned_model import PlannedEngine, PlannedModel
 from qtk.recipes.schema import Recipe
 from qtk.recipes.steps import RecipeStep
 
+_FLOAT_BYTES = 4  # of a value of an adapter
+_TRAINED_LEN = 4096  # tokens of a row in training, at the most, where nothing is said
 _LOGITS = 6 * 64_000_000  # of a divergence, alive at one time
 _CHECKPOINT_ROWS = 4  # of each text, in an engine's divergence from its own checkpoint
 # Beyond reading the weights once: seconds for a weight of an INT4 product on one core.
@@ -50,6 +52,7 @@ class Forecasts:
     def of(self, step: RecipeStep) -> Takes:
         """Of a step as a whole, as if nothing of it was done yet."""
         by_stage: dict[str, Callable[[RecipeStep], Takes]] = {
+            "finetune": self._finetune,
             "merge": self._merge,
             "quantize": self._quantize,
             "build": self._build,
@@ -63,6 +66,22 @@ class Forecasts:
         if step.name == "model":
             return Takes(written=self.model.size.float_bytes)
         return by_stage[step.stage](step) if step.stage in by_stage else Takes()
+
+    def _finetune(self, step: RecipeStep) -> Takes:
+        """A bound of the time where the number of steps is given: every row as long as it may be."""
+        options, spec = self.recipe.finetune, self.model.size.spec
+        assert options is not None
+        adapted = [
+            it for it in spec.linears() if not options.target_modules or it.name.endswith(options.target_modules)
+        ]
+        factors = sum(it.in_features + it.out_features for it in adapted) * options.rank * spec.num_layers
+        if options.max_steps is None:
+            return Takes(written=_FLOAT_BYTES * factors)
+        tokens = options.max_steps * options.batch_size * min(options.seq_len or _TRAINED_LEN, spec.max_positions)
+        passes = (
+            3 if options.gradient_checkpointing else 2
+        )  # forward, and back to the inputs: the base itself does not learn
+        return Takes(seconds=passes * tokens * self._scored(), written=_FLOAT_BYTES * factors, at_most=True)
 
     def _merge(self, step: RecipeStep) -> Takes:
         return _takes(merge_forecast(self.model.size, self.model.rank, self.rates))

@@ -198,6 +198,22 @@ def test_packages_of_extras_data_and_memory_limits_are_lacking(kitchen, hide) ->
     assert ("data", "accuracy") in lacking(kitchen, absent)
 
 
+def test_a_training_is_foretold_too(kitchen, hide) -> None:
+    (kitchen / "rows.jsonl").write_text('{"text": "a"}\n')
+    training = {"data": ["rows.jsonl"], "rank": 8, "seq_len": 64, "max_steps": 3, "batch_size": 2}
+    write(kitchen, {**TINY, "finetune": training})
+    found = looked(kitchen, "another")
+    steps = {step.step: step for step in found.steps}
+    assert list(steps)[:2] == ["finetune", "merge"]
+    assert steps["finetune"].at_most
+    assert steps["finetune"].seconds is not None
+    one_block = 4 * 128 + 2 * (128 + 64) + 3 * (128 + 256)  # inputs and outputs: q and o, k and v, the MLP's three
+    assert steps["finetune"].written == 4 * 8 * 3 * one_block
+    hide("accelerate")
+    assert [(lack.what, lack.step) for lack in looked(kitchen, "another").lacks] == [("package", "finetune")]
+    assert lacking(kitchen, {"finetune": {**training, "device": "cuda:99"}}) >= {("GPU", "finetune")}
+
+
 @pytest.fixture
 def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """hide("gguf"): from here on no package of that name is installed."""
