@@ -79,7 +79,7 @@ def fetch(hub_id: str, wanted: Wanted = "model") -> Path:
 
 
 @dataclass(frozen=True)
-class HubSource:
+class HubSurvey:
     """What fetching would find. directory: in the cache, None where a file is still to be fetched; config: the content of config.json
     (of adapter_config.json for an adapter); bytes: of all files; missing: of those that are not in the cache."""
 
@@ -89,7 +89,7 @@ class HubSource:
     missing: int
 
 
-def survey(hub_id: str, wanted: Wanted) -> HubSource:
+def survey(hub_id: str, wanted: Wanted) -> HubSurvey:
     """What `fetch` would fetch, without keeping anything: the small files that have to be read for that go into a directory that is
     removed again. Errors as of `fetch`."""
     match = _HUB_ID.match(hub_id)
@@ -104,10 +104,10 @@ def survey(hub_id: str, wanted: Wanted) -> HubSource:
         if cached is None:
             raise
         there = sum(path.stat().st_size for path in cached.iterdir() if path.is_file())
-        return HubSource(cached, json.loads((cached / _CONFIG_OF[wanted]).read_bytes()), there, 0)
+        return HubSurvey(cached, json.loads((cached / _CONFIG_OF[wanted]).read_bytes()), there, 0)
 
 
-def _survey(name: str, revision: str | None, wanted: Wanted, folder: Path) -> HubSource:
+def _survey(name: str, revision: str | None, wanted: Wanted, folder: Path) -> HubSurvey:
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import disable_progress_bars
 
@@ -131,7 +131,7 @@ def _survey(name: str, revision: str | None, wanted: Wanted, folder: Path) -> Hu
     files = dict.fromkeys([config, *_small_files(sizes), *_weight_files(name, sizes, index, wanted)])
     absent = [file for file in files if cached(file) is None]
     place = cached(config)
-    return HubSource(
+    return HubSurvey(
         None if absent or place is None else place.parent,
         json.loads(read(config).read_bytes()),
         sum(sizes[file] for file in files),

@@ -42,7 +42,7 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StepVerdict:
     """Whether a step would be done, and why."""
 
     status: PlannedStatus
@@ -121,22 +121,22 @@ def dry_run(
 
 def _verdicts(
     steps: Iterable[RecipeStep], work: StepWork, absent: Iterable[str], asked: str | None
-) -> Mapping[str, Verdict]:
+) -> Mapping[str, StepVerdict]:
     """By the names of the steps. absent: sources that are not here yet; asked: "overwrite", or the first stage to do again."""
-    made_anew, found = set(absent), dict[str, Verdict]()
+    made_anew, found = set(absent), dict[str, StepVerdict]()
     for step in steps:
         if asked is None:
             why = work.out_of_date(step, frozenset(made_anew))
-            verdict = Verdict("to do" if why else "up to date", why)
+            verdict = StepVerdict("to do" if why else "up to date", why)
         elif asked == "overwrite" or stage_order(step.stage) >= stage_order(asked):
-            verdict = Verdict("to do", "it was asked for")
+            verdict = StepVerdict("to do", "it was asked for")
         else:
             work.take(step)
-            verdict = Verdict("taken as it is")
+            verdict = StepVerdict("taken as it is")
         if verdict.status == "to do":
             made_anew.add(step.name)
             if step.name in work.state.begun and partial_path(work.run_dir / step.directory).is_dir():
-                verdict = Verdict("to do", f"{verdict.why}; it was begun")
+                verdict = StepVerdict("to do", f"{verdict.why}; it was begun")
         found[step.name] = verdict
     return found
 
@@ -153,7 +153,9 @@ def _forecast(
     return {step.name: found.of(step) for step in steps}
 
 
-def _planned(step: RecipeStep, verdict: Verdict, takes: Takes, run_dir: Path, begun: RunState | None) -> PlannedStep:
+def _planned(
+    step: RecipeStep, verdict: StepVerdict, takes: Takes, run_dir: Path, begun: RunState | None
+) -> PlannedStep:
     """With what it takes; what it took the time before tells more than no forecast, or a bound."""
     before = begun.steps.get(step.name) if begun is not None else None
     planned = PlannedStep(
