@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,12 +18,14 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from qtk.engines.memory import model_bytes
+from qtk.errors import MachineError
 from qtk.machine import limit_threads, total_memory, unhindered_threads
 from qtk.models.spec import ModelSpec
 from qtk.peak_memory import resident_bytes
 from qtk.quantization.memory_need import MemoryNeed, Work, activation_bytes, memory_need
 from qtk.quantization.products import block_products
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme, float_scheme
+from qtk.sizes import size_text
 
 _STORED_BYTES = 2  # of a float weight: bfloat16 or float16
 # Seconds a weight, on one core of this kind: the search for grids and the columns that are rounded one by one.
@@ -30,6 +33,8 @@ _ROUNDING_SECONDS = 2.0e-7
 _MERGING_SECONDS = 1.0e-9  # a weight: to float32, back, and looked through for NaN
 _NO_LIMIT = 1 << 60  # a prediction is given even where the memory is not free just now
 _SLICES = 10 * 8 << 20  # of a merge
+_SHARE_OF_DISK = 8  # a write is timed with four pieces of at most this part of what is free, so with half of it at most
+_SMALLEST_PIECE = 1 << 18
 _SHARE_OF_ROWS = {"fast": 0.25, "default": 0.5, "best": 1.0}
 _TUNING = 10  # times as long as without: what effort best says of itself
 
@@ -101,8 +106,8 @@ class QuantizationWork:
 
 
 def measured_rates(place: Path) -> Rates:
-    """Times this machine as it is now, with a file of 256 MB in `place` that has no name and is gone at once. Where the disk does not
-    take it, it counts as fast as a digest."""
+    """Times this machine as it is now, with a file of 256 MB in `place` that has no name and is gone at once; a smaller one where
+    the disk is nearly full, and MachineError where it is full."""
     import torch
 
     threads = limit_threads(unhindered_threads(None).threads)
@@ -112,20 +117,30 @@ def measured_rates(place: Path) -> Rates:
     large, vector = torch.ones(16 * size, size), torch.ones(size)  # 151 MB: larger than a cache
     read = min(_seconds(lambda: large @ vector) for _ in range(4))
     data = bytes(1 << 26)
-    digest = len(data) / min(_seconds(lambda: hashlib.sha256(data).digest()) for _ in range(2))
+    digest = min(_seconds(lambda: hashlib.sha256(data).digest()) for _ in range(2))
+    free = shutil.disk_usage(place).free
+    piece = data[: free // _SHARE_OF_DISK]
+    if len(piece) < _SMALLEST_PIECE:
+        raise MachineError(
+            f"{place}: the disk has {size_text(free)} free, too little to time a write. Free some room, or choose another disk "
+            "for the results."
+        )
 
     def write() -> None:
         with tempfile.TemporaryFile(dir=place) as file:
             for _ in range(4):
-                file.write(data)
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
 
-    try:
-        disk = 4 * len(data) / _seconds(write)
-    except OSError:
-        disk = digest
-    return Rates(products=size**3 / product, digest=digest, disk=disk, memory=4 * large.numel() / read, threads=threads)
+    disk = _seconds(write)
+    return Rates(
+        products=size**3 / product,
+        digest=len(data) / digest,
+        disk=4 * len(piece) / disk,
+        memory=4 * large.numel() / read,
+        threads=threads,
+    )
 
 
 def _seconds(work: Callable[[], object]) -> float:

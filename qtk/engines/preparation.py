@@ -33,6 +33,12 @@ class Preparation(BaseModel):
     rates: Rates
     free_disk: int
 
+    @property
+    def needed_disk(self) -> int:
+        """Bytes of the disk that the steps take at most, their results left where they are."""
+        steps = self.steps
+        return max(sum(s.written for s in steps[: i + 1]) + step.scratch for i, step in enumerate(steps))
+
 
 def plan_preparation(
     model_dir: Path | str, options: PreparationOptions, rates: Callable[[Path], Rates] | None = None

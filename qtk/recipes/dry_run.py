@@ -12,7 +12,7 @@ from qtk.checkpoint.hub import Wanted
 from qtk.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from qtk.checkpoint.staging import partial_path
 from qtk.engines.forecast import Rates, measured_rates
-from qtk.errors import InputError
+from qtk.errors import InputError, MachineError
 from qtk.machine import available_memory, total_memory
 from qtk.recipes.gating import require_baselines
 from qtk.recipes.machine_lacks import Lack, MemoryThere, SuiteTasks, step_lacks, suite_tasks_of
@@ -91,13 +91,18 @@ def dry_run(
     if accuracy is not None and recipe.bench.accuracy is not None:
         tasks = suite_tasks_of(accuracy, recipe.bench.accuracy.accuracy_options(directory))
     place = _existing(run_dir)
-    rates = here.rates(place) if to_do and model is not None else None
+    lacks = [Lack(what="hub", step=name, text=it.absent) for name, it in sources.items() if it.absent is not None]
+    rates: Rates | None = None
+    if to_do and model is not None:
+        try:
+            rates = here.rates(place)
+        except MachineError as error:  # the disk is too full to time a write
+            lacks.append(Lack(what="disk", step=to_do[0].name, text=str(error)))
     takes = _forecast(to_do, model, rates, lambda m, r: Forecasts(recipe, m, r, tasks.programs))
     planned = tuple(
         _planned(step, verdicts[step.name], takes.get(step.name, Takes()), run_dir, begun) for step in reached
     )
     needed, free = _needed_disk(planned, run_dir), here.disk(place)
-    lacks = [Lack(what="hub", step=name, text=it.absent) for name, it in sources.items() if it.absent is not None]
     for step in to_do:
         lacks += step_lacks(step, recipe, model, takes.get(step.name, Takes()), here.memory)
     lacks += tasks.lacks

@@ -163,6 +163,15 @@ def test_too_little_disk_or_memory_is_lacking(kitchen, resources: Resources, wha
     assert not looked(kitchen, resources=resources).lacks, "what is up to date needs nothing"
 
 
+def test_a_disk_too_full_to_be_timed_is_lacking(kitchen) -> None:
+    def full(place: Path) -> Rates:
+        raise MachineError(f"{place}: the disk has 0 bytes free")
+
+    found = looked(kitchen, "another", resources=Resources(PLENTY.memory, PLENTY.disk, full))
+    assert [(lack.what, lack.step) for lack in found.lacks] == [("disk", "quantize")]
+    assert len(found.to_do) == 4
+
+
 def lacking(kitchen: Path, changes: dict[str, object]) -> set[tuple[str, str]]:
     write(kitchen, {**TINY, **changes})
     return {(lack.what, lack.step) for lack in looked(kitchen, "another").lacks}
