@@ -398,8 +398,9 @@ def test_a_folder_is_judged_again(tiny, tmp_path, run_qtk) -> None:
     gates.write_text("gates:\n  - {metric: size, at_most: 1}\n")
     words = ("gate", tmp_path, "--gates", gates)
     assert run_qtk(*words).returncode == 0
-    assert run_qtk(*words).returncode == 2
-    assert run_qtk(*words, "--overwrite").returncode == 0
+    assert run_qtk(*words).returncode == 0, "the verdict of before is replaced"
+    assert run_qtk(*words, "-o", tmp_path / "gate").returncode == 2, "what is named is not, unless --overwrite says so"
+    assert run_qtk(*words, "-o", tmp_path / "gate", "--overwrite").returncode == 0
 
 
 def test_gates_have_to_come_from_somewhere(tiny, tmp_path, run_qtk) -> None:
