@@ -104,7 +104,7 @@ def survey(hub_id: str, wanted: Wanted) -> HubSurvey:
         if cached is None:
             raise
         there = sum(path.stat().st_size for path in cached.iterdir() if path.is_file())
-        return HubSurvey(cached, json.loads((cached / _CONFIG_OF[wanted]).read_bytes()), there, 0)
+        return HubSurvey(cached, read_json(cached / _CONFIG_OF[wanted]), there, 0)
 
 
 def _survey(name: str, revision: str | None, wanted: Wanted, folder: Path) -> HubSurvey:
@@ -133,7 +133,7 @@ def _survey(name: str, revision: str | None, wanted: Wanted, folder: Path) -> Hu
     place = cached(config)
     return HubSurvey(
         None if absent or place is None else place.parent,
-        json.loads(read(config).read_bytes()),
+        read_json(read(config)),
         sum(sizes[file] for file in files),
         sum(sizes[file] for file in absent),
     )
