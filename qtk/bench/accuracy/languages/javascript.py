@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from qtk.bench.accuracy.languages.assembly import Assembly
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import Company, Requirement, Toolchain, Verdict, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces, behind_parenthesis
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
@@ -299,6 +300,16 @@ JAVASCRIPT = Language(
         )
     ),
     toolchain=JavaScriptToolchain(
+        assertion_form=Assertions(
+            (
+                Form(
+                    r"console\.assert\(\s*(?:JSON\.stringify\(|Math\.abs\()?\s*CALLED\(",
+                    r"\s*\)?\s*(?:={2,3}|-)\s*(?:JSON\.stringify\()?",
+                ),
+                Form(r"assert\.deepEqual\(CALLED\(", r"\s*,\s*"),
+            ),
+            quotes="\"'`",
+        ),
         commands=("node",),
         install="apt install nodejs, or nodejs.org",
         requirements=(Requirement("Cannot find module 'js-md5'", "js-md5", "npm install -g js-md5"),),
