@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from qtk.bench.accuracy.results.comparison import Comparison, compare
 from qtk.bench.accuracy.results.programs import ProgramsScore
 from qtk.bench.accuracy.results.result import AccuracyResult
-from qtk.bench.accuracy.results.score import ComparedRow, CompareOptions
+from qtk.bench.accuracy.results.score import ComparedRow, CompareOptions, Score
 
 if TYPE_CHECKING:
     from qtk.bench.divergence_result import DivergenceResult, TextDivergence
@@ -325,9 +325,11 @@ def _accuracy_drop(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     """The loss of pass@1 in points, judged by the comparison's own paired test with the gate's limit as its tolerance."""
     assert gate.at_most is not None
     options = CompareOptions(tolerance=gate.at_most, baseline="none")
+    forged = {score.label for pair in evidence.accuracy_pairs for it in pair for score in it.scores if _forged(score)}
     for row in _compared(evidence, gate, options):
         if row.unit == "points":
-            yield _loss(row)
+            loss = _loss(row)
+            yield replace(loss, verdict="failed", why=_FORGED) if row.label in forged else loss
 
 
 def _likelihood_drop(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
@@ -364,12 +366,16 @@ def _pass_rate(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
             for rate in score.pass_at:
                 if rate.k == 1 and gate.language in (None, score.name):
                     error = None if rate.standard_error is None else 100 * rate.standard_error
-                    yield Measurement(
-                        f"{name}: {score.suite} {score.name}",
-                        100 * rate.value,
-                        error,
-                        key=f"{score.suite} {score.name}",
-                    )
+                    of, key = f"{name}: {score.suite} {score.name}", f"{score.suite} {score.name}"
+                    found = Measurement(of, 100 * rate.value, error, key=key)
+                    yield replace(found, verdict="failed", why=_FORGED) if _forged(score) else found
+
+
+_FORGED = "answers passed canaries, so the rate cannot be believed"
+
+
+def _forged(score: Score) -> bool:
+    return isinstance(score, ProgramsScore) and score.canaries is not None and bool(score.canaries.passed)
 
 
 def _texts(evidence: Evidence, gate: Gate) -> Iterable[tuple[str, TextDivergence]]:
@@ -451,6 +457,16 @@ def _size(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     return (Measurement(name, count / 1e9) for name, count in evidence.sizes[-1:])
 
 
+def _canaries(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    """Answers that passed tests which contradict themselves."""
+    for name, result in evidence.accuracies:
+        for score in result.scores:
+            wanted = gate.suite in (None, score.suite) and gate.language in (None, score.name)
+            if wanted and isinstance(score, ProgramsScore) and score.canaries is not None:
+                of = f"{name}, {score.suite} {score.name}"
+                yield Measurement(of, len(score.canaries.passed), why=", ".join(score.canaries.passed))
+
+
 def _sandbox(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     """The level at which programs were run."""
     assert gate.level is not None
@@ -485,5 +501,6 @@ METRICS: dict[str, Metric] = {
     ),
     "memory": Metric("GB", "memory of the engine on its GPU", _memory, _MOST, relative=True),
     "size": Metric("GB", "size of the released directory", _size, _MOST, relative=True),
+    "canaries": Metric("", "canaries that were passed, each a forgery", _canaries, _MOST, _SUITES),
     "sandbox": Metric("", "level at which programs were run", _sandbox, ("level",)),
 }
