@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from qtk.checkpoint.publishing import redact
 from qtk.checkpoint.reader import CARD_NAME, COMPANION_PATTERNS, INDEX_NAME
 from qtk.errors import InputError, MachineError, QtkError, listing
 from qtk.progress import Progress, note, shows_progress
+from qtk.redaction import redact
 
 Wanted = Literal["model", "adapter", "config"]
 

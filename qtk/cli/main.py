@@ -21,6 +21,7 @@ from click.shell_completion import CompletionItem
 
 import qtk
 from qtk.errors import QtkError
+from qtk.redaction import redact
 
 # pydantic looks through every installed package for plugins before its first model, which takes longer than most commands
 # that read files. qtk uses none.
@@ -198,8 +199,9 @@ def _run(words: list[str]) -> int:
         if isinstance(error, click.NoSuchOption):
             error = _answered(error)
         code, message = _failure(error, words)
+        message = redact(message)
         if debug:
-            traceback.print_exc()
+            print(redact(traceback.format_exc()), file=sys.stderr)
         if isinstance(error, click.ClickException):
             error.show()
         else:

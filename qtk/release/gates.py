@@ -472,7 +472,12 @@ def _sandbox(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     assert gate.level is not None
     for name, result in evidence.accuracies:
         level = result.sandbox.get("level")
-        if level in _SANDBOX_LEVELS:
+        if level not in _SANDBOX_LEVELS:
+            if any(isinstance(score, ProgramsScore) for score in result.scores):
+                yield Measurement(
+                    name, "no level", verdict="failed", why="the result does not say where programs were run"
+                )
+        else:
             enough = _SANDBOX_LEVELS.index(level) >= _SANDBOX_LEVELS.index(gate.level)
             yield Measurement(name, level, verdict="passed" if enough else "failed")
 
