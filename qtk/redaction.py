@@ -8,6 +8,7 @@ _SECRET = re.compile(
     r"\bhf_[A-Za-z0-9]{8,}"  # tokens by the beginnings that their makers give them
     r"|\b(?:gh[opsu]_|glpat-|xox[abp]-|sk-|pypi-|ms-)[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b"
     r"|(?<=://)[^/@\s]+(?=@)"  # user:password, or a token, in a URL
+    r"|(?<=\w:/)[^/@\s]+:[^/@\s]+(?=@)"  # the same in what took the URL for a path
     r"|(?<=[Bb]earer )[^\s\"',]+"
     r"|(?<=token=)[^&\s\"']+|(?<=password=)[^&\s\"']+|(?<=passwd=)[^&\s\"']+|(?<=secret=)[^&\s\"']+|(?<=api_key=)[^&\s\"']+"
 )

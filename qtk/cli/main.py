@@ -203,6 +203,7 @@ def _run(words: list[str]) -> int:
         if debug:
             print(redact(traceback.format_exc()), file=sys.stderr)
         if isinstance(error, click.ClickException):
+            error.message = redact(error.message)
             error.show()
         else:
             print(f"qtk: {message}", file=sys.stderr)
