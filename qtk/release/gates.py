@@ -1,8 +1,7 @@
 """What must hold before a run is released: gates, and how they are judged by what the run's steps wrote.
 
 A gate names a metric, what of it is meant (a suite, a language, a text, a shape), and one limit, which may be a fraction of a
-baseline. It passes on evidence only:
-what was not measured, or measured on too little, does not pass.
+baseline. It passes on evidence only: what was not measured, or measured on too little, does not pass.
 """
 
 from __future__ import annotations
@@ -298,9 +297,8 @@ def _result(
         verdict = "passed" if gate.holds(found.value, unit) else "failed"
         bound = None if gate.factor is None else gate.factor * unit
         errors = [found.standard_error or 0.0]
-        errors += (
-            [gate.factor * (figure.standard_error or 0.0)] if figure is not None and gate.factor is not None else []
-        )
+        if figure is not None and gate.factor is not None:
+            errors.append(gate.factor * (figure.standard_error or 0.0))
         error = math.hypot(*errors)
         if error and bound is not None:
             uncertain = abs(found.value - bound) <= _CERTAIN * error
@@ -318,18 +316,14 @@ def _result(
     )
 
 
-# What the metrics read.
-
-
 def _accuracy_drop(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     """The loss of pass@1 in points, judged by the comparison's own paired test with the gate's limit as its tolerance."""
     assert gate.at_most is not None
     options = CompareOptions(tolerance=gate.at_most, baseline="none")
-    forged = {score.label for pair in evidence.accuracy_pairs for it in pair for score in it.scores if _forged(score)}
+    forged = {it.label for pair in evidence.accuracy_pairs for result in pair for it in result.scores if _forged(it)}
     for row in _compared(evidence, gate, options):
         if row.unit == "points":
-            loss = _loss(row)
-            yield replace(loss, verdict="failed", why=_FORGED) if row.label in forged else loss
+            yield replace(_loss(row), verdict="failed", why=_FORGED) if row.label in forged else _loss(row)
 
 
 def _likelihood_drop(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
@@ -366,8 +360,7 @@ def _pass_rate(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
             for rate in score.pass_at:
                 if rate.k == 1 and gate.language in (None, score.name):
                     error = None if rate.standard_error is None else 100 * rate.standard_error
-                    of, key = f"{name}: {score.suite} {score.name}", f"{score.suite} {score.name}"
-                    found = Measurement(of, 100 * rate.value, error, key=key)
+                    found = Measurement(f"{name}: {score.label}", 100 * rate.value, error, key=score.label)
                     yield replace(found, verdict="failed", why=_FORGED) if _forged(score) else found
 
 
@@ -461,10 +454,9 @@ def _canaries(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     """Answers that passed tests which contradict themselves."""
     for name, result in evidence.accuracies:
         for score in result.scores:
-            wanted = gate.suite in (None, score.suite) and gate.language in (None, score.name)
-            if wanted and isinstance(score, ProgramsScore) and score.canaries is not None:
-                of = f"{name}, {score.suite} {score.name}"
-                yield Measurement(of, len(score.canaries.passed), why=", ".join(score.canaries.passed))
+            canaries = score.canaries if isinstance(score, ProgramsScore) else None
+            if canaries and gate.suite in (None, score.suite) and gate.language in (None, score.name):
+                yield Measurement(f"{name}, {score.label}", len(canaries.passed), why=", ".join(canaries.passed))
 
 
 def _sandbox(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
@@ -488,7 +480,7 @@ _SUITES = ("suite", "language")
 METRICS: dict[str, Metric] = {
     "accuracy-drop": Metric("points", "loss of pass@1 against the float model", _accuracy_drop, _MOST, _SUITES),
     "likelihood-drop": Metric(
-        "nats per token", "loss of the references' log-likelihood", _likelihood_drop, _MOST, _SUITES
+        "nats per token", "loss of known solutions' log-likelihood", _likelihood_drop, _MOST, _SUITES
     ),
     "pass-rate": Metric("%", "pass@1 of the released model", _pass_rate, _LEAST, _SUITES, relative=True),
     "kl": Metric("nats per token", "KL divergence from the float model", _kl, _MOST, ("text",), relative=True),
@@ -497,9 +489,7 @@ METRICS: dict[str, Metric] = {
     "perplexity-increase": Metric("%", "increase of perplexity", _perplexity_increase, _MOST, ("text",)),
     "tokens-per-s": Metric("tokens/s", "rate of the whole call", _rate, _LEAST, ("shape",), relative=True),
     "speedup": Metric("times", "rate beside the float engine's, by turns", _rate_of_float, _LEAST, ("shape",)),
-    "share-of-bound": Metric(
-        "of the bound", "decoding beside the bandwidth's bound", _rate_of_bound, _LEAST, ("shape",)
-    ),
+    "share-of-bound": Metric("of the bound", "decoding beside the memory's bound", _rate_of_bound, _LEAST, ("shape",)),
     "ttft-p90": Metric("ms", "time to first token, 90th percentile", _ttft, _MOST, ("shape",), relative=True),
     "inter-token-p90": Metric(
         "ms", "time between tokens, 90th percentile", _inter_token, _MOST, ("shape",), relative=True

@@ -61,7 +61,8 @@ class Toolchain(ABC):
     tasks need. company: whether programs may share a sandbox at first. seconds: the clock of one run. limits: of one
     job. assertion_form: how tests assert, where a wrong assertion can be made of one. reaching: where answer and tests share a
     process, the words with which an answer reaches beyond its own function. A program without any of them cannot have
-    changed what its tests mean, and is not run a second time. None: every program that passes is. `settings` names the
+    changed what its tests mean, and is not run a second time. None: every program that passes is. vocabulary: what
+    shows that an answer defines words of its tests; that alone is only noted. `settings` names the
     further fields that a suite's YAML may set.
     """
 
@@ -73,6 +74,7 @@ class Toolchain(ABC):
     limits: JobLimits = field(default_factory=JobLimits)
     assertion_form: Assertions | None = None
     reaching: re.Pattern[str] | None = None
+    vocabulary: re.Pattern[str] | None = None
 
     settings: ClassVar[frozenset[str]] = frozenset()
 

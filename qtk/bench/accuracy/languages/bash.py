@@ -24,6 +24,7 @@ BASH = Language(
         )
     ),
     toolchain=Interpreted(
+        vocabulary=re.compile(r"\b(?:set|exit|trap|test|candidate|run_test)\s*\(\)|\balias\b"),
         assertion_form=Assertions((Form(r"\[\[ \$\(", r"\s*=\s*"),)),
         commands=("bash",),
         install="apt install bash",

@@ -212,6 +212,9 @@ CPP = Language(
         main=re.compile(r"\bint\s+main\s*\("),
     ),
     toolchain=CppToolchain(
+        vocabulary=re.compile(
+            r"#\s*(?:define|undef)\s+(?:assert|NDEBUG|true|false)\b|\b__assert_fail\b|operator\s*==\s*\(\s*const\s+(?:std::)?\w+<"
+        ),
         assertion_form=Assertions(
             (Form(r"^[^\S\n]*assert\s*\(\s*(?:issame\s*\(\s*|abs\s*\(\s*)?CALLED\s*\(", r"\s*(?:==|,|-)\s*"),),
             quotes='"',

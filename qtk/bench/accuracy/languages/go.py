@@ -245,6 +245,9 @@ GO = Language(
         main=re.compile(r"^func\s+main\s*\(\s*\)", re.MULTILINE),
     ),
     toolchain=GoToolchain(
+        vocabulary=re.compile(
+            r"\b(?:const|var|type)\s+(?:true|false|int|string|bool|float64)\b|\bfunc\s+(?:len|append)\s*\("
+        ),
         assertion_form=Assertions(
             (
                 Form(r"assert\.(?:Equal|InDelta)\((?:t, )?(?P<expected>.*?), CALLED\("),

@@ -227,6 +227,9 @@ JAVA = Language(
         ),
     ),
     toolchain=JavaToolchain(
+        vocabulary=re.compile(
+            r"\bclass\s+(?:Arrays|List|ArrayList|AssertionError|Boolean|Integer|String|Objects|Math|System)\b"
+        ),
         assertion_form=Assertions(
             (
                 Form(

@@ -300,6 +300,9 @@ JAVASCRIPT = Language(
         )
     ),
     toolchain=JavaScriptToolchain(
+        vocabulary=re.compile(
+            r"\bconsole\s*\.\s*assert\s*=|\bJSON\s*\.\s*\w+\s*=|\b_load\b|\bvar\s+(?:console|assert)\b"
+        ),
         assertion_form=Assertions(
             (
                 Form(

@@ -22,6 +22,7 @@ PHP = Language(
         )
     ),
     toolchain=Interpreted(
+        vocabulary=re.compile(r"\bfunction\s+(?:test|candidate)\b|\bregister_shutdown_function\b"),
         reaching=re.compile(
             r"\b(?:exit|die|namespace|use|class|interface|trait|eval|include\w*|require\w*|register_\w+|set_\w+|ob_\w+|file\w*|f\w*open|fwrite|fputs"
             r"|echo|print\w*|var_dump|debug\w*|posix_\w+|pcntl_\w+|proc_\w+|exec|system|passthru|shell_exec|throw|try|catch|\w*Exception|\w*Error|ini_\w+"

@@ -169,6 +169,7 @@ PYTHON = Language(
         )
     ),
     toolchain=PythonToolchain(
+        vocabulary=re.compile(r"\bAssertionError\s*=|\bsettrace\b"),
         assertion_form=Assertions(
             (
                 Form(

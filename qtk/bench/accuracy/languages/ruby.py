@@ -25,6 +25,7 @@ RUBY = Language(
         )
     ),
     toolchain=Interpreted(
+        vocabulary=re.compile(r"\bassert_equal\b|\bPendedError\b|\bOmittedError\b|\bTest::Unit\b"),
         reaching=re.compile(
             r"\b(?:class|module|require|load|eval|exit|abort|at_exit|trap|catch|throw|raise|fail|Kernel|Object|ObjectSpace|Process"
             r"|Signal|Test|Thread|Fiber|Comparable|Enumerable|TracePoint|binding|system|exec|spawn|fork|syscall|open|IO|File|Dir"

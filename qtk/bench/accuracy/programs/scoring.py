@@ -157,7 +157,7 @@ class Scorer:
                 task = by_id[answer.task_id]
                 extracted = self.extracted(task, answer.generation)
                 how[answer] = extracted.how
-                reasons[answer] = suspicions(self.language, extracted.source)
+                reasons[answer] = suspicions(self.toolchain, extracted.source)
                 yield answer, self._job(extracted.source, task)
 
         label = f"{self.suite.name} {self.language}: running answers"
