@@ -479,9 +479,7 @@ _SUITES = ("suite", "language")
 
 METRICS: dict[str, Metric] = {
     "accuracy-drop": Metric("points", "loss of pass@1 against the float model", _accuracy_drop, _MOST, _SUITES),
-    "likelihood-drop": Metric(
-        "nats per token", "loss of known solutions' log-likelihood", _likelihood_drop, _MOST, _SUITES
-    ),
+    "likelihood-drop": Metric("nats per token", "loss of solutions' log-likelihood", _likelihood_drop, _MOST, _SUITES),
     "pass-rate": Metric("%", "pass@1 of the released model", _pass_rate, _LEAST, _SUITES, relative=True),
     "kl": Metric("nats per token", "KL divergence from the float model", _kl, _MOST, ("text",), relative=True),
     "top1-agreement": Metric("%", "tokens with the same most likely token", _top1, _LEAST, ("text",), relative=True),
