@@ -6,6 +6,7 @@ import contextlib
 import copy
 import errno
 import importlib
+import io
 import os
 import select
 import shlex
@@ -204,8 +205,9 @@ def _run(words: list[str]) -> int:
         if debug:
             print(redact(traceback.format_exc()), file=sys.stderr)
         if isinstance(error, click.ClickException):
-            error.message = redact(error.message)
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            print(redact(shown.getvalue()), end="", file=sys.stderr)
         else:
             print(f"qtk: {message}", file=sys.stderr)
         if "--json" in words and not printed:
