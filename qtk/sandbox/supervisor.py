@@ -15,7 +15,6 @@ import signal
 import socket
 import threading
 import time
-import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -320,6 +319,8 @@ def _held(step: Command, beside: Beside) -> int | None:
 
 def _packed(folder: str) -> int:
     """A zip archive of a folder's files, which are removed."""
+    import zipfile  # here, because every page that a worker holds makes each of its forks slower
+
     held = os.memfd_create(folder)
     with os.fdopen(os.dup(held), "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
         for path in sorted(Path(folder).rglob("*")):
