@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from qtk.bench.accuracy.results.comparison import Comparison, compare
 from qtk.bench.accuracy.results.programs import ProgramsScore
 from qtk.bench.accuracy.results.result import AccuracyResult
-from qtk.bench.accuracy.results.score import ComparedRow, CompareOptions, Score
+from qtk.bench.accuracy.results.score import ComparedRow, CompareOptions
 
 if TYPE_CHECKING:
     from qtk.bench.divergence_result import DivergenceResult, TextDivergence
@@ -320,7 +320,7 @@ def _accuracy_drop(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     """The loss of pass@1 in points, judged by the comparison's own paired test with the gate's limit as its tolerance."""
     assert gate.at_most is not None
     options = CompareOptions(tolerance=gate.at_most, baseline="none")
-    forged = {it.label for pair in evidence.accuracy_pairs for result in pair for it in result.scores if _forged(it)}
+    forged = {it.label for pair in evidence.accuracy_pairs for result in pair for it in result.scores if it.forged}
     for row in _compared(evidence, gate, options):
         if row.unit == "points":
             yield replace(_loss(row), verdict="failed", why=_FORGED) if row.label in forged else _loss(row)
@@ -361,14 +361,10 @@ def _pass_rate(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
                 if rate.k == 1 and gate.language in (None, score.name):
                     error = None if rate.standard_error is None else 100 * rate.standard_error
                     found = Measurement(f"{name}: {score.label}", 100 * rate.value, error, key=score.label)
-                    yield replace(found, verdict="failed", why=_FORGED) if _forged(score) else found
+                    yield replace(found, verdict="failed", why=_FORGED) if score.forged else found
 
 
 _FORGED = "answers passed canaries, so the rate cannot be believed"
-
-
-def _forged(score: Score) -> bool:
-    return isinstance(score, ProgramsScore) and score.canaries is not None and bool(score.canaries.passed)
 
 
 def _texts(evidence: Evidence, gate: Gate) -> Iterable[tuple[str, TextDivergence]]:

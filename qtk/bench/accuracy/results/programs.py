@@ -73,6 +73,11 @@ class ProgramsScore(Score):
             raise ValueError(f"tasks without a verdict: {', '.join(empty)}")
         return tasks
 
+    @property
+    def forged(self) -> bool:
+        """Whether answers passed tests that contradict themselves."""
+        return self.canaries is not None and bool(self.canaries.passed)
+
     def rates(self) -> dict[str, float]:
         """task_id -> share of its samples that passed."""
         return {key: _passed(verdicts) / len(verdicts) for key, verdicts in self.tasks.items()}

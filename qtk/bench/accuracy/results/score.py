@@ -81,6 +81,11 @@ class Score(BaseModel, ABC):
         """What the score is called in a sentence."""
         return f"{self.suite} {self.name}"
 
+    @property
+    def forged(self) -> bool:
+        """Whether it shows that passes were forged."""
+        return False
+
     @abstractmethod
     def rows(self) -> list[tuple[Cell, ...]]:
         """The lines of a table with these `columns`."""
