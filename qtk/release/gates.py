@@ -472,8 +472,7 @@ def _sandbox(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
             yield Measurement(name, level, verdict="passed" if enough else "failed")
 
 
-_MOST, _LEAST, _EITHER = ("at_most",), ("at_least",), ("at_most", "at_least")
-_SUITES = ("suite", "language")
+_MOST, _LEAST, _EITHER, _SUITES = ("at_most",), ("at_least",), ("at_most", "at_least"), ("suite", "language")
 
 METRICS: dict[str, Metric] = {
     "accuracy-drop": Metric("points", "loss of pass@1 against the float model", _accuracy_drop, _MOST, _SUITES),
