@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from qtk.redaction import redact
 from qtk.wording import printable
 
 _QUIET = False
@@ -46,7 +47,7 @@ def shows_progress() -> Literal["no", "lines", "bars"]:
 def note(message: str) -> None:
     """One line to stderr: a fact about the run that is not part of its result."""
     if not _QUIET:
-        print(printable(message), file=sys.stderr, flush=True)
+        print(printable(redact(message)), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -54,7 +55,7 @@ def warn(message: str) -> None:
 
     It is also kept: the command's manifest and its --json take it from `warnings_since`, and the report from the manifest.
     """
-    _WARNINGS.append(message)
+    _WARNINGS.append(redact(message))
     note(f"WARNING: {message}")
 
 

@@ -25,6 +25,7 @@ from click.shell_completion import CompletionItem
 
 import qtk
 from qtk.errors import InputError, MachineError, QtkError
+from qtk.redaction import redact
 from qtk.sizes import size_text
 from qtk.wording import printable
 
@@ -221,10 +222,13 @@ def _run(words: list[str]) -> int:
         if isinstance(error, click.NoSuchOption):
             error = _answered(error)
         code, message = _failure(error, words)
+        message = redact(message)
         if debug:
-            traceback.print_exc()
+            print(redact(traceback.format_exc()), file=sys.stderr)
         if isinstance(error, click.ClickException):
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            print(redact(shown.getvalue()), end="", file=sys.stderr)
         else:
             print(printable(f"qtk: {message}"), file=sys.stderr)
         if "--json" in words and not printed:

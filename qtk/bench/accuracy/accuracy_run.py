@@ -14,6 +14,7 @@ from typing import Any
 import qtk
 from qtk.bench.accuracy.answer_source import AnswerSource
 from qtk.bench.accuracy.checks import Measures, require_measurable, require_scorable, require_some_set
+from qtk.bench.accuracy.jsonl import chain_files
 from qtk.bench.accuracy.kinds import measure_of
 from qtk.bench.accuracy.languages.base import LanguageUnavailable
 from qtk.bench.accuracy.measures.measure import Loaded, Workplace
@@ -139,7 +140,8 @@ def _staged(
         if not (directory / BEGUN_NAME).exists():
             BegunWork.now(facts, total=0, unit="line").write(directory / BEGUN_NAME)
         yield directory
-        recorder.write(directory, output.directory, memory.peak_bytes, remove=(directory / BEGUN_NAME,))
+        served = (directory / BEGUN_NAME, *chain_files(directory))
+        recorder.write(directory, output.directory, memory.peak_bytes, remove=served)
 
 
 def _deciding_facts(options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loaded]) -> dict[str, Any]:
