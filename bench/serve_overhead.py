@@ -1,6 +1,6 @@
 """What `qtk serve` adds to `qtk generate`, and what many clients at once get.
 
-python bench/serve_overhead.py ENGINE [--rounds 12] [--shape 64/64] [--clients 8]
+python bench/serve_overhead.py ENGINE [--seconds 120] [--shape 64/64] [--clients 8]
 
 ENGINE is a CPU engine of at least as many rows as clients (`qtk build-engine ... --max-batch-size 8`). Each round makes one
 call of the engine's session in this process, as `qtk generate` does, the same request to a server in a process of its own,
@@ -13,6 +13,7 @@ Prints a table for docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import queue
@@ -85,7 +86,7 @@ def ways(session: EngineSession, endpoint: Endpoint, model: str, new_tokens: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--shape", default="64/64")
     parser.add_argument("--clients", type=int, default=8)
     settings = parser.parse_args()
@@ -109,7 +110,11 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in rows}
         processor: dict[str, float] = dict.fromkeys(rows, 0.0)
         serving, here = psutil.Process(server.pid), psutil.Process()
-        for round_number in range(settings.rounds + 1):
+        start, rounds = time.perf_counter(), 0
+        for round_number in itertools.count():
+            rounds = round_number - 1
+            if rounds >= 3 and (time.perf_counter() - start) * (1 + 1 / round_number) > settings.seconds:
+                break
             prompts = random.integers(0, session.vocab_size, (settings.clients, prompt_tokens)).tolist()
             for name, (way, count) in list(rows.items())[:: 1 if round_number % 2 else -1]:
                 time.sleep(_REST_SECONDS)
@@ -123,9 +128,9 @@ def main() -> None:
                     processor[name] += processor_seconds(of) - begun
         server.terminate()
     about = machine()
-    print(f"{about.processor}, {about.cores} cores; {settings.shape}, {settings.rounds} rounds")
+    print(f"{about.processor}, {about.cores} cores; {settings.shape}, {rounds} rounds")
     tokens = {name: count * new_tokens for name, (_, count) in rows.items()}
-    per_token = {name: total * 1e3 / tokens[name] / settings.rounds for name, total in processor.items()}
+    per_token = {name: total * 1e3 / tokens[name] / rounds for name, total in processor.items()}
     print_table(seconds, tokens, new_tokens, per_token)
 
 
