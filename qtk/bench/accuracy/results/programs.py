@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qtk.bench.accuracy.results.baseline import load_baseline
+from qtk.bench.accuracy.results.pooled import problem_means
 from qtk.bench.accuracy.results.score import (
     Cell,
     ComparedRate,
@@ -30,6 +31,8 @@ from qtk.bench.accuracy.results.statistics import (
 )
 from qtk.errors import InputError
 
+ALL_LANGUAGES = "all languages"
+
 
 class PassRate(BaseModel):
     """pass@k over the tasks, between 0 and 1, and its standard error (None with fewer than two tasks)."""
@@ -40,8 +43,19 @@ class PassRate(BaseModel):
     standard_error: float | None
 
 
+class Canaries(BaseModel):
+    """What became of tasks that no answer can solve. tasks: how many. programs: how many answers to them were run. passed: the
+    tasks of those that passed, each a forgery or a fault of the scorer."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+    tasks: int
+    programs: int
+    passed: list[str]
+
+
 class ProgramsScore(Score):
-    """One language of one suite. tasks: task_id -> a verdict a sample; verdicts: how often each was given."""
+    """One language of one suite. tasks: task_id -> a verdict a sample; verdicts: how often each was given. suspicious: of tasks
+    that passed, what in the answer deserves a look. canaries: None where there were none."""
 
     title: ClassVar[str] = "Programs that passed their tests"
     columns: ClassVar[tuple[str, ...]] = ("suite", "language", "tasks", "rate", "%", "95 % interval", "verdicts")
@@ -49,6 +63,20 @@ class ProgramsScore(Score):
     pass_at: list[PassRate]
     verdicts: dict[str, int]
     tasks: dict[str, list[str]]
+    suspicious: dict[str, list[str]] = Field(default_factory=dict)
+    canaries: Canaries | None = None
+
+    @field_validator("tasks")
+    @classmethod
+    def _judged(cls, tasks: dict[str, list[str]]) -> dict[str, list[str]]:
+        if empty := [name for name, verdicts in tasks.items() if not verdicts]:
+            raise ValueError(f"tasks without a verdict: {', '.join(empty)}")
+        return tasks
+
+    @property
+    def forged(self) -> bool:
+        """Whether answers passed tests that contradict themselves."""
+        return self.canaries is not None and bool(self.canaries.passed)
 
     def rates(self) -> dict[str, float]:
         """task_id -> share of its samples that passed."""
@@ -56,6 +84,10 @@ class ProgramsScore(Score):
 
     def rows(self) -> list[tuple[Cell, ...]]:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items())
+        if self.suspicious:
+            verdicts += f"; {len(self.suspicious)} suspicious"
+        if self.canaries is not None:
+            verdicts += f"; canaries: {len(self.canaries.passed)} of {self.canaries.programs} passed"
         return [
             (
                 *(self.suite, self.name, self.counted, f"pass@{rate.k}", rounded(percent(rate.value))),
@@ -65,46 +97,83 @@ class ProgramsScore(Score):
         ]
 
     def compare(self, after: ProgramsScore, options: CompareOptions) -> list[ComparedRow]:
-        old, new = self.rates(), after.rates()
-        names = list(old)
-        lost = [name for name in names if new[name] < old[name]]
-        gained = [name for name in names if new[name] > old[name]]
         single = all(len(verdicts) == 1 for score in (self, after) for verdicts in score.tasks.values())
-        old_mean, old_error = mean_and_error([old[name] for name in names])
-        new_mean, new_error = mean_and_error([new[name] for name in names])
-        difference, error = paired_difference([old[name] for name in names], [new[name] for name in names])
-        limits = paired_rate_limits([new[name] - old[name] for name in names]).times(100)
         baseline = load_baseline(options.baseline)
-        row = ComparedPrograms(
-            suite=self.suite,
-            name=self.name,
-            tasks=len(names),
-            whole=self.whole,
-            before=100 * old_mean,
-            before_error=percent(old_error),
-            after=100 * new_mean,
-            after_error=percent(new_error),
-            difference=100 * difference,
-            difference_error=percent(error),
-            low=limits.low,
-            high=limits.high,
-            lost=lost,
-            gained=gained,
-            p_value=mcnemar_exact(len(lost), len(gained)) if single else None,
-            tolerance=options.tolerance,
-            verdict=conclusion(limits, options.tolerance),
-            published=baseline.scores.get(self.name) if baseline and baseline.suite == self.suite else None,
-        )
-        return [row]
+        row = _compared(self.rates(), after.rates(), options.tolerance)
+        return [
+            ComparedPrograms(
+                suite=self.suite,
+                name=self.name,
+                whole=self.whole,
+                p_value=mcnemar_exact(len(row["lost"]), len(row["gained"])) if single else None,
+                published=baseline.scores.get(self.name) if baseline and baseline.suite == self.suite else None,
+                **row,
+            )
+        ]
+
+    @classmethod
+    def compare_pooled(
+        cls, pairs: Sequence[tuple[ProgramsScore, ProgramsScore]], options: CompareOptions
+    ) -> list[ComparedRow]:
+        """All languages in one row, in which a problem counts once."""
+        old, new = (problem_means([pair[side].rates() for pair in pairs]) for side in (0, 1))
+        row = _compared(old, new, options.tolerance)
+        suite = pairs[0][0].suite
+        return [ComparedPrograms(suite=suite, name=ALL_LANGUAGES, languages=len(pairs), p_value=None, **row)]
+
+
+def _compared(old: Mapping[str, float], new: Mapping[str, float], tolerance: float) -> dict[str, Any]:
+    """The fields of a row that follow from shares between 0 and 1, by task or problem; those of `new` may be in another order."""
+    names = list(old)
+    before, after = [old[name] for name in names], [new[name] for name in names]
+    old_mean, old_error = mean_and_error(before)
+    new_mean, new_error = mean_and_error(after)
+    difference, error = paired_difference(before, after)
+    limits = paired_rate_limits([b - a for a, b in zip(before, after, strict=True)]).times(100)
+    return {
+        "tasks": len(names),
+        "before": 100 * old_mean,
+        "before_error": percent(old_error),
+        "after": 100 * new_mean,
+        "after_error": percent(new_error),
+        "difference": 100 * difference,
+        "difference_error": percent(error),
+        "low": limits.low,
+        "high": limits.high,
+        "lost": [name for name in names if new[name] < old[name]],
+        "gained": [name for name in names if new[name] > old[name]],
+        "tolerance": tolerance,
+        "verdict": conclusion(limits, tolerance),
+    }
 
 
 class ComparedPrograms(ComparedRate):
-    """One language of one suite: pass@1 before and after. published: the published figures of that language."""
+    """One language of one suite, or all of them: pass@1 before and after. published: the published figures of that language.
+
+    languages: how many the row pools; `tasks` then counts problems, and lost and gained hold those whose mean fell or rose.
+    """
 
     title: ClassVar[str] = "pass@1 before and after"
     columns: ClassVar[tuple[str, ...]] = (*ComparedRate.columns, "published")
     rate_axis: ClassVar[str] = "pass@1 (%)"
     kind: Literal["programs"] = "programs"
+    languages: int = 1
+
+    @property
+    def pooled(self) -> bool:
+        return self.languages > 1
+
+    @property
+    def counted(self) -> Cell:
+        return f"{self.tasks} problems" if self.pooled else super().counted
+
+    @property
+    def evidence(self) -> str:
+        return f"{self.tasks} problems" if self.pooled else super().evidence
+
+    def flips(self) -> dict[str, list[str]]:
+        """None of all languages together: each language's row names its own."""
+        return {} if self.pooled else super().flips()
 
     def cells(self) -> tuple[Cell, ...]:
         pair = self.published
