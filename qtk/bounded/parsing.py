@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from qtk.bounded.files import read_bounded, read_bounded_text
+from qtk.bounded.files import read_bounded
 from qtk.errors import InputError, listing
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -125,7 +125,7 @@ def parse_yaml(text: str) -> Any:
 def load_yaml(path: Path) -> Any:
     """The value in a YAML file. InputError names the file and the line that does not parse."""
     try:
-        return parse_yaml(read_bounded_text(path, _YAML_LIMIT))
+        return parse_yaml(read_bounded(path, _YAML_LIMIT).decode())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
     except ValueError as error:
