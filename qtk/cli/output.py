@@ -20,7 +20,7 @@ from rich.console import Console
 
 import qtk
 from qtk.cli.tables import table
-from qtk.errors import GateFailed
+from qtk.errors import QtkError
 from qtk.progress import warnings_since
 
 __all__ = ["emit", "emit_error", "json_option", "table"]
@@ -71,12 +71,12 @@ def emit(
     result: BaseModel | Mapping[str, Any],
     as_json: bool,
     show: Callable[[ResultConsole], None],
-    failed: GateFailed | None = None,
+    failed: QtkError | None = None,
     *,
     made: Path | None = None,
 ) -> None:
     """Prints `result` as JSON, with the command's warnings, or calls `show` with a console on stdout; then raises `failed`,
-    the check that did not pass.
+    the check that did not pass or what else the command ends with.
 
     A check is decided before anything is printed, so that its exit code does not depend on whether somebody reads.
     made: the directory that the command wrote; people are then told the command that usually comes next.
