@@ -62,6 +62,7 @@ def command(
     qtk sweep release.yaml --grid quantize.effort=fast,best --ray auto
     """
     from qtk.recipes.reading import find_recipe, resolve_recipe
+    from qtk.recipes.step_work import Mode
     from qtk.sweeps.grid import read_grid
     from qtk.sweeps.ranking import rank
     from qtk.sweeps.ranking_files import SweepOptions, write_ranking
@@ -81,7 +82,7 @@ def command(
 
         return RayCluster(ray)
 
-    mode = "overwrite" if overwrite else "resume" if resume else "new"
+    mode: Mode = "overwrite" if overwrite else "resume" if resume else "new"
     swept = run_sweep(file, axes, place, settings=settings, mode=mode, runner=runner)
     ranking = rank(name, swept)
     asked = SweepOptions(recipe=name, settings=settings, grid={axis.key: axis.values for axis in axes})
