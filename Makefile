@@ -1,5 +1,5 @@
 # make demo       the whole chain on SmolLM2-135M: train an adapter, merge, quantize, build, measure, report
-# make test       the fast tests       make test-slow   those that need minutes or the real model
+# make test       the fast tests       make test-slow   those that need minutes or the real model     make test-nightly   for leaks
 # make docs       the generated pages and tables     make site   the documentation as a site, in site/
 # make lint       formatting, types, the order of the rooms, spelling
 # make peers      other quantizers to compare with, each in an environment of its own
@@ -21,7 +21,7 @@ LOG := $(VENV)/setup.log
 RUN := runs/smollm2-135m
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: setup edgellm edgellm-test demo test test-slow lint format docs site eval-toolchains eval-toolchains-multipl-e peers owners clean
+.PHONY: setup edgellm edgellm-test demo test test-slow test-nightly lint format docs site eval-toolchains eval-toolchains-multipl-e peers owners clean
 
 setup: $(READY)
 
@@ -69,6 +69,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# What only shows after thousands of requests: files, threads and memory that a server does not give back.
+test-nightly: $(READY)
+	$(BIN)/python -m pytest -m nightly
 
 lint: $(READY)
 	$(BIN)/ruff check .

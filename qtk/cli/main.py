@@ -35,6 +35,7 @@ COMMANDS = {
     "plan": ("plan", "Say whether an engine fits a GPU, and the bound on its speed."),
     "build-engine": ("build_engine", "Build an inference engine for a GPU or the CPU."),
     "generate": ("generate", "Generate text with an engine."),
+    "serve": ("serve", "Serve an engine over HTTP, with OpenAI's API."),
     "bench": ("bench", "Measure latency, divergence and accuracy; compare results."),
     "accept": ("accept", "Run an engine's checks on the machine it is for, and record them."),
     "run": ("run", "Run a recipe: merge, quantize, build, bench, report."),

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,22 @@ SHARED_BYTES = 16 * 2**20  # of shared memory below /dev/shm
 
 @dataclass(frozen=True)
 class JailPlan:
-    """What a worker is told: its level, its own scratch directory, the paths a program may read, and its user id."""
+    """What a worker is told: its level, its own scratch directory, the paths a program may read, its user id, and the paths
+    below the readable ones that a program must not read."""
 
     level: Level
     scratch: str
     readable: tuple[str, ...]
     user: int
+    hidden: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> JailPlan:
-        return JailPlan(data["level"], data["scratch"], tuple(data["readable"]), data["user"])
+        readable, hidden = tuple(data["readable"]), tuple(data["hidden"])
+        return JailPlan(data["level"], data["scratch"], readable, data["user"], hidden)
 
 
 def readable_paths(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -53,6 +57,36 @@ def readable_paths(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
         if os.path.exists(path) and not below:
             kept.append(path)
     return tuple(kept)
+
+
+def hidden_paths(paths: Iterable[str]) -> tuple[str, ...]:
+    """Where the paths really lie; only the outermost of them."""
+    kept: list[str] = []
+    for path in sorted({os.path.realpath(path) for path in paths}):
+        if os.path.exists(path) and not (kept and path.startswith(kept[-1] + "/")):
+            kept.append(path)
+    return tuple(kept)
+
+
+def readable_but(readable: Iterable[str], hidden: Sequence[str]) -> tuple[str, ...]:
+    """The readable paths without the hidden ones: a folder that holds a hidden path is replaced by what it holds besides."""
+    found: list[str] = []
+    for path in readable:
+        real = os.path.realpath(path)
+        if any(real == other or real.startswith(other + "/") for other in hidden):
+            continue
+        if any(other.startswith(real.rstrip("/") + "/") for other in hidden):
+            found += readable_but(sorted(entry.path for entry in os.scandir(real)), hidden)
+        else:
+            found.append(path)
+    return tuple(found)
+
+
+def folders_of(readable: Iterable[str], hidden: Sequence[str]) -> tuple[str, ...]:
+    """The folders that `readable_but` has replaced: programs may list them, as Python does to find its modules."""
+    reals = [os.path.realpath(path) for path in readable]
+    above = {str(folder) for path in hidden for folder in Path(path).parents}
+    return tuple(sorted(f for f in above if any(f == real or f.startswith(real + "/") for real in reals)))
 
 
 class NamespaceJail:
@@ -82,6 +116,7 @@ class NamespaceJail:
         kernel.mount("tmpfs", self.root, "tmpfs", kernel.MS_NOSUID, "size=1m,mode=755")
         for path in self.plan.readable:
             self._show(path)
+        self._hide()
         for name in ("tmp", "proc", "dev/shm", "etc"):
             os.makedirs(f"{self.root}/{name}", exist_ok=True)
         for name in _DEVICES:
@@ -116,6 +151,17 @@ class NamespaceJail:
             self._touch(target)
         kernel.bind_read_only(path, target)
 
+    def _hide(self, below: str = "/") -> None:
+        """Covers the hidden paths: a folder with an empty one, a file with an empty file."""
+        for path in self.plan.hidden:
+            target = self.root + path
+            if not path.startswith(below) or not os.path.exists(target):
+                continue
+            if os.path.isdir(target):
+                kernel.mount("tmpfs", target, "tmpfs", kernel.MS_NOSUID | kernel.MS_RDONLY, "size=4k,mode=555")
+            else:
+                kernel.mount("/dev/null", target, None, kernel.MS_BIND)
+
     @staticmethod
     def _touch(path: str) -> None:
         with open(path, "a", encoding="ascii"):
@@ -135,6 +181,7 @@ class NamespaceJail:
         for path in self.plan.readable:  # an environment below /tmp, which that mount has covered
             if path.startswith("/tmp/"):  # noqa: S108
                 self._show(path)
+        self._hide("/tmp/")  # noqa: S108
         shared = f"size={SHARED_BYTES},nr_inodes=64,mode=1777"
         kernel.mount("tmpfs", f"{self.root}/dev/shm", "tmpfs", plain, shared)  # noqa: S108
         kernel.mount("proc", f"{self.root}/proc", "proc", plain | kernel.MS_NOEXEC)
@@ -147,8 +194,8 @@ class NamespaceJail:
             for path in (WORK, "/tmp/home"):  # noqa: S108
                 os.chown(path, self.plan.user, self.plan.user)
 
-    def confine(self) -> None:
-        """In the program's process: gives up all rights for good."""
+    def confine(self, *, signals: bool = False) -> None:
+        """In the program's process: gives up all rights for good. signals: may still send signals, as the supervisor must."""
         if self.plan.level == "namespaces":
             os.setgroups([])
             os.setresgid(self.plan.user, self.plan.user, self.plan.user)
@@ -156,7 +203,7 @@ class NamespaceJail:
         kernel.drop_capabilities()
         kernel.forbid_new_privileges()
         if kernel.landlock_abi():  # a second wall; it also forbids mounts inside a user namespace of the program's own
-            kernel.landlock_restrict(("/",), ("/tmp", "/dev"))  # noqa: S108
+            kernel.landlock_restrict(("/",), ("/tmp", "/dev"), signals=signals)  # noqa: S108
         restrict_calls()
 
     def leave(self) -> None:
@@ -176,6 +223,7 @@ class DirectoryJail:
     def __init__(self, plan: JailPlan) -> None:
         self.plan = plan
         self.work = os.path.join(plan.scratch, "work")
+        self.readable = readable_but(plan.readable, plan.hidden)
 
     def separate(self) -> None:
         """Nothing to separate."""
@@ -187,13 +235,14 @@ class DirectoryJail:
         os.mkdir(self.work, 0o700)
         os.chdir(self.work)
 
-    def confine(self) -> None:
+    def confine(self, *, signals: bool = False) -> None:
         kernel.die_with_parent()
         kernel.forbid_new_privileges()
         if self.plan.level == "landlock":
             kernel.drop_capabilities()  # as root: Landlock bounds files, not what else a capability opens
             devices = tuple(f"/dev/{name}" for name in _DEVICES)
-            kernel.landlock_restrict(self.plan.readable, (self.work, *devices))
+            folders = folders_of(self.plan.readable, self.plan.hidden)
+            kernel.landlock_restrict(self.readable, (self.work, *devices), folders, signals=signals)
         restrict_calls()
 
     def tidy(self) -> None:
@@ -223,8 +272,8 @@ class OuterJail:
         os.makedirs("/tmp/home", exist_ok=True)  # noqa: S108
         os.chdir(WORK)
 
-    def confine(self) -> None:
+    def confine(self, *, signals: bool = False) -> None:
         kernel.forbid_new_privileges()
         if kernel.landlock_abi():
-            kernel.landlock_restrict(("/",), ("/tmp", "/dev"))  # noqa: S108
+            kernel.landlock_restrict(("/",), ("/tmp", "/dev"), signals=signals)  # noqa: S108
         restrict_calls()

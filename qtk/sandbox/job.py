@@ -8,6 +8,7 @@ from typing import Any, Literal
 Level = Literal["namespaces", "bubblewrap", "user-namespaces", "landlock", "rlimits"]
 
 MIB = 2**20
+JOB_NAME, OUTCOME_NAME = "job.json", "outcome.json"  # in a worker's scratch directory
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,52 @@ class JobLimits:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Python tests that run in a process of their own, beside that of the program they test.
+
+    before: code that the tests may use. tests: the tests. names: those of the program that the tests use, first the function
+    that is tested; the others only where `before` has none of that name. own: those that `before` defines and that are there
+    only if the program has them as well.
+    """
+
+    before: str
+    tests: str
+    names: tuple[str, ...]
+    own: tuple[str, ...] = ()
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Apart:
+        return Apart(data["before"], data["tests"], tuple(data["names"]), tuple(data["own"]))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Tests that are a program of their own and run at the same time as the program they test.
+
+    Both have an end of one connection as descriptor 3. argv: runs the tests; a file of the work directory among it has no name
+    any more when the program starts. program: what the tests have on standard input. packed: a folder of the work directory
+    that becomes a zip archive without a name, which the tests have as descriptor 4. parts: what they were made of, by name;
+    nobody but their maker reads that.
+    """
+
+    argv: tuple[str, ...]
+    program: str
+    packed: str = ""
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Beside:
+        return Beside(tuple(data["argv"]), data["program"], data["packed"])
+
+
+@dataclass(frozen=True)
 class Command:
     """A step of a job: one program that is run in the work directory.
 
-    `argv` empty: the worker's own Python, forked instead of started, runs `script`.
+    `argv` empty: the worker's own Python, forked instead of started, runs `script`. With tests `apart`, the script's process
+    is told nothing but the script, and none of the job's files is written. With tests `beside` the step lasts until both
+    programs have ended; it is the tests that print the sentinel. `files` are written just before the step: the steps before it
+    do not see them.
 
     `wall_seconds` bounds the clock, `cpu_seconds` the processor time of each process.
     """
@@ -40,15 +83,24 @@ class Command:
     script: str = ""
     wall_seconds: float = 10.0
     cpu_seconds: int = 10
+    apart: Apart | None = None
+    beside: Beside | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Command:
+        apart = Apart.from_json(data["apart"]) if data["apart"] else None
+        beside = Beside.from_json(data["beside"]) if data["beside"] else None
+        return Command(**{**data, "argv": tuple(data["argv"]), "apart": apart, "beside": beside})
 
 
 @dataclass(frozen=True)
 class Job:
     """Files written into an empty work directory, then steps in order until one fails.
 
-    `sentinel`: a random word that must be the last thing on standard output of the last step. A forked Python script
-    needs no sentinel, because it proves its end in another way. The files are gone before a step "run" that follows
-    another step.
+    `sentinel`: a random word that must be the last thing on standard output of the last step. `decoys`: words beside it that
+    only a program prints which pretends to have passed. A forked Python script needs neither, because it proves its end in
+    another way. The files are gone before a step "run" that follows another step, those of the steps as well.
     """
 
     files: dict[str, str]
@@ -56,14 +108,41 @@ class Job:
     sentinel: str
     environment: dict[str, str] = field(default_factory=dict)
     limits: JobLimits = field(default_factory=JobLimits)
+    decoys: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Job:
-        steps = tuple(Command(**{**step, "argv": tuple(step["argv"])}) for step in data["steps"])
-        return Job(data["files"], steps, data["sentinel"], data["environment"], JobLimits(**data["limits"]))
+        steps = tuple(Command.from_json(step) for step in data["steps"])
+        limits = JobLimits(**data["limits"])
+        return Job(data["files"], steps, data["sentinel"], data["environment"], limits, tuple(data["decoys"]))
+
+    @property
+    def notice(self) -> JobNotice:
+        """What the worker is told about the job."""
+        apart = self.steps[-1].apart is not None
+        return JobNotice(sum(step.wall_seconds for step in self.steps), apart, self.limits)
+
+
+@dataclass(frozen=True)
+class JobNotice:
+    """What a worker knows of a job: nothing that a program forked from that worker must not find in its memory.
+
+    seconds: the clocks of all steps together. apart: the last step has its tests apart.
+    """
+
+    seconds: float
+    apart: bool
+    limits: JobLimits
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> JobNotice:
+        return JobNotice(data["seconds"], data["apart"], JobLimits(**data["limits"]))
 
 
 Ending = Literal["exited", "wall_clock", "cpu_time", "output", "memory", "processes", "sandbox"]
@@ -74,8 +153,8 @@ class ProgramOutcome:
     """How a job ended: the step that was last, its exit code (negative: signal), what it printed, and which limit it hit.
 
     `reached_end`: the program reached its end. The sentinel was the last thing printed (the sentinel is cut off from
-    `stdout`), or the script proved its end. `ending` "sandbox" means that the sandbox itself failed, as `stderr` says;
-    that is never the program's fault.
+    `stdout`), or the script proved its end, or its tests ended beside it. `forged`: the program printed a decoy. `ending`
+    "sandbox" means that the sandbox itself failed, as `stderr` says; that is never the program's fault.
     """
 
     step: str
@@ -85,6 +164,7 @@ class ProgramOutcome:
     stderr: str
     reached_end: bool
     seconds: float
+    forged: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,6 +5,7 @@ Standard library only: this runs inside the sandbox's own small process. Every f
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -97,6 +98,12 @@ def hide_memory() -> None:
     _check(_LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl DUMPABLE")
 
 
+def rank_for_memory_killer(rank: int) -> None:
+    """From -1000 (never) to 1000 (first): when memory is used up, whether the kernel ends this process and its children."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
+        stream.write(str(rank))
+
+
 def forbid_new_privileges() -> None:
     _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl NO_NEW_PRIVS")
 
@@ -122,7 +129,7 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _FILE_ONLY = _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14 | 1 << 15
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _ALL_FILES = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
-_TCP_BIND_CONNECT, _SCOPE_ABSTRACT_AND_SIGNAL = 3, 3
+_TCP_BIND_CONNECT, _SCOPE_ABSTRACT, _SCOPE_SIGNAL = 3, 1, 2
 
 
 def landlock_abi() -> int:
@@ -131,11 +138,14 @@ def landlock_abi() -> int:
     return max(0, int(version))
 
 
-def landlock_restrict(readable: Iterable[str], writable: Iterable[str]) -> None:
-    """From here on this process reads and runs only below `readable` and `writable`, and writes only below `writable`.
+def landlock_restrict(
+    readable: Iterable[str], writable: Iterable[str], listed: Iterable[str] = (), *, signals: bool = False
+) -> None:
+    """From here on this process reads and runs only below `readable` and `writable`, and writes only below `writable`. It may
+    list the folders `listed`, and those below them.
 
-    Mounting is forbidden as well; TCP from ABI 4 on; signals and abstract sockets to the outside from ABI 6 on. Paths
-    that do not exist are left out. Needs forbid_new_privileges() first.
+    Mounting is forbidden as well; TCP from ABI 4 on; abstract sockets and (unless allowed) signals to the outside from ABI 6
+    on. Paths that do not exist are left out. Needs forbid_new_privileges() first.
     """
     abi = landlock_abi()
     if abi == 0:
@@ -145,11 +155,11 @@ def landlock_restrict(readable: Iterable[str], writable: Iterable[str]) -> None:
     if abi >= 4:
         attributes += struct.pack("Q", _TCP_BIND_CONNECT)
     if abi >= 6:
-        attributes += struct.pack("Q", _SCOPE_ABSTRACT_AND_SIGNAL)
+        attributes += struct.pack("Q", _SCOPE_ABSTRACT if signals else _SCOPE_ABSTRACT | _SCOPE_SIGNAL)
     size = ctypes.c_size_t(len(attributes))
     ruleset = _check(_LIBC.syscall(ctypes.c_long(_SYS_LANDLOCK_CREATE), attributes, size, 0), "landlock_create_ruleset")
     try:
-        for paths, access in ((readable, _READ), (writable, files)):
+        for paths, access in ((readable, _READ), (writable, files), (listed, _READ_DIR)):
             for path in paths:
                 _allow(ruleset, path, access & files)
         _check(_LIBC.syscall(ctypes.c_long(_SYS_LANDLOCK_RESTRICT), ruleset, 0), "landlock_restrict_self")

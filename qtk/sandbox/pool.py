@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, get_args
@@ -20,8 +21,8 @@ from typing import Any, TypeVar, get_args
 from qtk.errors import InputError, MachineError
 from qtk.machine import usable_cores
 from qtk.sandbox import kernel
-from qtk.sandbox.jail import JailPlan, readable_paths
-from qtk.sandbox.job import Command, Job, JobLimits, Level, ProgramOutcome, broken_sandbox
+from qtk.sandbox.jail import JailPlan, hidden_paths, readable_paths
+from qtk.sandbox.job import JOB_NAME, OUTCOME_NAME, Command, Job, JobLimits, Level, ProgramOutcome, broken_sandbox
 
 Key = TypeVar("Key")
 
@@ -137,19 +138,33 @@ class _WorkerProcess:
             cwd="/",
             start_new_session=True,  # an interrupt at the terminal is ours to handle
         )
+        self._scratch = Path(plan.scratch)
         self._send(json.dumps(plan.as_json()) + "\n" + json.dumps(preload) + "\n")
         answer = self._receive()
         if "ready" not in answer:
             self.stop()
-            raise MachineError(str(answer.get("stderr", answer)))
+            raise MachineError(str(answer.get("broken", answer)))
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def run(self, job: Job) -> ProgramOutcome:
-        self._send(json.dumps(job.as_json()) + "\n")
-        return ProgramOutcome(**self._receive())
+        """The worker is told that there is a job, and its supervisor reads it: see `qtk.sandbox.worker`."""
+        file = self._scratch / JOB_NAME
+        file.touch(0o600)
+        file.write_text(json.dumps(job.as_json()), encoding="utf-8")
+        self._send(json.dumps(job.notice.as_json()) + "\n")
+        answer = self._receive()
+        if answer["broken"]:
+            return broken_sandbox(answer["broken"])
+        try:
+            outcome = ProgramOutcome(**json.loads((self._scratch / OUTCOME_NAME).read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            return broken_sandbox(f"the supervisor's answer cannot be read: {error}")
+        if outcome.ending == "exited" and outcome.exit_code != 0 and answer["killed_for_memory"]:
+            return replace(outcome, ending="memory")
+        return outcome
 
     def _send(self, text: str) -> None:
         assert self._process.stdin is not None
@@ -164,7 +179,7 @@ class _WorkerProcess:
         if line:
             return json.loads(line)
         complaint = self._process.stderr.read()[-500:].decode("utf-8", "replace")
-        return broken_sandbox(f"the sandbox worker ended: {complaint.strip() or 'no message'}").as_json()
+        return {"broken": f"the sandbox worker ended: {complaint.strip() or 'no message'}"}
 
     def hang_up(self) -> None:
         """Closes the worker's input: it kills the job it runs, tidies up and ends."""
@@ -189,7 +204,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Workers:
-    """`count` worker processes at one level.
+    """`count` worker processes at one level. hidden: files and folders that no program may read though they lie below a
+    readable path (at the level rlimits nothing is hidden).
 
     with Workers("namespaces") as workers:
         for key, outcome in workers.run(jobs): ...
@@ -202,11 +218,13 @@ class Workers:
         count: int | None = None,
         readable: tuple[str, ...] = (),
         preload: tuple[str, ...] = _PRELOADED,
+        hidden: tuple[str, ...] = (),
     ) -> None:
         self.level = level
         self.count = count or usable_cores()
         self._preload = preload
         self._readable = readable_paths(readable)
+        self._hidden = hidden_paths(hidden)
         self._processes: list[_WorkerProcess] = []
         self._free: list[_WorkerProcess] = []
         self._lock = threading.Lock()
@@ -225,7 +243,7 @@ class Workers:
             for number in range(self.count):
                 self._scratch.append(tempfile.mkdtemp(prefix="qtk-sandbox-"))
                 user = _FIRST_USER + (os.getpid() % 10_000) * 16 + number % 16
-                plan = JailPlan(self.level, self._scratch[-1], self._readable, user)
+                plan = JailPlan(self.level, self._scratch[-1], self._readable, user, self._hidden)
                 self._processes.append(_WorkerProcess(plan, self._preload))
         except BaseException:
             self._stop()

@@ -6,26 +6,28 @@ process 1 there; elsewhere this process adopts every orphan. Standard library on
 
 from __future__ import annotations
 
-import builtins
 import contextlib
-import gc
 import os
 import resource
 import select
 import signal
 import socket
-import sys
+import threading
 import time
-import traceback
-import types
-from collections.abc import Callable, Iterable
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from qtk.sandbox.job import Command, Ending, Job, JobLimits, ProgramOutcome
+from qtk.sandbox import kernel
+from qtk.sandbox.apart_tests import ANSWER_GONE_EXIT, TestsOutcome, run_tests
+from qtk.sandbox.job import Apart, Beside, Command, Ending, Job, JobLimits, ProgramOutcome
+from qtk.sandbox.plain_values import Line
+from qtk.sandbox.programs import Confine, Streams, become_answer, become_program, become_tests
 
 _TICK_SECONDS = 0.025
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-SYNTAX_ERROR_EXIT, MEMORY_ERROR_EXIT = 97, 98  # what a forked Python program ends with in these two cases
-_MODULE = "program"  # not __main__: what a script does only as the main program is not part of an answer
+_ANSWER_SECONDS = 1.0  # in which an answer's process has to end that has closed its connection
 
 
 class Tree:
@@ -137,23 +139,52 @@ def _tasks_of_user() -> int:
     return found
 
 
-def run_job(job: Job, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome:
+@dataclass(frozen=True)
+class WaitingAnswer:
+    """A process that was forked before anything of the job was read, and waits for the program that it is to run."""
+
+    pid: int
+    handle: int
+    line: socket.socket
+    streams: Streams
+
+
+def waiting_answer(confine: Confine) -> WaitingAnswer:
+    """Forks the process of an answer whose tests run apart: of the job it will ever know what it is sent."""
+    streams = Streams.make()
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        become_answer(theirs, streams, confine)
+    theirs.close()
+    return WaitingAnswer(pid, os.pidfd_open(pid), ours, streams)
+
+
+def run_job(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer | None = None) -> ProgramOutcome:
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
-    for name, text in job.files.items():
+    if answer is not None:
+        return _run_apart(job, tree, confine, answer)
+    _write(job.files)
+    outcome = None
+    for number, step in enumerate(job.steps):
+        if number and step.name == "run":  # the sources hold the tests; a compiled program does not need them
+            _remove(name for names in (job.files, *(other.files for other in job.steps)) for name in names)
+        _write(step.files)
+        run = _run_step if step.beside is None else _run_beside
+        outcome = run(job, step, tree, confine)
+        if outcome.ending != "exited" or outcome.exit_code != 0:
+            break
+    assert outcome is not None, "a job has at least one step"
+    return outcome
+
+
+def _write(files: dict[str, str]) -> None:
+    for name, text in files.items():
         path = os.path.join(os.getcwd(), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
             stream.write(text)
         os.chmod(path, 0o644)
-    outcome = None
-    for number, step in enumerate(job.steps):
-        if number and step.name == "run":  # the sources hold the sentinel; a compiled program does not need them
-            _remove(job.files)
-        outcome = _run_step(job, step, tree, confine)
-        if outcome.ending != "exited" or outcome.exit_code != 0:
-            break
-    assert outcome is not None, "a job has at least one step"
-    return outcome
 
 
 def _remove(names: Iterable[str]) -> None:
@@ -162,55 +193,217 @@ def _remove(names: Iterable[str]) -> None:
             os.unlink(name)
 
 
-def _run_step(job: Job, step: Command, tree: Tree, confine: Callable[[], None]) -> ProgramOutcome:
-    out_read, out_write = os.pipe()
-    err_read, err_write = os.pipe()
+def _run_step(job: Job, step: Command, tree: Tree, confine: Confine) -> ProgramOutcome:
+    pipes = Streams.make()
     end = EndOfScript() if not step.argv else None
     others = 0 if tree.alone else _tasks_of_user()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _become_program(job, step, out_write, err_write, end, confine, others)
-    os.close(out_write)
-    os.close(err_write)
+        become_program(job, step, pipes, end.theirs if end else None, confine, others)
+    pipes.close_writing()
     if end is not None:
         end.theirs.close()
     handle = os.pidfd_open(pid)
-    streams = {out_read: bytearray(), err_read: bytearray()}
+    streams = {pipes.out_read: bytearray(), pipes.err_read: bytearray()}
     try:
-        ending = _watch(handle, streams, end, step, job.limits, tree, start)
+        ending = _watch(handle, handle, streams, end, step, job.limits, tree, start)
         _, status, used = os.wait4(pid, 0)
         tree.kill()
         if ending == "exited":  # the pipes are closed by now at every other end
-            for fd, data in streams.items():
-                _drain(fd, data, job.limits.output_bytes)
+            _drain(streams, job.limits.output_bytes)
         while end is not None and end.serve():
             pass
     finally:
         if end is not None:
             end.close()
-        for fd in (handle, out_read, err_read):
+        for fd in (handle, *streams):
             os.close(fd)
     code = os.waitstatus_to_exitcode(status)
-    if ending == "exited" and sum(map(len, streams.values())) > job.limits.output_bytes:
+    printed = Printed(*(bytes(data).decode("utf-8", "replace") for data in streams.values()))
+    ending = _told_apart(ending, code, used, printed, job, step)
+    reached_end = ending == "exited" and (printed.stdout.endswith(job.sentinel) if end is None else end.reached)
+    forged = any(word in printed.stdout for word in job.decoys)
+    if reached_end and end is None:
+        printed = Printed(printed.stdout[: -len(job.sentinel)], printed.stderr)
+    return _outcome(step, code, ending, printed, reached_end, start, job.limits, forged=forged)
+
+
+def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> ProgramOutcome:
+    """Runs a program and the program of its tests at once. What the tests print has a pipe of its own."""
+    assert step.beside is not None
+    pipes, out = Streams.make(), os.pipe()
+    ours, theirs = socket.socketpair()
+    others = 0 if tree.alone else _tasks_of_user()
+    held = _held(step, step.beside)
+    start = time.monotonic()
+    pids = [os.fork()]
+    if pids[0] == 0:
+        become_program(job, step, pipes, theirs, confine, others)
+    pids.append(os.fork())
+    if pids[1] == 0:
+        streams = Streams(out[0], out[1], pipes.err_read, pipes.err_write)
+        become_tests(job, step, step.beside, streams, ours, held, confine, others)
+    for closed in (ours, theirs):
+        closed.close()
+    pipes.close_writing()
+    for descriptor in (out[1], *filter(None, [held])):
+        os.close(descriptor)
+    handles = [os.pidfd_open(pid) for pid in pids]
+    streams_read = {pipes.out_read: bytearray(), pipes.err_read: bytearray(), out[0]: bytearray()}
+    ended: list[Ending] = []
+    for (
+        handle
+    ) in handles:  # the program ends by itself when the connection is closed: it has no other way to say its code
+        ended.append(_watch(handle, handles[0], streams_read, None, step, job.limits, tree, start))
+        if ended[-1] != "exited":
+            signal.pidfd_send_signal(handles[1], signal.SIGKILL)
+    waited = [os.wait4(pid, 0) for pid in pids]
+    codes = [os.waitstatus_to_exitcode(status) for _, status, _ in waited]
+    tree.kill()
+    ending: Ending = next((word for word in ended if word != "exited"), "exited")
+    if ending == "exited":
+        _drain(streams_read, job.limits.output_bytes)
+    for fd in (*handles, *streams_read):
+        os.close(fd)
+    said, complaints, told = (bytes(data).decode("utf-8", "replace") for data in streams_read.values())
+    code = codes[0] if codes[1] in (0, ANSWER_GONE_EXIT) else codes[1]
+    code = code or (1 if codes[1] else 0)
+    ending = _told_apart(ending, code, waited[0][2], Printed(said + told, complaints), job, step)
+    reached_end = ending == "exited" and code == 0 and told.endswith(job.sentinel)
+    printed = Printed(said + told.removesuffix(job.sentinel), complaints)
+    return _outcome(step, code, ending, printed, reached_end, start, job.limits)
+
+
+def _held(step: Command, beside: Beside) -> int | None:
+    """The tests' program, or the archive that it reads, by a descriptor and without a name: nobody else can read it any more,
+    or put another in its place. A program that is the answer's as well keeps its name."""
+    if beside.packed:
+        return _packed(beside.packed)
+    program = beside.argv[0]
+    if "/" not in program or os.path.isabs(program):
+        return None
+    held = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
+    if program != step.argv[0]:
+        os.unlink(program)
+    return held
+
+
+def _packed(folder: str) -> int:
+    """A zip archive of a folder's files, which are removed."""
+    held = os.memfd_create(folder)
+    with os.fdopen(os.dup(held), "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                archive.write(path)
+                path.unlink()
+    return held
+
+
+class _Testing:
+    """Runs tests in a thread, so that this process goes on to watch. `ended` becomes readable when they have ended."""
+
+    def __init__(self, line: socket.socket, apart: Apart) -> None:
+        self.ended, self._ending = os.pipe()
+        self._line, self._apart = line, apart
+        self._outcomes: list[TestsOutcome] = []
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._outcomes.append(run_tests(Line(self._line), self._apart))
+        finally:
+            os.close(self._ending)
+
+    @property
+    def outcome(self) -> TestsOutcome | None:
+        """None while they run."""
+        return self._outcomes[0] if self._outcomes else None
+
+
+def _run_apart(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer) -> ProgramOutcome:
+    """Sends the program to the waiting process, and runs its tests here, without any rights that the program lacks.
+
+    One process less than with another one for the tests, of which each costs milliseconds. The program, which has the same
+    user, can neither read this process nor, where that is the first of its process space, send it a signal.
+    """
+    [step] = job.steps
+    assert step.apart is not None
+    answer.streams.close_writing()
+    others = 0 if tree.alone else _tasks_of_user()
+    start = time.monotonic()
+    told = {"limits": asdict(job.limits), "cpu_seconds": step.cpu_seconds, "others": others}
+    with contextlib.suppress(OSError):
+        source = job.files[step.script]
+        Line(answer.line).send({**told, "environment": job.environment, "script": step.script, "source": source})
+    confine(signals=True)
+    kernel.hide_memory()
+    resource.setrlimit(resource.RLIMIT_DATA, (job.limits.memory_bytes, job.limits.memory_bytes))
+    streams = {answer.streams.out_read: bytearray(), answer.streams.err_read: bytearray()}
+    testing = _Testing(answer.line, step.apart)
+    ending = _watch(testing.ended, answer.handle, streams, None, step, job.limits, tree, start)
+    tests = testing.outcome or TestsOutcome(1, "", "")
+    code, (ended, status, used) = tests.code, os.wait4(answer.pid, os.WNOHANG)
+    if not ended:
+        if code == ANSWER_GONE_EXIT:  # it has closed its connection, and ends or is made to
+            select.select([answer.handle], [], [], _ANSWER_SECONDS)
+            ended, status, used = os.wait4(answer.pid, os.WNOHANG)
+        if not ended:
+            os.kill(answer.pid, signal.SIGKILL)
+            used = os.wait4(answer.pid, 0)[2]
+    if ended and code != 0:
+        code = os.waitstatus_to_exitcode(status) or code
+    tree.kill()
+    if ending == "exited":
+        _drain(streams, job.limits.output_bytes)
+    texts = [bytes(data).decode("utf-8", "replace") for data in streams.values()]
+    printed = Printed(texts[0] + tests.printed, texts[1] + tests.complaint)
+    ending = _told_apart(ending, code, used, printed, job, step)
+    return _outcome(step, code, ending, printed, ending == "exited" and tests.code == 0, start, job.limits)
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What the processes of a step printed."""
+
+    stdout: str
+    stderr: str
+
+
+def _told_apart(
+    ending: Ending, code: int, used: resource.struct_rusage, printed: Printed, job: Job, step: Command
+) -> Ending:
+    """The ending, with limits that show only afterwards."""
+    if ending == "exited" and len(printed.stdout) + len(printed.stderr) > job.limits.output_bytes:
         ending = "output"
-    stdout, stderr = (bytes(data).decode("utf-8", "replace") for data in streams.values())
     # Runtimes that catch SIGXCPU say so (Go), or are killed a second later. The kernel counts the limit in whole clock
     # ticks and the usage in time really run: where a hypervisor takes the processor away, 1 s by the first was seen to
     # be less than 0.9 s by the second. Half tells the limit from a signal the program sent itself at its start.
-    over = code == -signal.SIGXCPU or (code > 0 and "SIGXCPU" in stderr) or code == -signal.SIGKILL
+    over = code == -signal.SIGXCPU or (code > 0 and "SIGXCPU" in printed.stderr) or code == -signal.SIGKILL
     if ending == "exited" and over and used.ru_utime + used.ru_stime >= 0.5 * step.cpu_seconds:
         ending = "cpu_time"
-    reached_end = ending == "exited" and (stdout.endswith(job.sentinel) if end is None else end.reached)
-    if reached_end and end is None:
-        stdout = stdout[: -len(job.sentinel)]
-    keep = job.limits.output_bytes
+    return ending
+
+
+def _outcome(
+    step: Command,
+    code: int,
+    ending: Ending,
+    printed: Printed,
+    reached_end: bool,
+    start: float,
+    limits: JobLimits,
+    *,
+    forged: bool = False,
+) -> ProgramOutcome:
+    keep, seconds = limits.output_bytes, round(time.monotonic() - start, 4)
     return ProgramOutcome(
-        step.name, code, ending, stdout[:keep], stderr[:keep], reached_end, round(time.monotonic() - start, 4)
+        step.name, code, ending, printed.stdout[:keep], printed.stderr[:keep], reached_end, seconds, forged
     )
 
 
 def _watch(
+    ended: int,
     handle: int,
     streams: dict[int, bytearray],
     end: EndOfScript | None,
@@ -219,9 +412,12 @@ def _watch(
     tree: Tree,
     start: float,
 ) -> Ending:
-    """Reads what the program prints until it ends or passes a limit, and then kills it."""
+    """Reads what the program prints until it ends or passes a limit, and then kills it.
+
+    ended: readable when the step is over. handle: the program's process.
+    """
     poll = select.poll()
-    for fd in (handle, *streams, *([end.ours.fileno()] if end else [])):
+    for fd in (ended, *streams, *([end.ours.fileno()] if end else [])):
         poll.register(fd, select.POLLIN)
     next_look = start + _TICK_SECONDS
     while True:
@@ -242,7 +438,7 @@ def _watch(
             signal.pidfd_send_signal(handle, signal.SIGKILL)
             return ending
         for fd, _ in poll.poll(1000 * max(0.0, min(left, next_look - now))):
-            if fd == handle:
+            if fd == ended:
                 return "exited"
             if end is not None and fd == end.ours.fileno():
                 if not end.serve():
@@ -254,92 +450,10 @@ def _watch(
                 poll.unregister(fd)
 
 
-def _drain(fd: int, data: bytearray, limit: int) -> None:
-    while len(data) <= limit:
-        more = os.read(fd, 65536)
-        if not more:
-            return
-        data += more
-
-
-def _become_program(
-    job: Job, step: Command, out: int, err: int, end: EndOfScript | None, confine: Callable[[], None], others: int
-) -> None:
-    """In the child: a session of its own, limits, no rights, then the program. Never returns."""
-    code = 96
-    try:
-        os.setsid()
-        nothing = os.open("/dev/null", os.O_RDONLY)
-        for source, target in ((nothing, 0), (out, 1), (err, 2)):
-            os.dup2(source, target)
-        if end is not None:
-            os.dup2(end.theirs.fileno(), 3, inheritable=False)
-        os.closerange(4, 1024)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        _limit(job.limits, step, others)
-        confine()
-        if step.argv:
-            os.execvpe(step.argv[0], step.argv, job.environment)  # noqa: S606 - no shell wanted
-        code = _run_python(step.script, job.environment, 3)
-    except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(code)
-
-
-def _limit(limits: JobLimits, step: Command, others: int) -> None:
-    for kind, value in (
-        (resource.RLIMIT_CPU, step.cpu_seconds),
-        (resource.RLIMIT_DATA, limits.memory_bytes),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
-        (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_NPROC, limits.processes + others),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        # One second between SIGXCPU and SIGKILL tells a used-up processor from any other kill.
-        resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU and hard < 0 else value))
-
-
-def _run_python(script: str, environment: dict[str, str], end: int) -> int:
-    """Runs a script as a module in this forked interpreter, then says that its end was reached. Returns the exit code."""
-    gc.enable()
-    os.environ.clear()
-    os.environ.update(environment)
-    with open(script, encoding="utf-8", errors="surrogatepass", newline="") as stream:
-        source = stream.read()
-    try:
-        program = compile(source, script, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        traceback.print_exception(type(error), error, None, file=sys.stderr)
-        sys.stderr.flush()
-        return SYNTAX_ERROR_EXIT
-    module = types.ModuleType(_MODULE)
-    module.__dict__.update(__builtins__=builtins, __file__=script)
-    sys.modules[_MODULE] = module
-    sys.modules["__main__"] = types.ModuleType("__main__")  # the program must not see ours
-    sys.argv = [script]
-    sys.path.insert(0, os.getcwd())
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the program
-    try:
-        exec(program, module.__dict__)  # noqa: S102 - the very purpose of this process
-    except MemoryError:
-        os.write(2, b"MemoryError\n")
-        return MEMORY_ERROR_EXIT
-    except SystemExit as error:
-        os.write(2, f"SystemExit: {error.code}\n".encode("utf-8", "replace"))
-        return error.code if isinstance(error.code, int) and 0 < error.code < 96 else 1
-    except BaseException:
-        with contextlib.suppress(BaseException):
-            traceback.print_exc()
-            sys.stderr.flush()
-        return 1
-    with contextlib.suppress(BaseException):
-        sys.stdout.flush()
-    os.write(end, b"?")
-    os.write(end, os.read(end, 64))
-    return 0
+def _drain(streams: dict[int, bytearray], limit: int) -> None:
+    for fd, data in streams.items():
+        while len(data) <= limit:
+            more = os.read(fd, 65536)
+            if not more:
+                break
+            data += more

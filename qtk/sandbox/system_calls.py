@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import socket
 import struct
@@ -51,6 +52,7 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
+@functools.cache  # a worker makes it once, for all that it forks
 def filter_program(numbers: CallNumbers) -> bytes:
     """The filter as BPF instructions of 8 bytes: a call of another architecture ends the process, those that are listed fail,
     sockets are of four families only, and all others are let through."""
@@ -96,6 +98,12 @@ def restrict_calls() -> None:
     program = filter_program(numbers)
     filters = _Program(len(program) // 8, program)
     kernel.set_process_option(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(filters), "prctl SECCOMP")
+
+
+def prepare_filter() -> None:
+    """Makes the filter's program beforehand."""
+    if (numbers := _NUMBERS.get(os.uname().machine)) is not None:
+        filter_program(numbers)
 
 
 def leave_session_keyring() -> None:

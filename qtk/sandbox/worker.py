@@ -1,8 +1,12 @@
-"""A worker process: reads jobs from standard input, one JSON line each, runs one at a time, and answers with a line each.
+"""A worker process: reads notices of jobs from standard input, one JSON line each, runs one at a time, and answers with a
+line each.
 
 Started with an empty environment as `python -m qtk.sandbox.worker`. Each job gets a forked supervisor and namespaces of its
 own. The interpreter, with the modules that programs import most, is shared by copy-on-write only. So a Python program
-starts in milliseconds and still cannot touch what the next program gets. Standard library only.
+starts in milliseconds and still cannot touch what the next program gets.
+
+A forked program finds in its memory what this process ever held. So this process reads neither a job nor an outcome: both
+are files in its scratch directory, which the supervisor reads and writes. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,22 +21,45 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from qtk.sandbox import kernel
 from qtk.sandbox.control_group import ControlGroup, make_control_group
 from qtk.sandbox.jail import SHARED_BYTES, DirectoryJail, JailPlan, NamespaceJail, OuterJail
-from qtk.sandbox.job import Job, ProgramOutcome, broken_sandbox
-from qtk.sandbox.supervisor import Tree, run_job
-from qtk.sandbox.system_calls import leave_session_keyring
+from qtk.sandbox.job import JOB_NAME, OUTCOME_NAME, Job, JobLimits, JobNotice, ProgramOutcome, broken_sandbox
+from qtk.sandbox.supervisor import Tree, run_job, waiting_answer
+from qtk.sandbox.system_calls import leave_session_keyring, prepare_filter
 
 _MODULE = "qtk.sandbox.worker"  # under -m this file's own name is __main__
 _AT_ONCE = 4  # guards that may still be leaving while the next job starts
 _GRACE_SECONDS = 15.0  # beyond the steps' own clocks, which the supervisor keeps
 
 
+@dataclass(frozen=True)
+class _Papers:
+    """Open files of one job: what a supervisor reads the job from, and what it writes the outcome to."""
+
+    job: int
+    outcome: int
+
+    def read_job(self) -> Job:
+        with open(self.job, "rb", closefd=False) as stream:
+            return Job.from_json(json.loads(stream.read()))
+
+    def write_outcome(self, outcome: ProgramOutcome) -> None:
+        os.ftruncate(self.outcome, 0)
+        data = json.dumps(outcome.as_json()).encode()
+        while data:
+            data = data[os.write(self.outcome, data) :]
+
+    def close(self) -> None:
+        os.close(self.job)
+        os.close(self.outcome)
+
+
 class Worker:
-    """Runs jobs in one jail. `run` returns an outcome, whatever the program did."""
+    """Runs jobs in one jail. `run` returns what the supervisor said, or why it said nothing."""
 
     def __init__(self, plan: JailPlan) -> None:
         self.plan = plan
@@ -48,24 +75,41 @@ class Worker:
             self.jail = DirectoryJail(plan)
             kernel.adopt_orphans()
 
-    def run(self, job: Job) -> ProgramOutcome:
+    def run(self, notice: JobNotice) -> dict[str, Any]:
+        """Runs the job of the scratch directory. How the outcome's file is to be read: `outcome` where there is none."""
         if self.group is None:
-            self.group = make_control_group(f"qtk-{os.getpid()}", job.limits)
+            self.group = self._made_group(notice)
         before = self.group.killed_for_memory()
+        papers = self._open_papers()
         read, write = os.pipe()
-        guard = self._fork_supervisor(job, write) if self._own_space is not None else self._fork_guard(job, write)
+        start = self._fork_supervisor if self._own_space is not None else self._fork_guard
+        guard = start(notice, papers, write)
         os.close(write)
-        outcome = self._await(read, guard, sum(step.wall_seconds for step in job.steps) + _GRACE_SECONDS)
-        if isinstance(self.jail, DirectoryJail) or outcome.ending == "sandbox":
+        papers.close()
+        ending = self._await(read, guard, notice.seconds + _GRACE_SECONDS)
+        if isinstance(self.jail, DirectoryJail) or ending != "":
             self.group.kill()
         if isinstance(self.jail, DirectoryJail):
             Tree(alone=False).kill()  # what the guard left, should the guard itself have been killed
             self._leaving.clear()
             self.jail.tidy()
         self._bury(_AT_ONCE)
-        if outcome.ending == "exited" and outcome.exit_code != 0 and self.group.killed_for_memory() > before:
-            return ProgramOutcome(**{**outcome.as_json(), "ending": "memory"})
-        return outcome
+        return {"broken": ending, "killed_for_memory": self.group.killed_for_memory() > before}
+
+    def _made_group(self, notice: JobNotice) -> ControlGroup:
+        group = make_control_group(f"qtk-{os.getpid()}", notice.limits)
+        if group.lasting:
+            group.enter()
+            kernel.rank_for_memory_killer(-1000)  # not the worker, should the group's memory be used up
+        return group
+
+    def _open_papers(self) -> _Papers:
+        """Opened here, where their place can be seen; what is in them is read and written by the supervisor alone."""
+        scratch = self.plan.scratch
+        job = os.open(f"{scratch}/{JOB_NAME}", os.O_RDONLY | os.O_CLOEXEC)
+        os.unlink(f"{scratch}/{JOB_NAME}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        return _Papers(job, os.open(f"{scratch}/{OUTCOME_NAME}", flags, 0o600))
 
     def _bury(self, keep: int) -> None:
         """Waits for ended guards until at most `keep` are left.
@@ -76,7 +120,7 @@ class Worker:
         while len(self._leaving) > keep:
             os.waitpid(self._leaving.pop(0), 0)
 
-    def _fork_supervisor(self, job: Job, write: int) -> int:
+    def _fork_supervisor(self, notice: JobNotice, papers: _Papers, write: int) -> int:
         """As root one fork is enough: the worker sends its next child into a new process space, and stays outside itself."""
         assert self.jail is not None
         assert self._own_space is not None
@@ -84,48 +128,57 @@ class Worker:
         self.jail.separate()
         supervisor = os.fork()
         if supervisor == 0:
-            _supervise(self.jail, job, write, self.group)
+            _supervise(self.jail, notice, papers, write, None if self.group.lasting else self.group)
         kernel.enter_process_space(self._own_space)
         return supervisor
 
-    def _fork_guard(self, job: Job, write: int) -> int:
+    def _fork_guard(self, notice: JobNotice, papers: _Papers, write: int) -> int:
         guard = os.fork()
         if guard == 0:
-            self._guard(job, write)
+            self._guard(notice, papers, write)
         return guard
 
     def end(self) -> None:
         """Removes what the worker made: its processes, the control group, the scratch directory."""
         self._bury(0)
         if self.group is not None:
+            if self.group.lasting:
+                self.group.leave()
             self.group.remove()
         with contextlib.suppress(OSError):
             if self.jail is not None:
                 self.jail.leave()
+            for name in (JOB_NAME, OUTCOME_NAME):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self.plan.scratch}/{name}")
             os.rmdir(self.plan.scratch)
 
-    def _guard(self, job: Job, write: int) -> None:
+    def _guard(self, notice: JobNotice, papers: _Papers, write: int) -> None:
         """In the forked guard: separates, forks the supervisor (process 1 inside), and ends when that ends."""
         try:
             kernel.die_with_parent()
             assert self.group is not None
-            self.group.enter()
+            if not self.group.lasting:
+                self.group.enter()
             if self.jail is None:
-                _exec_bubblewrap(self.plan, job, write)
+                _exec_bubblewrap(self.plan, notice, papers)
+                _answer(write, {"ended": True})
             else:
                 self.jail.separate()
                 supervisor = os.fork()
                 if supervisor == 0:
-                    _supervise(self.jail, job, write, None)
+                    _supervise(self.jail, notice, papers, write, None)
                 os.close(write)
                 os.waitpid(supervisor, 0)
         except BaseException as error:
-            _answer(write, broken_sandbox(f"{type(error).__name__}: {error}"))
+            papers.write_outcome(broken_sandbox(f"{type(error).__name__}: {error}"))
+            _answer(write, {"ended": True})
         finally:
             os._exit(0)
 
-    def _await(self, read: int, guard: int, seconds: float) -> ProgramOutcome:
-        """The supervisor's answer. The guard is killed when the answer is late, or when the caller of this worker is gone."""
+    def _await(self, read: int, guard: int, seconds: float) -> str:
+        """Empty when there is an outcome, else why there is none. The guard is killed when the supervisor is late, or when
+        the caller of this worker is gone."""
         deadline, data = time.monotonic() + seconds, b""
         poll = select.poll()
         poll.register(read, select.POLLIN)
@@ -145,14 +198,11 @@ class Worker:
         self._leaving.append(guard)
         os.close(read)
         if late:
-            return broken_sandbox(f"the supervisor gave no answer within {seconds:.0f} s")
-        try:
-            return ProgramOutcome(**json.loads(data))
-        except (ValueError, TypeError):
-            return broken_sandbox(f"the supervisor ended without an answer: {data[-500:].decode('utf-8', 'replace')}")
+            return f"the supervisor gave no answer within {seconds:.0f} s"
+        return "" if data else "the supervisor ended without an answer"
 
 
-def _supervise(jail: Any, job: Job, write: int, group: ControlGroup | None) -> None:
+def _supervise(jail: Any, notice: JobNotice, papers: _Papers, write: int, group: ControlGroup | None) -> None:
     """In the supervisor. Never returns."""
     try:
         if group is not None:
@@ -160,26 +210,28 @@ def _supervise(jail: Any, job: Job, write: int, group: ControlGroup | None) -> N
         leave_session_keyring()
         if os.getsid(0) != os.getpid():  # bubblewrap has made it one already
             os.setsid()
-        jail.close(job.limits)
-        outcome = run_job(job, Tree(jail.alone), jail.confine)
+        jail.close(notice.limits)
+        answer = waiting_answer(jail.confine) if notice.apart else None  # before the job is read
+        outcome = run_job(papers.read_job(), Tree(jail.alone), jail.confine, answer)
     except BaseException as error:
         outcome = broken_sandbox(f"{type(error).__name__}: {error}")
-    _answer(write, outcome)
+    papers.write_outcome(outcome)
+    _answer(write, {"ended": True})
     os._exit(0)
 
 
-def _answer(write: int, outcome: ProgramOutcome) -> None:
-    data = json.dumps(outcome.as_json()).encode()
+def _answer(write: int, message: dict[str, Any]) -> None:
+    data = json.dumps(message).encode()
     while data:
         data = data[os.write(write, data) :]
 
 
-def bubblewrap_command(plan: JailPlan, job: Job, package_root: str) -> list[str]:
+def bubblewrap_command(plan: JailPlan, limits: JobLimits, package_root: str) -> list[str]:
     """bwrap's arguments: everything of its own, the readable paths read-only, a size-limited temp directory."""
     words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--as-pid-1"]
     words += ["--uid", "1000", "--gid", "1000", "--setenv", "PYTHONPATH", package_root, "--cap-drop", "ALL"]
     words += ["--proc", "/proc", "--dev", "/dev", "--size", str(SHARED_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
-    words += ["--size", str(job.limits.disk_bytes), "--tmpfs", "/tmp"]  # noqa: S108
+    words += ["--size", str(limits.disk_bytes), "--tmpfs", "/tmp"]  # noqa: S108
     shown = dict.fromkeys((*plan.readable, os.path.join(package_root, "qtk")))  # some may lie below /tmp
     for path in shown:
         if os.path.islink(path):
@@ -188,25 +240,30 @@ def bubblewrap_command(plan: JailPlan, job: Job, package_root: str) -> list[str]
             if any(path == other or path.startswith(other + "/") for other in shown if not os.path.islink(other)):
                 continue
         words += ["--ro-bind", path, path]
+    for path in plan.hidden:
+        if any(path.startswith(os.path.realpath(other) + "/") for other in shown):
+            words += (
+                ["--tmpfs", path, "--remount-ro", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]
+            )
     words += ["--remount-ro", "/dev", "--remount-ro", "/"]  # last: nothing can be mounted below them afterwards
     return [*words, "--chdir", "/tmp", sys.executable, "-m", _MODULE, "--inside"]  # noqa: S108
 
 
-def _exec_bubblewrap(plan: JailPlan, job: Job, write: int) -> None:
+def _exec_bubblewrap(plan: JailPlan, notice: JobNotice, papers: _Papers) -> None:
     root = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
-    command = bubblewrap_command(plan, job, root)
-    answer = subprocess.run(command, input=json.dumps(job.as_json()).encode(), stdout=write, stderr=subprocess.PIPE)
+    command = [*bubblewrap_command(plan, notice.limits, root), json.dumps(notice.as_json())]
+    answer = subprocess.run(command, stdin=papers.job, stdout=papers.outcome, stderr=subprocess.PIPE)
     if answer.returncode:
         raise OSError(answer.returncode, f"bwrap: {answer.stderr[-300:].decode('utf-8', 'replace')}")
 
 
-def inside_bubblewrap() -> None:
-    """Main of the supervisor that bwrap started: the job on standard input, the outcome on standard output."""
-    job = Job.from_json(json.loads(sys.stdin.buffer.read()))
-    write = os.dup(1)
-    os.set_inheritable(write, False)
+def inside_bubblewrap(notice: JobNotice) -> None:
+    """Main of the supervisor that bwrap started: the job is standard input, the outcome standard output."""
+    papers = _Papers(os.dup(0), os.dup(1))
+    nothing = os.open("/dev/null", os.O_RDWR)
+    os.dup2(nothing, 0)
     os.dup2(2, 1)
-    _supervise(OuterJail(), job, write, None)
+    _supervise(OuterJail(), notice, papers, nothing, None)
 
 
 def main() -> None:
@@ -222,16 +279,17 @@ def main() -> None:
     try:
         worker = Worker(plan)
     except OSError as error:
-        _answer(out, broken_sandbox(str(error)))
+        _answer(out, {"broken": str(error)})
         os.write(out, b"\n")
         return
+    prepare_filter()
     gc.collect()
     gc.freeze()  # so that a collection in a forked program does not touch, and so copy, every shared page
     gc.disable()
     os.write(out, (json.dumps({"ready": True, "not_imported": failed}) + "\n").encode())
     try:
         for line in sys.stdin.buffer:
-            _answer(out, worker.run(Job.from_json(json.loads(line))))
+            _answer(out, worker.run(JobNotice.from_json(json.loads(line))))
             os.write(out, b"\n")
     finally:
         worker.end()
@@ -239,6 +297,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "--inside" in sys.argv:
-        inside_bubblewrap()
+        inside_bubblewrap(JobNotice.from_json(json.loads(sys.argv[-1])))
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         main()

@@ -40,7 +40,7 @@ def test_version_2_bounds_a_group_below_its_own(tree):
     group = made(mount, "/a/b")
     assert group == ControlGroup(2, (str(mount / "a/b/qtk-7"),))
     written = {path.name: path.read_text() for path in (mount / "a/b/qtk-7").iterdir() if path.name != "cgroup.procs"}
-    assert written == {"memory.max": str(MEMORY), "memory.swap.max": "0", "pids.max": "32"}
+    assert written == {"memory.max": str(MEMORY), "memory.swap.max": "0", "pids.max": "36"}
 
 
 def test_version_2_switches_the_controllers_on_below_its_own_group_only(tree):

@@ -14,7 +14,7 @@ class Task:
     that the tests call. setup: what must stand before the tests (MBPP's objects, Go's package clause and imports).
     imports: the part of the prompt that imports. stop: the data's own stop strings. closing: the end of the function,
     where the data counts that end among the tests because a stop string cuts it off the answer. example_tests: the
-    assertions that an MBPP prompt shows.
+    assertions that an MBPP prompt shows. header: what the suite puts before every program of the language.
     """
 
     task_id: str
@@ -28,3 +28,4 @@ class Task:
     stop: tuple[str, ...] = ()
     closing: str = ""
     example_tests: tuple[str, ...] = ()
+    header: str = ""

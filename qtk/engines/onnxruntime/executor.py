@@ -1,7 +1,7 @@
 """The graph in ONNX Runtime on the processor, the cache updated in place.
 
-A cache input and its output are bound to the same memory, so TensorScatter writes without a copy. Buffers stay bound
-between runs of the same shape: a decode step only copies a few small arrays into them.
+A cache input and its output are bound to the same memory, so TensorScatter writes without a copy. The rows of a cache lie
+one after the other, so that some of them can be bound and run by themselves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from qtk.engines.description import EngineDescription
+from qtk.engines.onnxruntime.bound_rows import BoundRows
 from qtk.engines.onnxruntime.rewrite import LAST_POSITION, POSITIONS, rewritten
 from qtk.engines.sessions.executor import Forward
 from qtk.errors import InputError
@@ -22,7 +23,7 @@ from qtk.machine import threads_for
 # large ones when growing means copying much.
 CACHE_STEPS = (32, 128)
 PREFILL_CHUNK = 256
-_DTYPES = {"float32": np.float32, "float16": np.float16}
+_DTYPES: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16}
 
 
 class OnnxRuntimeExecutor:
@@ -66,9 +67,12 @@ class OnnxRuntimeExecutor:
             for kind in ("key", "value")
         ]
         self._cache: list[np.ndarray] = []
-        self._bound: dict[str, np.ndarray] = {}
         self._batch = 0
         self._length = 0
+        # Whether rows come and go by themselves (open_rows), which rows run now, and the bindings of those that have run.
+        self._apart = False
+        self._selected = range(0)
+        self._bindings: dict[range, BoundRows] = {}
 
     def _open(self, *, rewrite: bool) -> None:
         """Loads the graph: rewritten for calls of one row where that is wanted and possible, else as it is."""
@@ -84,7 +88,6 @@ class OnnxRuntimeExecutor:
                 f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {error}. "
                 "`qtk verify` says whether a file was damaged."
             ) from None
-        self._binding = self._session.io_binding()
 
     def memory_bytes(self) -> int | None:
         return None
@@ -97,20 +100,37 @@ class OnnxRuntimeExecutor:
         if batch > 1 and self.uses_rewrite:
             # The rewritten graph does not come back: the weights of both at once would take twice the memory, and loading
             # takes time.
-            del self._session, self._binding
-            self._batch, self._cache, self._bound = 0, [], {}
+            del self._session
+            self._batch, self._cache, self._bindings = 0, [], {}
             self._open(rewrite=False)
+        self._start(batch, apart=False)
+
+    def open_rows(self, rows: int) -> None:
+        self._start(rows, apart=True)
+
+    def _start(self, rows: int, *, apart: bool) -> None:
         # Stale slots need no wiping: a slot is written before any mask lets a token look at it.
-        if batch != self._batch:
-            self._batch = batch
+        if rows != self._batch:
+            self._batch = rows
             self._cache = []
+        self._apart = apart
+        self._selected = range(rows)
         self._length = 0
+
+    def select_rows(self, rows: range) -> None:
+        self._selected = rows
+
+    def move_row(self, row: int, place: int, positions: int) -> None:
+        for array in self._cache:
+            array[place, :, :positions] = array[row, :, :positions]
 
     def reserve(self, positions: int) -> int:
         if positions > self._length:
             least, most = self._cache_steps
             step = min(most, max(least, self._length // 4 // least * least))
-            self._resize(-(-positions // step) * step)
+            # The rewritten graph reads each row up to its own length, and memory that is not touched is not taken.
+            whole = self._apart and self.uses_rewrite
+            self._resize(self._description.limits.max_positions if whole else -(-positions // step) * step)
         return self._length
 
     def _resize(self, length: int) -> None:
@@ -125,7 +145,7 @@ class OnnxRuntimeExecutor:
         if kept:
             for old, new in zip(self._cache, cache, strict=True):
                 new[:, :, :kept] = old
-        self._bind_cache(cache)
+        self._replace_cache(cache)
 
     def keep_rows(self, rows: Sequence[int]) -> bool:
         for array in self._cache:
@@ -133,53 +153,40 @@ class OnnxRuntimeExecutor:
                 if new != old:
                     array[new] = array[old]
         self._batch = len(rows)
-        self._bind_cache([array[: len(rows)] for array in self._cache])
+        self._selected = range(self._batch)
+        self._replace_cache([array[: len(rows)] for array in self._cache])
         return True
 
-    def _bind_cache(self, cache: list[np.ndarray]) -> None:
-        self._cache = cache
-        for (past, present), array in zip(self._cache_names, cache, strict=True):
-            value = ort.OrtValue.ortvalue_from_numpy(array)
-            self._binding.bind_ortvalue_input(past, value)
-            self._binding.bind_ortvalue_output(present, value)
+    def _replace_cache(self, cache: list[np.ndarray]) -> None:
+        self._cache, self._bindings = cache, {}
+
+    def _bound(self) -> BoundRows:
+        rows = self._selected
+        if rows not in self._bindings:
+            parts = (array[rows.start : rows.stop] for array in self._cache)
+            self._bindings[rows] = BoundRows(self._session, dict(zip(self._cache_names, parts, strict=True)))
+        return self._bindings[rows]
 
     def run(self, forward: Forward) -> np.ndarray:
-        self._bind_input("input_ids", forward.input_ids)
-        self._bind_input("logits_positions", forward.logits_positions)
+        bound = self._bound()
+        bound.set_input("input_ids", forward.input_ids)
+        bound.set_input("logits_positions", forward.logits_positions)
         if self.uses_rewrite:
             last = forward.position_ids[:, -1].astype(np.int32)
-            self._bind_input(LAST_POSITION, last)
-            self._bind_input(POSITIONS, np.array(last.max() + 1, np.int32))
+            bound.set_input(LAST_POSITION, last)
+            bound.set_input(POSITIONS, np.array(last.max() + 1, np.int32))
         else:
-            self._bind_input("position_ids", forward.position_ids)
-            self._bind_input("write_indices", forward.write_indices)
+            bound.set_input("position_ids", forward.position_ids)
+            bound.set_input("write_indices", forward.write_indices)
             for name, mask in forward.masks.items():
-                self._bind_input(name, mask)
+                bound.set_input(name, mask)
         batch, wanted, _ = forward.logits_positions.shape
-        logits = self._bind_logits((batch, wanted, self._description.vocab_size))
-        self._session.run_with_iobinding(self._binding)
+        logits = bound.run("logits", (batch, wanted, self._description.vocab_size), self._dtype)
         return logits if logits.dtype == np.float32 else logits.astype(np.float32)
 
     def close(self) -> None:
-        for name in ("_session", "_binding"):
-            self.__dict__.pop(name, None)
-        self._cache, self._bound = [], {}
-
-    def _bind_input(self, name: str, array: np.ndarray) -> None:
-        bound = self._bound.get(name)
-        if bound is not None and bound.shape == array.shape:
-            np.copyto(bound, array)
-            return
-        # On the processor an OrtValue uses the array's own memory: later runs of this shape only copy into it.
-        self._bound[name] = bound = np.array(array, order="C")
-        self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(bound))
-
-    def _bind_logits(self, shape: tuple[int, int, int]) -> np.ndarray:
-        bound = self._bound.get("logits")
-        if bound is None or bound.shape != shape:
-            self._bound["logits"] = bound = np.empty(shape, self._dtype)
-            self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(bound))
-        return bound
+        self.__dict__.pop("_session", None)
+        self._cache, self._bindings = [], {}
 
 
 def session_options(threads: int | None, accuracy_level: int) -> ort.SessionOptions:

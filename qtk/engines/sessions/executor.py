@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,6 +74,23 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Releases weights and buffers; nothing can be run afterwards. A second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class RowExecutor(Executor, Protocol):
+    """An executor whose rows run apart: some of them in one run, while the others keep what is in their cache."""
+
+    def open_rows(self, rows: int) -> None:
+        """Begins with `rows` rows, none of which holds anything. Takes the place of `start`."""
+        ...
+
+    def select_rows(self, rows: range) -> None:
+        """The rows that the next runs are of, a contiguous part of those opened. A run of several rows is of one token each."""
+        ...
+
+    def move_row(self, row: int, place: int, positions: int) -> None:
+        """Copies the first `positions` cache slots of a row into the place of another."""
         ...
 
 

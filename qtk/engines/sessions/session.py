@@ -295,13 +295,15 @@ class DecoderSession(EngineSession):
                 wanted = np.broadcast_to(np.arange(stop - first), (batch, stop - first))
             else:
                 wanted = np.clip(lengths - 1 - first, 0, stop - first - 1)[:, None]
-            yield first, self._run(ids[:, first:stop], positions, np.full(batch, first, np.int64), wanted)
+            yield first, self.run(ids[:, first:stop], positions, np.full(batch, first, np.int64), wanted)
 
     def _decode(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Runs one token of each row; `lengths` says at which position. Returns logits [batch, vocab]."""
-        return self._run(tokens[:, None], lengths[:, None], lengths, np.zeros((len(lengths), 1), np.int64))[:, 0]
+        return self.run(tokens[:, None], lengths[:, None], lengths, np.zeros((len(lengths), 1), np.int64))[:, 0]
 
-    def _run(self, ids: np.ndarray, positions: np.ndarray, write_indices: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def run(self, ids: np.ndarray, positions: np.ndarray, write_indices: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """One run of the graph. ids, positions [batch, tokens]; write_indices [batch], each row's first cache slot; wanted
+        [batch, some], the places in `ids` whose logits are returned: [batch, some, vocab], valid until the next run."""
         cache_length = self.executor.reserve(int(positions.max()) + 1)
         slots, here = np.arange(cache_length), positions[:, None, :, None]
         causal = slots <= here

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+from qtk.bench.accuracy.languages.assertions import Assertions
 from qtk.bench.accuracy.options import Rules
 from qtk.bench.accuracy.task import Task
 from qtk.errors import MachineError
@@ -20,7 +21,9 @@ class LanguageUnavailable(MachineError):
     """This machine lacks what a language needs: other languages can still be scored."""
 
 
-Verdict = Literal["passed", "failed", "compile_error", "timeout", "out_of_memory", "output_limit", "sandbox_error"]
+Verdict = Literal[
+    "passed", "failed", "tampered", "compile_error", "timeout", "out_of_memory", "output_limit", "sandbox_error"
+]
 # What the runtimes say when memory is refused, in small letters: Python, Ruby, D and Java; C++; Node, Go, Perl and Racket;
 # Lua; R; Rust; PHP; Bash.
 _MEMORY_WORDS = re.compile(
@@ -56,7 +59,8 @@ class Toolchain(ABC):
 
     commands: what must be on PATH. install: how the commands are installed, in words. requirements: libraries that some
     tasks need. company: whether programs may share a sandbox at first. seconds: the clock of one run. limits: of one
-    job. `settings` names the further fields that a suite's YAML may set.
+    job. assertion_form: how tests assert, where a wrong assertion can be made of one. `settings` names the further fields
+    that a suite's YAML may set.
     """
 
     commands: tuple[str, ...] = ()
@@ -65,6 +69,7 @@ class Toolchain(ABC):
     company: Company = field(default_factory=Company)
     seconds: float = 10.0
     limits: JobLimits = field(default_factory=JobLimits)
+    assertion_form: Assertions | None = None
 
     settings: ClassVar[frozenset[str]] = frozenset()
 
@@ -101,7 +106,9 @@ class Toolchain(ABC):
         raise NotImplementedError
 
     def verdict(self, outcome: ProgramOutcome, rules: Rules) -> Verdict:
-        """What the outcome means. A program passes only when it ran to the end of its tests."""
+        """What the outcome means. A program passes only when it ran to the end of its tests, and these meant what they say."""
+        if outcome.forged:
+            return "tampered"
         limit = _LIMIT_VERDICTS.get(outcome.ending)
         if limit is not None:
             # A compiler that complains without end complains about the program.

@@ -7,19 +7,33 @@ Testify comes from Debian's source package or a GOPATH. It is built once into a 
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 import subprocess
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from qtk.bench.accuracy.languages.assembly import Assembly, Frame, Head
 from qtk.bench.accuracy.languages.base import LanguageUnavailable, Requirement, Toolchain, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
+from qtk.bench.accuracy.languages.go_wire import (
+    ANSWER_IMPORTS,
+    TESTS_ARGUMENTS,
+    TESTS_IMPORTS,
+    TESTS_PACKAGE,
+    WIRE_PACKAGE,
+    WIRE_SOURCE,
+    asking,
+    running,
+    serving,
+)
 from qtk.bench.accuracy.languages.grammar import Grammar
 from qtk.bench.accuracy.languages.language import Language
 from qtk.bench.accuracy.task import Task
-from qtk.sandbox.job import MIB, Job
+from qtk.sandbox.job import MIB, Beside, Job
 
 # Packages that an answer may use without importing them: codefuse-evaluation's list.
 _PACKAGES = ("math", "strings", "fmt", "strconv", "time", "bytes", "regexp", "sort", "math/rand", "crypto/md5")
@@ -100,32 +114,12 @@ class _CodefuseRules(CodefuseRules):
 
 _TESTIFY = "github.com/stretchr/testify/assert"
 _TEST = re.compile(r"^func (Test\w*)\(\w+ \*testing\.T\)", re.MULTILINE)
-# The tests' package is called main, as the data has it; compiled under another path it can be imported like any other.
-# A second test says that the first came to its end; whether it passed, the exit code says. The word PASS that the
-# testing package prints after both goes nowhere, so that the sentinel is the last thing printed.
-_ENTRY = """package main
-
-import (
-	"fmt"
-	"os"
-	task "task"
-	"testing"
-)
-
-func end(*testing.T) {{
-	fmt.Print("{1}")
-	os.Stdout, _ = os.Open(os.DevNull)
-}}
-
-func main() {{
-	all := func(string, string) (bool, error) {{ return true, nil }}
-	testing.Main(all, []testing.InternalTest{{{{Name: "{0}", F: task.{0}}}, {{Name: "End", F: end}}}}, nil, nil)
-}}
-"""
+_PACKAGE = re.compile(r"^package\s+\w+", re.MULTILINE)
+_MAIN = re.compile(r"^func\s+main\s*\(\s*\)", re.MULTILINE)
 
 
 class GoToolchain(Toolchain):
-    """Package clause and imports, solution, tests: one file, compiled as a package and run by an entry of our own."""
+    """The answer as the program, its tests as a package that the program imports; run twice at the same time (`go_wire`)."""
 
     def prepare(self) -> None:
         _packages()
@@ -139,21 +133,46 @@ class GoToolchain(Toolchain):
         found = _TEST.search(task.tests)
         name = found.group(1) if found else "TestMissing"
         files = {
-            "main_test.go": f"{solution}\n{task.tests}",
-            "entry.go": _ENTRY.format(name, sentinel),
+            "answer.go": _answer(solution, task, name),
+            "tests.go": _tests(task, name),
             "packages": _packages(),
-            "packages-and-task": _packages() + "packagefile task=task.a\n",
+            "packages-and-tests": f"{_packages()}packagefile {TESTS_PACKAGE}=tests.a\n",
         }
         tool = f"{_go_root()}/bin/go"
         environment = {**environment, "GOROOT": _go_root(), "GOCACHE": str(_cache()), "GOMAXPROCS": "2"}
         compile_ = (tool, "tool", "compile")
+        beside = Beside(TESTS_ARGUMENTS, sentinel)
         steps = (
-            self._compile(*compile_, "-p", "task", "-importcfg", "packages", "-o", "task.a", "main_test.go"),
-            self._compile(*compile_, "-p", "main", "-importcfg", "packages-and-task", "-o", "entry.a", "entry.go"),
-            self._compile(tool, "tool", "link", "-importcfg", "packages-and-task", "-s", "-w", "-o", "main", "entry.a"),
-            self._run("./main"),
+            self._compile(*compile_, "-p", TESTS_PACKAGE, "-importcfg", "packages", "-o", "tests.a", "tests.go"),
+            self._compile(*compile_, "-p", "main", "-importcfg", "packages-and-tests", "-o", "answer.a", "answer.go"),
+            self._compile(
+                tool, "tool", "link", "-importcfg", "packages-and-tests", "-s", "-w", "-o", "main", "answer.a"
+            ),
+            replace(self._run("./main"), beside=beside),
         )
         return Job(files, steps, sentinel, environment, roomy(self.limits, 1536 * MIB, 128))
+
+
+def _answer(solution: str, task: Task, test: str) -> str:
+    """The answer as a program of its own. It may not have a function of the test's name, as if the test were beside it."""
+    body = solution.removeprefix(task.setup)
+    words = set(re.findall(r"\b(\w+)\.", _NOISE.sub(" ", _IMPORTS.sub("", body))))
+    there = set(_imports(body))
+    shared = [(alias, path) for alias, path in _imports(task.setup) if (alias or path.rsplit("/", 1)[-1]) in words]
+    lines = "".join(f'import {alias} "{path}"\n' for alias, path in shared if (alias, path) not in there)
+    body = _PACKAGE.sub("", body, count=1) if body is solution else body
+    main = "" if _MAIN.search(body) else "func main() {}\n"
+    return f"package main\n{ANSWER_IMPORTS}{lines}{body}\n{serving(task.entry)}{main}func {test}() {{}}\n"
+
+
+def _tests(task: Task, test: str) -> str:
+    """The tests, and of the prompt the functions before the one that was asked for. Its own stands for the answer's."""
+    found = GO.grammar.found(task.entry, task.prompt)
+    start = found[-1].start() if found else len(task.prompt)
+    helpers = task.prompt[:start].replace(task.imports, "", 1)
+    body = f"{helpers}{asking(task.prompt[start:], task.entry)}\n{task.tests}\n{running(test)}"
+    setup = f"package {TESTS_PACKAGE}\n{TESTS_IMPORTS}"
+    return go_source(replace(task, setup=setup, imports=f"{task.imports}\n{task.setup}"), body)
 
 
 def _cache() -> Path:
@@ -168,7 +187,7 @@ def _go_root() -> str:
 
 @functools.cache
 def _packages() -> str:
-    """The import configuration of the standard library and testify: `packagefile PATH=FILE` lines."""
+    """The import configuration of the standard library, testify and our own package: `packagefile PATH=FILE` lines."""
     for path in (os.environ.get("GOPATH", ""), "/usr/share/gocode", str(Path.home() / "go")):
         if path and (Path(path) / "src" / _TESTIFY).is_dir():
             break
@@ -186,7 +205,25 @@ def _packages() -> str:
     )
     if answer.returncode:
         raise LanguageUnavailable(f"go cannot build its standard library and testify: {answer.stderr.strip()[-500:]}")
-    return answer.stdout.replace("\n\n", "\n")
+    packages = answer.stdout.replace("\n\n", "\n")
+    return f"{packages}packagefile {WIRE_PACKAGE}={_wire(packages)}\n"
+
+
+def _wire(packages: str) -> Path:
+    """The package over which an answer and its tests talk, compiled once for these packages."""
+    key = hashlib.sha256(f"{_go_root()}\n{packages}\n{WIRE_SOURCE}".encode()).hexdigest()[:16]
+    archive = _cache() / f"{WIRE_PACKAGE}-{key}.a"
+    if archive.exists():
+        return archive
+    with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+        (Path(folder) / "wire.go").write_text(WIRE_SOURCE)
+        (Path(folder) / "packages").write_text(packages)
+        words = [f"{_go_root()}/bin/go", "tool", "compile", "-p", WIRE_PACKAGE, "-importcfg", "packages"]
+        answer = subprocess.run([*words, "-o", "wire.a", "wire.go"], cwd=folder, capture_output=True, text=True)
+        if answer.returncode:
+            raise LanguageUnavailable(f"go cannot build what qtk needs of it: {answer.stdout.strip()[-500:]}")
+        (Path(folder) / "wire.a").rename(archive)
+    return archive
 
 
 GO = Language(

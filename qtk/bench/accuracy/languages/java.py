@@ -1,10 +1,15 @@
-"""Java: the class of the tests is run by an entry class of our own, which says at the end that the end was reached."""
+"""Java: an answer and its tests are compiled at once and run in two virtual machines (`java_wire`)."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import os
 import re
-from dataclasses import dataclass
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,9 +18,10 @@ from qtk.bench.accuracy.languages.base import LanguageUnavailable, Toolchain, ne
 from qtk.bench.accuracy.languages.blocks import Braces
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
 from qtk.bench.accuracy.languages.grammar import Grammar
+from qtk.bench.accuracy.languages.java_wire import ANSWER_PACKAGE, TESTS_PACKAGE, WIRE_SOURCES, asking
 from qtk.bench.accuracy.languages.language import Language
 from qtk.bench.accuracy.task import Task
-from qtk.sandbox.job import MIB, Job
+from qtk.sandbox.job import MIB, Beside, Job
 
 _CLASS = re.compile(r"\bclass\s+(\w+)[^{]*\{")
 _MAIN_CLASS = re.compile(r"(?:public\s+)?(?:final\s+)?class\s+Main\b")
@@ -89,15 +95,6 @@ class _Assembly(Assembly):
         return code
 
 
-_ENTRY = """public class QtkEntry {{
-    public static void main(String[] arguments) throws Throwable {{
-        {1}.main(arguments);
-        System.out.flush();
-        System.out.print("{0}");
-        System.out.flush();
-    }}
-}}
-"""
 # Short runs: the quick compiler only, one collector thread, the class archive that the JDK brings.
 _QUICK = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx512m", "-XX:-UsePerfData")
 _COMPILER = (
@@ -110,12 +107,13 @@ _COMPILER = (
     "5",
     "-proc:none",
 )
+_ARCHIVE = "javac.jsa"
 _JAR_FOLDERS = ("/usr/share/java", "/usr/local/share/java")
 
 
 @dataclass(frozen=True)
 class JavaToolchain(Toolchain):
-    """Solution and tests in one file.
+    """Solution and tests in packages of their own, run by two virtual machines (`java_wire`).
 
     main_class: the class whose `main` runs the tests. assertions: whether Java's own are on. jar: the name of a library
     that the prompts import, looked for in CLASSPATH and where Debian keeps jars.
@@ -132,6 +130,7 @@ class JavaToolchain(Toolchain):
             raise LanguageUnavailable(
                 f"java needs {self.jar} (apt install lib{self.jar}-java, or its jar in the variable CLASSPATH)."
             )
+        _prepared()
 
     def _jar(self) -> Path | None:
         named = [Path(word) for word in os.environ.get("CLASSPATH", "").split(":") if word.endswith(".jar")]
@@ -142,19 +141,68 @@ class JavaToolchain(Toolchain):
 
     @property
     def readable(self) -> tuple[str, ...]:
-        return (str(self._jar()),) if self.jar else ()
+        return (*((str(self._jar()),) if self.jar else ()), str(_prepared()))
 
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
         sentinel = new_sentinel()
-        source = f"{self.main_class}.java"
-        files = {source: f"{solution}\n{task.tests}", "QtkEntry.java": _ENTRY.format(sentinel, self.main_class)}
-        path = ("-cp", f".:{self._jar()}" if self.jar else ".")
-        assertions = ("-ea",) if self.assertions else ()
+        libraries = ":".join([f"{_prepared()}/classes", *([str(self._jar())] if self.jar else [])])
+        files = {"answer.java": _answer(solution, task), f"{self.main_class}.java": _tests(task)}
+        archive = f"-J-XX:SharedArchiveFile={_prepared()}/{_ARCHIVE}"  # javac starts a third faster
+        runs = (
+            "java",
+            *_QUICK,
+            "--add-opens=java.base/java.io=ALL-UNNAMED",
+            *(("-ea",) if self.assertions else ()),
+            "-cp",
+        )
+        opened = _CLASS.search(task.prompt)
+        beside = Beside(
+            (*runs, f"/proc/self/fd/4:{libraries}", "qtkwire.Tests", f"{TESTS_PACKAGE}.{self.main_class}"),
+            sentinel,
+            packed=TESTS_PACKAGE,
+        )
+        served = f"{ANSWER_PACKAGE}.{opened.group(1) if opened else 'Solution'}"
         steps = (
-            self._compile(*_COMPILER, *path, source, "QtkEntry.java"),
-            self._run("java", *_QUICK, *assertions, *path, "QtkEntry"),
+            self._compile(*_COMPILER, archive, "-d", ".", "-cp", libraries, *files),
+            replace(self._run(*runs, f".:{libraries}", "qtkwire.Serve", served), beside=beside),
         )
         return Job(files, steps, sentinel, environment, roomy(self.limits, 1536 * MIB, 128))
+
+
+def _answer(solution: str, task: Task) -> str:
+    """The answer in its package. Where the tests close the class, it is closed here."""
+    return f"package {ANSWER_PACKAGE};\n{solution}\n{'}' if task.closing else ''}\n"
+
+
+def _tests(task: Task) -> str:
+    """The prompt's class, in which its last method asks the answer's, and the tests."""
+    found = JAVA.grammar.found(task.entry, task.prompt)
+    start = found[-1].start() if found else len(task.prompt)
+    methods = f"{task.prompt[:start]}{asking(task.prompt[start:], task.entry)}"
+    return f"package {TESTS_PACKAGE};\n{methods}{'' if task.closing else '}'}\n{task.tests}\n"
+
+
+@functools.cache
+def _prepared() -> Path:
+    """A folder with the classes over which an answer and its tests talk, and what makes javac start faster; made once."""
+    version = subprocess.run(["javac", "-version"], capture_output=True, text=True).stdout
+    known = hashlib.sha256("\n".join([version, *_COMPILER, *WIRE_SOURCES.values()]).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qtk" / "java"
+    if (cache / known).is_dir():
+        return cache / known
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        made = Path(folder) / known
+        for name, text in WIRE_SOURCES.items():
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).write_text(text)
+        words = [*_COMPILER, f"-J-XX:ArchiveClassesAtExit={_ARCHIVE}", "-d", "classes", *WIRE_SOURCES]
+        answer = subprocess.run(words, cwd=made, capture_output=True, text=True)
+        if answer.returncode:
+            raise LanguageUnavailable(f"javac cannot build what qtk needs of it: {answer.stderr.strip()[-500:]}")
+        with contextlib.suppress(OSError):  # another process was faster
+            made.rename(cache / known)
+    return cache / known
 
 
 _BLOCKS = _Blocks(

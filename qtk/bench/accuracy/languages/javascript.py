@@ -1,15 +1,12 @@
-"""JavaScript: Node runs solution and tests as one module; a failed console.assert is a failed test.
+"""JavaScript: Node runs solution and tests, each apart from the other; a failed console.assert is a failed test.
 
 Starting Node costs more than most programs do. So programs that use the language alone, and nothing of Node's, first share
-a sandbox and a Node process. There they run one after the other, each with a realm (global object, built-ins) of its own
-and a short time. Only a silent pass counts there; every other program runs in a sandbox and a process of its own.
+a sandbox and a Node process. There they run one after the other, each with a short time and two realms (global object,
+built-ins), one for the answer and one for its tests. Only a silent pass counts there; every other program runs alone, and then
+the answer and its tests are two processes. Either way only text crosses between the two (`javascript_runners`).
 
-A program in company is given nothing but objects of its own realm: `require` there knows a small `assert` written for it.
-No realm can make code from text, and the built-ins of the realm in which our own code runs are frozen. So a program that
-found a way out would find nothing to change.
-
-A program shares its process with the code that tells its end, in company or alone. What that code is called by has a name
-that is drawn for each program and is gone from the disk before it starts. That is a best effort, not a proof.
+No realm of an answer can make code from text, and the built-ins of the realm in which our own code runs are frozen. So a
+program in company that found a way out of its realm would find nothing to change.
 """
 
 from __future__ import annotations
@@ -22,16 +19,23 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qtk.bench.accuracy.languages.assembly import Assembly
 from qtk.bench.accuracy.languages.base import Company, Requirement, Toolchain, Verdict, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces, behind_parenthesis
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
 from qtk.bench.accuracy.languages.grammar import Grammar
+from qtk.bench.accuracy.languages.javascript_runners import (
+    ANSWER_RUNNER,
+    COMPANY_RUNNER,
+    SYNTAX_ERROR_EXIT,
+    tests_runner,
+)
 from qtk.bench.accuracy.languages.language import Language
 from qtk.bench.accuracy.options import Rules, harness_of
 from qtk.bench.accuracy.task import Task
-from qtk.sandbox.job import MIB, Job, ProgramOutcome
+from qtk.sandbox.job import MIB, Beside, Job, ProgramOutcome
 
 _ARROW = re.compile(r"\s*(?:\w+\s*)?=>\s*")
 _FUNCTION_WORDS = re.compile(r"\s*(?:async\s+)?(?:function\s*\*?\s*\w*\s*)?")
@@ -87,102 +91,14 @@ class _Assembly(Assembly):
         return _EXPORT.sub("", _EXPORT_LIST.sub("", code))
 
 
-_SYNTAX_ERROR_EXIT, _ASSERTION_EXIT = 97, 96
-# console.assert only prints and leaves the exit code 0. The runner counts, and says at the end that the end was reached.
-_RUNNER = """
-'use strict';
-const fs = require('fs'), vm = require('vm');
-const { sentinel, end } = JSON.parse(fs.readFileSync('words.json', 'utf8'));
-fs.unlinkSync('words.json');
-const write = fs.writeSync, leave = process.reallyExit.bind(process);
-const source = fs.readFileSync('task.js', 'utf8') + `\n;${end}(console, require);`;
-let program, failed = 0, ended = false;
-try {
-  // A parameter named arguments: by that word a program would come at the others.
-  program = vm.compileFunction(
-    source, ['exports', 'require', 'module', '__filename', '__dirname', end, 'arguments'], {filename: 'task.js'});
-} catch (error) {
-  write(2, String(error.stack) + '\\n');
-  leave(SYNTAX_ERROR);
-}
-const print = console.assert, assert = (value, ...rest) => { if (!value) failed += 1; print(value, ...rest); };
-Object.defineProperty(console, 'assert', {value: assert, writable: false, configurable: false});
-for (const module of [require('assert'), require('assert').strict]) Object.freeze(module);
-const task = {exports: {}}, theirs = console;
-const atEnd = (console, given) => { ended = console === theirs && given === require; };
-program.call(task.exports, task.exports, require, task, process.cwd() + '/task.js', process.cwd(), atEnd);
-process.on('exit', (code) => { if (code === 0 && failed) leave(ASSERTION); if (code === 0 && ended) write(1, sentinel); });
-""".replace("SYNTAX_ERROR", str(_SYNTAX_ERROR_EXIT)).replace("ASSERTION", str(_ASSERTION_EXIT))
-
 _COMPANY_SECONDS = 2  # a program that needs longer runs again alone, under the suite's own clock
 # Programs that mention any of these run in a process of their own: they reach beyond the language, or go on after its end.
 _OF_NODE = re.compile(
     r"\b(?:process|global|globalThis|constructor|__proto__|prototype|Function|eval|import|Reflect|Proxy|async|await|Promise"
-    r"|queueMicrotask|set(?:Timeout|Interval|Immediate)|Worker|Atomics|SharedArrayBuffer|WebAssembly|FinalizationRegistry)\b"
+    r"|queueMicrotask|set(?:Timeout|Interval|Immediate)|Worker|Atomics|SharedArrayBuffer|WebAssembly|FinalizationRegistry"
+    r"|require)\b"
 )
-_REQUIRED = re.compile(r"\brequire\b(?:\s*\(\s*(['\"])((?:node:)?assert)\1\s*\))?")
-# The small assert says yes only where Node's would: to all it does not know it says no, and the program runs again alone.
-_COMPANY = """
-'use strict';
-const fs = require('fs'), vm = require('vm');
-const { programs, milliseconds } = JSON.parse(fs.readFileSync('programs.json', 'utf8'));
-fs.unlinkSync('programs.json');  // before any program runs: none learns another's word
-const write = fs.writeSync, { createContext, compileFunction, runInContext } = vm, folder = process.cwd();
-const realm = new vm.Script(`(() => {
-  'use strict';
-  const { isArray } = Array, { keys, getPrototypeOf } = Object, plain = getPrototypeOf({}), has = Object.hasOwn;
-  let wrong = 0, ended = false, run;
-  const count = () => { wrong += 1; };
-  const check = (value) => { if (!value) wrong += 1; };
-  const same = (a, b) => {
-    if (a === b || (a !== a && b !== b)) return true;
-    const objects = (typeof a === 'object' && a !== null) + (typeof b === 'object' && b !== null);
-    if (objects === 0) return typeof a !== 'function' && typeof b !== 'function' && a == b;
-    if (objects === 1 || isArray(a) !== isArray(b) || (isArray(a) && a.length !== b.length)) return false;
-    if (!isArray(a) && (getPrototypeOf(a) !== plain || getPrototypeOf(b) !== plain)) return false;
-    const names = keys(a);
-    if (names.length !== keys(b).length) return false;
-    for (let i = 0; i < names.length; i += 1) if (!has(b, names[i]) || !same(a[names[i]], b[names[i]])) return false;
-    return true;
-  };
-  const assert = Object.freeze({
-    deepEqual: (a, b) => check(same(a, b)), equal: (a, b) => check(a == b || (a !== a && b !== b)) });
-  const console = { log: count, error: count, warn: count, info: count, debug: count, table: count, dir: count };
-  Object.defineProperty(console, 'assert', { value: check, writable: false, configurable: false });
-  globalThis.console = console;
-  const require = (name) => { if (name === 'assert' || name === 'node:assert') return assert; throw new Error(name); };
-  const end = (theirs, given) => { ended = theirs === console && given === require; };
-  const exports = {}, task = { exports };
-  return {
-    take: (program, folder) => { run = () => program.call(exports, exports, require, task, folder + '/task.js', folder, end); },
-    run: () => run(),
-    passed: () => ended && wrong === 0,
-  };
-})()`);
-function passes({ source, word, end }) {
-  const context = createContext(Object.create(null), { codeGeneration: { strings: false, wasm: false } });
-  const own = realm.runInContext(context);
-  const names = ['exports', 'require', 'module', '__filename', '__dirname', end, 'arguments'];
-  own.take(
-    compileFunction(source + `\n;${end}(console, require);`, names, { parsingContext: context, filename: 'task.js' }), folder);
-  context[word] = own.run;
-  const start = `{ const run = globalThis['${word}']; delete globalThis['${word}']; run(); }`;
-  runInContext(start, context, { timeout: milliseconds });
-  return own.passed();
-}
-for (const name of runInContext('Object.getOwnPropertyNames(globalThis)', createContext())) {
-  const value = typeof globalThis[name] === 'function' ? globalThis[name] : null;
-  if (value && value.prototype) { Object.freeze(value.prototype); Object.freeze(value); }
-}
-for (const value of [[].values(), ''[Symbol.iterator](), (function* () {})(), async () => {}, async function* () {}])
-  for (let at = Object.getPrototypeOf(value); at; at = Object.getPrototypeOf(at)) Object.freeze(at);
-for (const value of [Reflect, JSON, Math, vm, fs]) Object.freeze(value);
-for (let number = 0; number < programs.length; number += 1) {
-  let passed = false;
-  try { passed = passes(programs[number]); } catch { passed = false; }
-  if (passed === true) write(1, programs[number].word + '\\n');
-}
-"""
+_REQUIRED = re.compile(r"\brequire\s*\(\s*(['\"])(?:node:)?assert\1\s*\)")
 
 
 class JavaScriptToolchain(Toolchain):
@@ -193,12 +109,24 @@ class JavaScriptToolchain(Toolchain):
         return tuple(str(path) for path in [*_module_folders(), *_node_home()])
 
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
-        sentinel = new_sentinel()
-        words = json.dumps({"sentinel": sentinel, "end": f"end_{secrets.token_hex(8)}"})
-        files = {"task.js": f"{solution}\n{task.tests}", "runner.js": _RUNNER, "words.json": words}
+        sentinel, helpers = new_sentinel(), _prompt_helpers(task)
+        names = [task.entry, *(name for name in _called(task, solution) if name != task.entry)]
+        own = _own_helpers(task, solution)
+        parts = {
+            "source": solution,
+            "whole": task.tests,
+            "tests": f"{helpers}\n{task.tests}",
+            "names": [*names, *own],
+            "theirs": len(names),
+            "sentinel": sentinel,
+        }
+        words = json.dumps({"end": f"end_{secrets.token_hex(8)}", "names": parts["names"]})
+        files = {"task.js": solution, "runner.js": ANSWER_RUNNER, "words.json": words}
         folders = ":".join(str(path) for path in _module_folders())
         environment = {**environment, "NODE_PATH": folders, "NODE_NO_WARNINGS": "1"}
-        step = self._run(*self._node(), "runner.js")
+        text = json.dumps(parts)
+        beside = Beside((*self._node(), "-"), tests_runner(text), parts={"json": text})
+        step = replace(self._run(*self._node(), "runner.js"), beside=beside)
         return Job(files, (step,), sentinel, environment, roomy(self.limits, 1024 * MIB, 64))
 
     def _node(self) -> tuple[str, ...]:
@@ -207,19 +135,21 @@ class JavaScriptToolchain(Toolchain):
         return (shutil.which("node") or "node", *flags)
 
     def sociable(self, job: Job) -> bool:
-        """Whether the program, tests and all, uses the language alone, besides the module assert."""
-        source = job.files["task.js"]
-        return not _OF_NODE.search(source) and all(required.group(2) for required in _REQUIRED.finditer(source))
+        """Whether the program uses the language alone, and its tests besides that at most the module assert."""
+        parts = _parts(job)
+        tests = _REQUIRED.sub("", parts["tests"])
+        return (
+            parts["theirs"] == len(parts["names"])
+            and not _OF_NODE.search(job.files["task.js"])
+            and not _OF_NODE.search(tests)
+        )
 
     def together(self, jobs: Sequence[Job]) -> Job:
         content = {
-            "programs": [
-                {"source": job.files["task.js"], "word": job.sentinel, "end": f"end_{secrets.token_hex(8)}"}
-                for job in jobs
-            ],
+            "programs": [{**_parts(job), "word": job.sentinel, "end": f"end_{secrets.token_hex(8)}"} for job in jobs],
             "milliseconds": 1000 * _COMPANY_SECONDS,
         }
-        files = {"programs.json": json.dumps(content), "runner.js": _COMPANY}
+        files = {"programs.json": json.dumps(content), "runner.js": COMPANY_RUNNER}
         step = replace(
             self._run(*self._node(), "--disallow-code-generation-from-strings", "runner.js"),
             wall_seconds=self.seconds + _COMPANY_SECONDS * len(jobs),
@@ -228,12 +158,109 @@ class JavaScriptToolchain(Toolchain):
         return replace(jobs[0], files=files, steps=(step,))
 
     def verdict(self, outcome: ProgramOutcome, rules: Rules) -> Verdict:
-        if outcome.ending == "exited" and outcome.exit_code == _SYNTAX_ERROR_EXIT:
+        if outcome.ending == "exited" and outcome.exit_code == SYNTAX_ERROR_EXIT:
             return "compile_error"
         verdict = super().verdict(outcome, rules)
         if harness_of(rules) == "codefuse" and verdict == "passed" and (outcome.stdout or outcome.stderr):
             return "failed"  # codefuse-evaluation takes any output for a failed console.assert
         return verdict
+
+
+# What tests mean by these is Node's, whatever an answer calls so.
+_GLOBALS = frozenset(
+    (
+        *(
+            "console",
+            "require",
+            "module",
+            "exports",
+            "process",
+            "global",
+            "globalThis",
+            "Buffer",
+            "assert",
+            "arguments",
+        ),
+        *(
+            "Object",
+            "Array",
+            "String",
+            "Number",
+            "Boolean",
+            "Symbol",
+            "BigInt",
+            "Math",
+            "JSON",
+            "Date",
+            "RegExp",
+            "Map",
+        ),
+        *(
+            "Set",
+            "WeakMap",
+            "WeakSet",
+            "Promise",
+            "Proxy",
+            "Reflect",
+            "Iterator",
+            "Intl",
+            "Function",
+            "eval",
+            "undefined",
+        ),
+        *(
+            "Error",
+            "TypeError",
+            "RangeError",
+            "SyntaxError",
+            "ReferenceError",
+            "EvalError",
+            "URIError",
+            "NaN",
+            "Infinity",
+        ),
+        *(
+            "parseInt",
+            "parseFloat",
+            "isNaN",
+            "isFinite",
+            "structuredClone",
+            "setTimeout",
+            "setInterval",
+            "setImmediate",
+        ),
+    )
+)
+
+
+def _parts(job: Job) -> dict[str, Any]:
+    """What the program of a job's tests was made of."""
+    beside = job.steps[0].beside
+    assert beside is not None
+    return json.loads(beside.parts["json"])
+
+
+def _prompt_helpers(task: Task) -> str:
+    """What the prompt defines before the function that was asked for: the tests may use it, as the prompt has it."""
+    found = JAVASCRIPT.grammar.found(task.entry, task.prompt)
+    return task.prompt[: found[-1].start()] if found else ""
+
+
+def _own_helpers(task: Task, solution: str) -> list[str]:
+    """Those of the prompt's helpers that the tests use and the solution has as well: the tests have to pass with either."""
+    there = {defined.name for defined in JAVASCRIPT.grammar.definitions(solution)}
+    words = set(re.findall(r"[A-Za-z_$][\w$]*", task.tests))
+    helpers = JAVASCRIPT.grammar.definitions(_prompt_helpers(task))
+    return [name for name in {defined.name: None for defined in helpers} if name in there & words]
+
+
+def _called(task: Task, solution: str) -> list[str]:
+    """Names at the top level of a solution that its tests mention and that neither they nor the prompt's helpers define."""
+    grammar = JAVASCRIPT.grammar
+    helpers, words = _prompt_helpers(task), set(re.findall(r"[A-Za-z_$][\w$]*", task.tests))
+    theirs = {defined.name for text in (helpers, task.tests) for defined in grammar.definitions(text)}
+    wanted = words - theirs - _GLOBALS
+    return [name for name in {defined.name: None for defined in grammar.definitions(solution)} if name in wanted]
 
 
 def _module_folders() -> list[Path]:

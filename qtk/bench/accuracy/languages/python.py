@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 
 from qtk.bench.accuracy.languages.assembly import Assembly, Frame
 from qtk.bench.accuracy.languages.base import Requirement, Toolchain, Verdict, new_sentinel
@@ -11,10 +12,11 @@ from qtk.bench.accuracy.languages.blocks import Indentation, indented_end
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
 from qtk.bench.accuracy.languages.grammar import Grammar
 from qtk.bench.accuracy.languages.language import Language
+from qtk.bench.accuracy.languages.python_tests import tests_apart
 from qtk.bench.accuracy.options import Rules
 from qtk.bench.accuracy.task import Task
+from qtk.sandbox.answer_process import MEMORY_ERROR_EXIT, SYNTAX_ERROR_EXIT
 from qtk.sandbox.job import Job, ProgramOutcome
-from qtk.sandbox.supervisor import MEMORY_ERROR_EXIT, SYNTAX_ERROR_EXIT
 
 _CODE_START = re.compile(
     r"^(?:def |class |import |from \w+(?:\.\w+)* import|@\w|async def |[A-Za-z_]\w* *=[^=])", re.MULTILINE
@@ -124,7 +126,7 @@ def _without_top_level(answer: str) -> str:
 
 
 class PythonToolchain(Toolchain):
-    """Solution, then tests, as one script."""
+    """Solution and tests in two processes; as one script where the tests cannot do without the solution's own objects."""
 
     def preload(self, header: str) -> tuple[str, ...]:
         """The modules that the header imports, so that no program pays for them."""
@@ -137,8 +139,10 @@ class PythonToolchain(Toolchain):
         return ("typing", "math", "random", *modules)
 
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
-        files = {"main.py": f"{solution}\n{task.tests}\n"}
-        return Job(files, (self._run(script="main.py"),), new_sentinel(), environment, self.limits)
+        apart = tests_apart(task)
+        files = {"main.py": solution if apart else f"{solution}\n{task.tests}\n"}
+        step = replace(self._run(script="main.py"), apart=apart)
+        return Job(files, (step,), new_sentinel(), environment, self.limits)
 
     def verdict(self, outcome: ProgramOutcome, rules: Rules) -> Verdict:
         if outcome.ending == "exited" and outcome.exit_code == SYNTAX_ERROR_EXIT:

@@ -64,6 +64,7 @@ class ProgramsMeasure:
             level=workplace.sandbox,
             rules=self.options.rules,
             workers=self.options.workers,
+            data=loaded.files,
         ) as scorer:
             limits = scorer.limits_note(tasks[0])
             if any(key not in finished for key in keys):

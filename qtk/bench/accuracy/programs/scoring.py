@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from qtk.bench.accuracy.languages.base import LanguageUnavailable, Verdict
@@ -14,7 +15,7 @@ from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.assemble import reference_source
 from qtk.bench.accuracy.programs.compatibility import bigcode_source, codefuse_source
 from qtk.bench.accuracy.programs.extraction import Extracted, extract
-from qtk.bench.accuracy.suites.suites import Suite
+from qtk.bench.accuracy.suites.suites import Suite, data_of_suites
 from qtk.bench.accuracy.task import Task
 from qtk.errors import MachineError, listing
 from qtk.progress import Progress, warn
@@ -83,12 +84,23 @@ class Scorer:
         for scored in scorer.score(tasks, answers): ...
     """
 
-    def __init__(self, suite: Suite, language: str, *, level: Level, rules: Rules, workers: int | None) -> None:
-        """LanguageUnavailable when qtk does not know the language, or its commands or libraries are absent."""
+    def __init__(
+        self,
+        suite: Suite,
+        language: str,
+        *,
+        level: Level,
+        rules: Rules,
+        workers: int | None,
+        data: Sequence[Path] = (),
+    ) -> None:
+        """data: files and folders with tasks, which no program may read. LanguageUnavailable when qtk does not know the
+        language, or its commands or libraries are absent."""
         self.suite, self.language, self.rules = suite, language, rules
         self.toolchain = language_named(language).ready_toolchain(suite.seconds, suite.languages[language].settings)
         preload = self.toolchain.preload(suite.header(language))
-        self.workers = Workers(level, count=workers, readable=self.toolchain.readable, preload=preload)
+        hidden = tuple(str(path) for path in (*data_of_suites(), *data))
+        self.workers = Workers(level, count=workers, readable=self.toolchain.readable, preload=preload, hidden=hidden)
 
     def limits_note(self, task: Task) -> str:
         """The limits of this language's programs, in words."""

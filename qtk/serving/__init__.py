@@ -1,0 +1,1 @@
+"""Serving an engine over HTTP: the interface of OpenAI, many clients at once."""
