@@ -4,8 +4,9 @@ python bench/serve_overhead.py ENGINE [--rounds 12] [--shape 64/64] [--clients 8
 
 ENGINE is a CPU engine of at least as many rows as clients (`qtk build-engine ... --max-batch-size 8`). Each round makes one
 call of the engine's session in this process, as `qtk generate` does, the same request to a server in a process of its own,
-whole and streamed, and then one from every client at once. Rounds alternate their order. The server is asked with the
-client of the package openai. Prompts are random token ids, the most likely token is taken, and no token ends a text.
+whole and streamed, and then one from every client at once. Rounds alternate their order. Whole answers are asked for with
+the client of the package openai, streams with that of `qtk bench latency`, all on this machine. Prompts are random token
+ids, the most likely token is taken, and no token ends a text.
 Prints a table for docs/benchmarks.md.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import queue
 import re
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from openai import OpenAI
 
+from qtk.bench.endpoint.client import Endpoint, EndpointClient, streamed_answer
 from qtk.bench.options import parse_shapes
 from qtk.engines.sessions.decoding import Decoding
 from qtk.engines.sessions.session import EngineSession, open_session
@@ -43,8 +46,9 @@ class Ways:
     streamed: Callable[[list[list[int]]], int]
 
 
-def ways(session: EngineSession, client: OpenAI, model: str, new_tokens: int) -> Ways:
+def ways(session: EngineSession, endpoint: Endpoint, model: str, new_tokens: int) -> Ways:
     more = {"ignore_eos": True}
+    client = OpenAI(base_url=endpoint.address, api_key=endpoint.key or "none", max_retries=0)
 
     def generate(prompts: list[list[int]]) -> int:
         return len(session.generate(prompts, new_tokens, Decoding(ignore_eos=True)).tokens[0])
@@ -56,19 +60,14 @@ def ways(session: EngineSession, client: OpenAI, model: str, new_tokens: int) ->
         assert answer.usage is not None
         return answer.usage.completion_tokens
 
+    idle: queue.SimpleQueue[EndpointClient] = queue.SimpleQueue()
+
     def streamed_of(prompt: list[int]) -> int:
-        pieces = client.completions.create(
-            model=model,
-            prompt=prompt,
-            max_tokens=new_tokens,
-            temperature=0,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body=more,
-        )
-        last = list(pieces)[-1]
-        assert last.usage is not None
-        return last.usage.completion_tokens
+        asked = EndpointClient(endpoint) if idle.empty() else idle.get()
+        body = {"model": model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "stream": True, **more}
+        answer = streamed_answer(asked, {**body, "stream_options": {"include_usage": True}})
+        idle.put(asked)
+        return answer.tokens or 0
 
     def at_once(one: Callable[[list[int]], int]) -> Callable[[list[list[int]]], int]:
         def all_of(prompts: list[list[int]]) -> int:
@@ -98,8 +97,8 @@ def main() -> None:
     ):
         assert server.stdout is not None
         address = re.findall(r"http://[\d.:]+\d", server.stdout.readline())[0]
-        client = OpenAI(base_url=f"{address}/v1", api_key=os.environ.get("QTK_API_KEY", "none"), max_retries=0)
-        by = ways(session, client, "engine", new_tokens)
+        endpoint = Endpoint(f"{address}/v1", os.environ.get("QTK_API_KEY", ""))
+        by = ways(session, endpoint, "engine", new_tokens)
         rows = {
             "`qtk generate`": (by.generate, 1),
             "`qtk serve`, whole answers": (by.whole, 1),

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 import qtk.bench.accuracy  # noqa: F401 - loaded first, so that the name in this package means the function below
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.accuracy.results.score import CompareOptions
+from qtk.bench.endpoint.options import EndpointOptions, LoadOptions, is_address
 from qtk.bench.options import DivergenceOptions, LatencyOptions
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from qtk.bench.accuracy.answer_source import AnswerSource
     from qtk.bench.accuracy.results.comparison import Comparison
     from qtk.bench.accuracy.results.result import AccuracyResult
@@ -29,26 +32,48 @@ def latency(
     engine: str | Path | Sequence[str | Path],
     options: LatencyOptions = LatencyOptions(),
     *,
+    endpoint: EndpointOptions = EndpointOptions(),
+    load: LoadOptions = LoadOptions(),
+    plot: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> LatencyReport:
-    """Measures an engine: tokens/s of the whole call, time to first token, time between tokens.
+    """Measures an engine, or an endpoint of OpenAI's API by its address: tokens/s of the whole call, time to first token, time
+    between tokens.
 
-    Several engines are measured by turns, call by call; the ratio of each to the first is in the report.
-    InputError for a directory that is not an engine, shapes that it cannot take, or an `out` that exists; MachineError where
-    the engine's runtime or GPU is absent.
+    Several are measured by turns, call by call; the ratio of each to the first is in the report. endpoint, load: of addresses
+    only. plot: an .svg file of the endpoints under load, with `out` its name in that directory. A report of endpoints is an
+    `EndpointReport`, whose `failure` says what could not be measured. InputError for a directory that is not an engine, shapes
+    that it cannot take, an address that is not that of an endpoint, or an `out` that exists; MachineError where the engine's
+    runtime or GPU is absent, or the endpoint is down.
     """
     from qtk.bench.latency_run import engine_roles, measure_engines
-    from qtk.bench.results import measure_into
+    from qtk.bench.results import RESULT_NAME, result_directory, write_result
 
-    engines = [Path(engine)] if isinstance(engine, str | Path) else [Path(path) for path in engine]
+    targets = [engine] if isinstance(engine, str | Path) else list(engine)
+    addresses = tuple(str(target) for target in targets if is_address(str(target)))
+    engines = [Path(target) for target in targets if not is_address(str(target))]
+    recorded: BaseModel = options
+    if addresses:
+        from qtk.bench.endpoint.measurement import EndpointRun, draw_load, measure_endpoints
 
-    def run() -> LatencyReport:
-        return measure_engines(engines, options)
+        recorded = asked = EndpointRun(addresses=addresses, latency=options, endpoint=endpoint, load=load)
+
+    def run(directory: Path) -> LatencyReport:
+        if not addresses:
+            return measure_engines(engines, options)
+        report = measure_endpoints(targets, asked)
+        if plot is not None:
+            draw_load(report, directory / plot)
+        return report
 
     if out is None:
-        return run()
-    return measure_into(Path(out), "latency", options, engine_roles(engines), run, overwrite=overwrite)
+        return run(Path())
+    inputs = engine_roles(engines)
+    with result_directory(Path(out), "latency", recorded, inputs, overwrite=overwrite) as directory:
+        result = run(directory)
+        write_result(result, directory / RESULT_NAME)
+    return result
 
 
 def divergence(
@@ -82,11 +107,13 @@ def accuracy(
     options: AccuracyOptions = AccuracyOptions(),
     model_options: ModelOptions = ModelOptions(),
     *,
+    endpoint: EndpointOptions = EndpointOptions(),
     overwrite: bool = False,
     resume: bool = False,
 ) -> AccuracyResult:
-    """Scores an engine or a checkpoint (a directory), or answers that were generated elsewhere (a JSONL file), on the suites of
-    the options, and writes the directory `out`. model_options: how a model is asked.
+    """Scores an engine or a checkpoint (a directory), a model of an endpoint (an address), or answers that were generated
+    elsewhere (a JSONL file), on the suites of the options, and writes the directory `out`. model_options: how a model is asked;
+    endpoint: which model of an address.
 
     Programs run in a sandbox. InputError for what cannot be measured, before any work; MachineError when nothing could be scored.
     """
@@ -94,8 +121,13 @@ def accuracy(
     from qtk.bench.accuracy.model_source import ModelSource
     from qtk.bench.accuracy.programs.answers import AnswerFile
 
-    path = Path(source)
     answers: AnswerSource
+    if is_address(str(source)):
+        from qtk.bench.accuracy.endpoint_source import EndpointSource
+
+        answers = EndpointSource(str(source), endpoint, model_options, options.rules)
+        return run_accuracy(options, answers, Output(Path(out), resume, overwrite))
+    path = Path(source)
     answers = AnswerFile(path) if path.is_file() else ModelSource(path, model_options, options.rules)
     return run_accuracy(options, answers, Output(Path(out), resume, overwrite))
 

@@ -69,8 +69,11 @@ class ShapeLatency(BaseModel):
 
 
 class EngineLatency(BaseModel):
-    """One engine's figures. first_call_ms: the first call of all, kept apart because some runtimes compile their kernels in
-    it. compiled_before: whether the kernels were found compiled; None for runtimes that compile none at first use."""
+    """One engine's figures, or those of an endpoint, of which little more is known than its name.
+
+    first_call_ms: the first call of all, kept apart because some runtimes compile their kernels in it. compiled_before:
+    whether the kernels were found compiled; None for runtimes that compile none at first use.
+    """
 
     model_config = ConfigDict(frozen=True)
     engine: str
@@ -78,7 +81,7 @@ class EngineLatency(BaseModel):
     gpu: str
     dtype: str
     accuracy_level: int | None
-    lm_head_bits: int
+    lm_head_bits: int | None
     first_call_ms: float
     compiled_before: bool | None = None
     shapes: list[ShapeLatency]
@@ -117,7 +120,8 @@ class LatencyReport(BaseModel):
 
     threads: those that the engines computed with on the processor. load_before, load_after: the system's load average over
     one minute, this process included. The four are None in results that were written before they were recorded. ratios: of
-    every later engine to the first. warnings: what puts figures in doubt.
+    every later engine to the first. warnings: what puts figures in doubt. failures: shapes that could not be measured, each
+    with its reason.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -129,6 +133,7 @@ class LatencyReport(BaseModel):
     engines: list[EngineLatency]
     ratios: list[SpeedRatio] = []
     warnings: list[str] = []
+    failures: list[str] = []
 
     @model_validator(mode="before")
     @classmethod

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from qtk.bench.latency_result import (
-    EngineLatency,
     LatencyReport,
     Quantiles,
     ShapeLatency,
@@ -27,16 +26,14 @@ from qtk.bench.latency_result import (
     unpaired_ratio,
 )
 from qtk.bench.options import LatencyOptions, parse_shapes
-from qtk.engines.sessions.decoding import Decoding
-from qtk.engines.sessions.session import EngineSession, Generation, open_session, read_built
-from qtk.errors import InputError, listing
+from qtk.bench.timed import Shape, Timed, TimedCall, TimedEngine, shape_name
+from qtk.engines.sessions.session import EngineSession, open_session, read_built
+from qtk.errors import InputError
 from qtk.machine import available_memory, machine, threads_for
 from qtk.progress import Progress, warn
 
 # A runtime's threads spin for a moment after a call; they must not take the next engine's cores.
 _REST_SECONDS = 0.02
-
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -87,17 +84,36 @@ def measure(
     on_call: Callable[[CallDone], None] = lambda call: None,
     on_failure: Callable[[str, Exception], None] | None = None,
 ) -> LatencyReport:
-    """Measures every shape of the options on every session, by turns. InputError, before any run, for shapes that an engine
-    cannot take.
+    """`measure_timed` of engines' sessions."""
+    return measure_timed(
+        [TimedEngine(session) for session in sessions],
+        options,
+        first_call_seconds=first_call_seconds,
+        on_call=on_call,
+        on_failure=on_failure,
+    )
+
+
+def measure_timed(
+    timed: Sequence[Timed],
+    options: LatencyOptions,
+    *,
+    first_call_seconds: float | None = None,
+    on_call: Callable[[CallDone], None] = lambda call: None,
+    on_failure: Callable[[str, Exception], None] | None = None,
+) -> LatencyReport:
+    """Measures every shape of the options on everything that is timed, by turns. InputError, before any run, for shapes that
+    one of them cannot take.
 
     first_call_seconds: the time of the only session's first call, where the caller has made it already. on_failure is given
     "16/8" and the exception of a shape that fails, and the other shapes go on; without it the exception ends the
     measurement.
     """
     shapes = parse_shapes(options.shapes)
-    _require_fit(sessions, shapes, options.batch_size)
+    for one in timed:
+        one.require_fit(shapes, options.batch_size)
     load_before = _load()
-    turns = _Turns(sessions, shapes, options, on_call)
+    turns = _Turns(timed, shapes, options, on_call)
     first_calls = turns.first_calls() if first_call_seconds is None else [first_call_seconds]
     measured: list[list[ShapeLatency]] = []
     for shape in shapes:
@@ -106,14 +122,14 @@ def measure(
         except Exception as error:
             if on_failure is None:
                 raise
-            on_failure(_name(shape), error)
+            on_failure(shape_name(shape), error)
     engines = [
-        _engine_latency(session, seconds, [of_shape[index] for of_shape in measured])
-        for index, (session, seconds) in enumerate(zip(sessions, first_calls, strict=True))
+        one.figures(seconds, [of_shape[index] for of_shape in measured])
+        for index, (one, seconds) in enumerate(zip(timed, first_calls, strict=True))
     ]
     load, cores = _load(), machine().cores
     ratios = (
-        paired_ratio(engines[0], engine, _name(shape), load=load, cores=cores)
+        paired_ratio(engines[0], engine, shape_name(shape), load=load, cores=cores)
         for shape in shapes
         for engine in engines[1:]
     )
@@ -137,46 +153,46 @@ def measure(
 def time_first_call(session: EngineSession, shape: Shape, batch: int) -> float:
     """Seconds of one call of (prompt, output) tokens. In a fresh session, kernels are compiled in this call."""
     begin = time.perf_counter()
-    _call(session, np.random.default_rng(0), shape, batch)
+    TimedEngine(session).call(np.random.default_rng(0), shape, batch)
     return time.perf_counter() - begin
 
 
 class _Turns:
-    """Calls the sessions by turns, and tells after each call how long all that is left is expected to take."""
+    """Calls what is timed by turns, and tells after each call how long all that is left is expected to take."""
 
     def __init__(
         self,
-        sessions: Sequence[EngineSession],
+        timed: Sequence[Timed],
         shapes: Sequence[Shape],
         options: LatencyOptions,
         on_call: Callable[[CallDone], None],
     ) -> None:
-        self._sessions, self._options, self._on_call = sessions, options, on_call
+        self._timed, self._options, self._on_call = timed, options, on_call
         self._to_do = list(shapes)
         # The same seed for each, so that engines of one vocabulary get the same prompts.
-        self._random = [np.random.default_rng(options.seed) for _ in sessions]
+        self._random = [np.random.default_rng(options.seed) for _ in timed]
         self._begin = time.perf_counter()
-        # The latest call of each session, from which the time of calls of other shapes is estimated.
-        self._latest: list[tuple[Shape, Generation] | None] = [None for _ in sessions]
+        # The latest call of each, from which the time of calls of other shapes is estimated.
+        self._latest: list[tuple[Shape, TimedCall] | None] = [None for _ in timed]
 
     def first_calls(self) -> list[float]:
-        """Seconds of each session's first call, of the first shape."""
+        """Seconds of the first call of each, of the first shape."""
         seconds = []
-        for index in range(len(self._sessions)):
+        for index in range(len(self._timed)):
             begin = time.perf_counter()
             self._turn(index, self._to_do[0], "first calls", lambda: 0.0)
             seconds.append(time.perf_counter() - begin)
         return seconds
 
-    def measure(self, shape: Shape) -> list[list[Generation]]:
-        """The measured calls of each session at one shape: as many as the time allows, the same number of each."""
-        options, name, count = self._options, _name(shape), len(self._sessions)
+    def measure(self, shape: Shape) -> list[list[TimedCall]]:
+        """The measured calls of each at one shape: as many as the time allows, the same number of each."""
+        options, name, count = self._options, shape_name(shape), len(self._timed)
         self._to_do.remove(shape)
         for warmup in range(options.warmups):
             for index in range(count):
                 warmups = options.warmups - warmup - (index + 1) / count
                 self._turn(index, shape, f"{name}: warm-up", functools.partial(self._shape_seconds, shape, warmups))
-        calls: list[list[Generation]] = [[] for _ in self._sessions]
+        calls: list[list[TimedCall]] = [[] for _ in self._timed]
         begin, rounds, last = time.perf_counter(), 0, False
         while not last:
             for index in range(count):
@@ -187,14 +203,14 @@ class _Turns:
             last = rounds >= options.runs and elapsed + elapsed / rounds > options.seconds * count
         return calls
 
-    def _turn(self, index: int, shape: Shape, detail: str, left_of_shape: Callable[[], float]) -> Generation:
-        if len(self._sessions) > 1:
+    def _turn(self, index: int, shape: Shape, detail: str, left_of_shape: Callable[[], float]) -> TimedCall:
+        if len(self._timed) > 1:
             time.sleep(_REST_SECONDS)
-        generation = _call(self._sessions[index], self._random[index], shape, self._options.batch_size)
-        self._latest[index] = shape, generation
+        call = self._timed[index].call(self._random[index], shape, self._options.batch_size)
+        self._latest[index] = shape, call
         left = left_of_shape() + sum(self._shape_seconds(later, self._options.warmups) for later in self._to_do)
         self._on_call(CallDone(detail, time.perf_counter() - self._begin, left))
-        return generation
+        return call
 
     def _round_seconds(self, shape: Shape) -> float:
         """What one call of each session is expected to take: the prompt's time grows with the prompt, the rest with the
@@ -210,13 +226,13 @@ class _Turns:
 
     def _shape_seconds(self, shape: Shape, warmups: float) -> float:
         """Of a shape of which so many rounds of warm-ups and all measured calls are left."""
-        budget = self._options.seconds * len(self._sessions)
+        budget = self._options.seconds * len(self._timed)
         one = self._round_seconds(shape)
         return warmups * one + max(budget, self._options.runs * one)
 
     def _seconds_left(self, shape: Shape, rounds: float, begin: float) -> float:
         """Of a shape of which so many rounds are done, the first of which began at `begin`."""
-        budget = self._options.seconds * len(self._sessions) - (time.perf_counter() - begin)
+        budget = self._options.seconds * len(self._timed) - (time.perf_counter() - begin)
         return max(0.0, budget, (self._options.runs - rounds) * self._round_seconds(shape))
 
 
@@ -234,7 +250,7 @@ def _one_after_the_other(
             reports.append(measure([session], options, on_call=on_call))
     measured = [engine for report in reports for engine in report.engines]
     ratios = (
-        unpaired_ratio(measured[0], engine, _name(shape))
+        unpaired_ratio(measured[0], engine, shape_name(shape))
         for shape in parse_shapes(options.shapes)
         for engine in measured[1:]
     )
@@ -262,39 +278,10 @@ def _fit_together(engines: Sequence[Path]) -> bool:
     return sum(stage.bytes for about in described for stage in about.stages) <= available_memory()
 
 
-def _require_fit(sessions: Sequence[EngineSession], shapes: Sequence[Shape], batch: int) -> None:
-    for session in sessions:
-        limits = session.limits
-        reasons = [
-            f"{_name(shape)}: {sum(shape)} tokens, the engine holds {limits.max_positions}"
-            for shape in shapes
-            if sum(shape) > limits.max_positions
-        ]
-        if batch > limits.max_batch:
-            reasons.append(f"batch {batch}, the engine takes {limits.max_batch}")
-        if reasons:
-            raise InputError(f"{session.directory} cannot run these shapes:\n{listing(reasons)}")
-
-
-def _engine_latency(session: EngineSession, first_call_seconds: float, shapes: list[ShapeLatency]) -> EngineLatency:
-    description = session.description
-    return EngineLatency(
-        engine=session.directory.resolve().name,
-        backend=description.backend,
-        gpu=description.gpu,
-        dtype=description.dtype,
-        accuracy_level=description.accuracy_level,
-        lm_head_bits=description.lm_head_bits,
-        first_call_ms=first_call_seconds * 1e3,
-        compiled_before=session.compiled_before,
-        shapes=shapes,
-    )
-
-
-def _shape_latency(shape: Shape, batch: int, calls: Sequence[Generation]) -> ShapeLatency:
+def _shape_latency(shape: Shape, batch: int, calls: Sequence[TimedCall]) -> ShapeLatency:
     seconds = np.array([call.seconds for call in calls])
     steps = [step for call in calls for step in call.token_seconds]
-    rate = batch * shape[1] / float(seconds.mean())
+    rate = sum(call.tokens for call in calls) / float(seconds.sum())
     spread = float(seconds.std(ddof=1)) / float(seconds.mean()) / len(calls) ** 0.5 if len(calls) > 1 else None
     ttft = Quantiles.of([call.prefill_seconds for call in calls])
     assert ttft is not None
@@ -310,16 +297,6 @@ def _shape_latency(shape: Shape, batch: int, calls: Sequence[Generation]) -> Sha
         inter_token_ms=Quantiles.of(steps),
         call_seconds=[round(float(s), 6) for s in seconds],
     )
-
-
-def _call(session: EngineSession, random: np.random.Generator, shape: Shape, batch: int) -> Generation:
-    ids = session.prompt_ids
-    prompts = random.choice(session.vocab_size if ids is None else ids, (batch, shape[0])).tolist()
-    return session.generate(prompts, shape[1], Decoding(ignore_eos=True))
-
-
-def _name(shape: Shape) -> str:
-    return f"{shape[0]}/{shape[1]}"
 
 
 def _load() -> float:

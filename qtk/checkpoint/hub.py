@@ -20,13 +20,14 @@ from qtk.checkpoint.reader import CARD_NAME, COMPANION_PATTERNS, INDEX_NAME
 from qtk.errors import InputError, MachineError, QtkError, listing
 from qtk.progress import Progress, note, shows_progress
 
-Wanted = Literal["model", "adapter", "config"]
+Wanted = Literal["model", "adapter", "config", "tokenizer"]
 
 _HUB_ID = re.compile(r"^(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?$")
 _CONFIG_OF: dict[Wanted, str] = {
     "model": "config.json",
     "adapter": "adapter_config.json",
     "config": "config.json",
+    "tokenizer": "tokenizer_config.json",
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SECONDS = 15.0  # that the hub may take to answer before it counts as out of reach
@@ -41,8 +42,9 @@ def model_directory(place: Path | str, wanted: Wanted = "model") -> Path:
     """The directory of a model argument: a local path, or a model on the hub, which is fetched into the hub's own cache.
 
     A local directory wins where it exists. A text that is neither comes back as it is, for the caller's own complaint.
-    wanted: what is fetched: a model, an adapter, or a model's config.json alone. InputError for an id that the hub does not
-    know or does not show; MachineError where the hub cannot be reached and its cache does not hold the model.
+    wanted: what is fetched: a model, an adapter, a model's config.json alone, or its small files without the weights.
+    InputError for an id that the hub does not know or does not show; MachineError where the hub cannot be reached and its
+    cache does not hold the model.
     """
     path, text = Path(place), str(place)
     # "runs/merged" beside an existing "runs" is a slip in a path: the hub is not asked about it.
@@ -130,7 +132,7 @@ def _fetch(name: str, revision: str | None, wanted: Wanted) -> Path:
         return Path(hf_hub_download(name, file, revision=directory.name, etag_timeout=_SECONDS))
 
     files = _small_files(sizes) if wanted != "config" else []
-    if wanted != "config":
+    if wanted in ("model", "adapter"):
         index = download(INDEX_NAME) if INDEX_NAME in sizes and wanted == "model" else None
         files += _weight_files(name, sizes, index, wanted)
     note(f"Fetching {name} at {directory.name[:12]} from the hub ({sum(sizes[f] for f in files) / 1e6:,.0f} MB).")
@@ -142,7 +144,8 @@ def _fetch(name: str, revision: str | None, wanted: Wanted) -> Path:
 
 
 def _called(wanted: Wanted) -> str:
-    return "an adapter" if wanted == "adapter" else "a model that qtk reads"
+    called: dict[Wanted, str] = {"adapter": "an adapter", "tokenizer": "a model with a tokenizer"}
+    return called.get(wanted, "a model that qtk reads")
 
 
 def _small_files(sizes: dict[str, int]) -> list[str]:

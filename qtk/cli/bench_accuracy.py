@@ -9,23 +9,25 @@ import click
 from rich.console import Console
 
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
+from qtk.bench.endpoint.options import EndpointOptions, is_address
 from qtk.cli.options import START_AGAIN, build, options_from, output_options
 from qtk.cli.output import emit, json_option, table
 
 
 @click.command("accuracy")
-@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.argument("place", required=False, metavar="[MODEL|ADDRESS]")
 @click.option("--generations", type=click.Path(path_type=Path), help="Score the answers in this JSONL file instead.")
 @click.option(
     "--save-generations", type=click.Path(path_type=Path), help="Also write the model's answers to this file."
 )
 @options_from(AccuracyOptions)
 @options_from(ModelOptions)
+@options_from(EndpointOptions)
 @output_options(overwrite=START_AGAIN)
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @json_option
 def command(
-    model: Path | None,
+    place: str | None,
     generations: Path | None,
     save_generations: Path | None,
     out: Path,
@@ -35,7 +37,7 @@ def command(
     **values: Any,
 ) -> None:
     """Let MODEL (an engine, a checkpoint or an id of the hub) write programs and run them in a sandbox, or answer questions;
-    count what is right.
+    count what is right. A model at the ADDRESS of an endpoint of OpenAI's API is asked for programs.
 
     \b
     qtk bench accuracy engine --suite humaneval-x:python,java --data data -o scores
@@ -43,14 +45,16 @@ def command(
     qtk bench accuracy engine --suite likelihood:python -o likelihood
     qtk bench accuracy engine --suite lm-eval:task.yaml --suite lm-eval:arc_easy --hub -o scores
     qtk bench accuracy engine --suite nlp:wic,copa,rte --data data --limit 100 -o scores
+    qtk bench accuracy http://127.0.0.1:8000/v1 --model my-model --suite mbpp --chat-format model -o scores
     qtk bench accuracy --suite humaneval --generations answers.jsonl -o scores
     """
     from qtk.errors import InputError
 
     options, model_options = build(AccuracyOptions, values), build(ModelOptions, values)
-    if (model is None) == (generations is None):
+    endpoint = build(EndpointOptions, values)
+    if (place is None) == (generations is None):
         raise InputError("Give either a MODEL or engine, or --generations FILE.")
-    if save_generations is not None and model is None:
+    if save_generations is not None and place is None:
         raise InputError("--save-generations keeps a model's answers; give a MODEL.")
 
     import shutil
@@ -58,6 +62,7 @@ def command(
     from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
     from qtk.bench.accuracy.answer_source import AnswerSource
     from qtk.bench.accuracy.checks import require_programs
+    from qtk.bench.accuracy.endpoint_source import EndpointSource
     from qtk.bench.accuracy.model_source import ANSWERS_NAME, ModelSource
     from qtk.bench.accuracy.programs.answers import AnswerFile
     from qtk.bench.accuracy.results.tables import score_tables
@@ -67,8 +72,12 @@ def command(
         require_writable(save_generations, overwrite=overwrite)
         require_programs(options)
     source: AnswerSource
-    if model is not None:
-        source = ModelSource(model, model_options, options.rules)
+    if place is not None and is_address(place):
+        source = EndpointSource(place, endpoint, model_options, options.rules)
+    elif endpoint != EndpointOptions():
+        raise InputError("Options of endpoints need the address of one, such as http://127.0.0.1:8000/v1.")
+    elif place is not None:
+        source = ModelSource(Path(place), model_options, options.rules)
     elif generations is not None:
         source = AnswerFile(generations)
     result = run_accuracy(options, source, Output(out, resume, overwrite))

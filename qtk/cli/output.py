@@ -76,9 +76,9 @@ def emit(
     made: Path | None = None,
 ) -> None:
     """Prints `result` as JSON, with the command's warnings, or calls `show` with a console on stdout; then raises `failed`,
-    the check that did not pass or what else the command ends with.
+    the check that did not pass, or what could not be done.
 
-    A check is decided before anything is printed, so that its exit code does not depend on whether somebody reads.
+    It is decided before anything is printed, so that its exit code does not depend on whether somebody reads.
     made: the directory that the command wrote; people are then told the command that usually comes next.
     """
     try:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from qtk.checkpoint.atomic import write_atomic
 from qtk.finetuning.coba import CobaMemory
 from qtk.finetuning.lora_model import read_adapter, write_adapter
+from qtk.finetuning.sharding import spread_like, whole
 from qtk.finetuning.unfinished import STATE_NAME, WORK
 
 _OPTIMIZER = "optimizer.safetensors"
@@ -94,19 +95,26 @@ class Checkpoints:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state as tensors by name: "NUMBER.exp_avg" and so on, numbers in the order of the parameters."""
+    """AdamW's state as tensors by name: "NUMBER.exp_avg" and so on, numbers in the order of the parameters. All devices call it
+    together."""
     states = optimizer.state_dict()["state"]
+    # Sorted, because parts are put together by all devices in the same order, and a file is read in any order.
     return {
-        f"{number}.{name}": value.detach().to("cpu", copy=True).contiguous()
-        for number, values in states.items()
-        for name, value in values.items()
+        f"{number}.{name}": whole(value.detach()).to("cpu", copy=True).contiguous()
+        for number, values in sorted(states.items())
+        for name, value in sorted(values.items())
     }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Puts them back into an optimizer of the same parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
-        states.setdefault(int(number), {})[name] = value
+        parameter = parameters[int(number)]
+        state = (
+            spread_like(value, parameter) if value.shape == parameter.shape else value
+        )  # the count of steps is a scalar
+        states.setdefault(int(number), {})[name] = state
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 
 from qtk.finetuning.batches import Line, MicroBatch, collate, micro_batches
 from qtk.finetuning.losses import token_losses
+from qtk.finetuning.sharding import is_sharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,6 +34,17 @@ class ModelOnRanks:
     @property
     def rank(self) -> int:
         return int(self.accelerator.process_index)
+
+    @contextmanager
+    def own_gradients(self) -> Iterator[None]:
+        """Backward passes within add to this device's own gradients, which the next pass outside sums over the devices."""
+        if not is_sharded(self.model):
+            with self.accelerator.no_sync(self.model):
+                yield
+            return
+        self.model.set_requires_gradient_sync(False)
+        yield
+        self.model.set_requires_gradient_sync(True)
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a float64 tensor over all devices, on the CPU."""

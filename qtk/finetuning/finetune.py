@@ -16,7 +16,7 @@ from qtk.checkpoint.begun import BegunWork
 from qtk.checkpoint.hub import model_directory
 from qtk.checkpoint.manifest import ManifestRecorder, file_digest
 from qtk.checkpoint.staging import Resumption, partial_path, staged_directory
-from qtk.errors import MachineError
+from qtk.errors import InputError, MachineError
 from qtk.finetuning.options import FinetuneOptions
 from qtk.finetuning.ranks import processes, rank
 from qtk.finetuning.record import FinetuneReport, TaskResult, write_record
@@ -67,6 +67,8 @@ def finetune(
 
     if rank():
         silence_progress()
+    if options.shard and processes() == 1:
+        raise InputError("--shard spreads the base over several processes, and this is one: start it with torchrun.")
     recorder = ManifestRecorder("trained-adapter", options.model_dump(mode="json"), options.threads)
     base = model_directory(base)
     device = compute_device(options.device)
@@ -174,8 +176,9 @@ class _Training:
             if metrics is not None:
                 metrics.close()
         tested = evaluate(model, self.data.test, len(self.data.tasks)) if self.data.test else None
+        adapter = adapter_tensors(bare)
         if rank() == 0:
-            write_adapter(bare, adapter_tensors(bare), partial)
+            write_adapter(bare, adapter, partial)
         model.accelerator.end_training()
         test: Sequence[float | None] = tested.by_task() if tested else [None] * len(self.data.tasks)
         return FinetuneReport(
@@ -205,22 +208,33 @@ class _Training:
     def _model(self) -> ModelOnRanks:
         """The base with its adapter, on this device and spread over the others."""
         import accelerate
+        import torch
         import transformers
 
         from qtk.finetuning.evaluation import ModelOnRanks
         from qtk.finetuning.frozen_base import BaseStorage, load_base
         from qtk.finetuning.lora_model import add_adapter
+        from qtk.finetuning.sharding import shard
 
         transformers.utils.logging.disable_progress_bar()
         # Buffers are frozen codes and angles, which are equal on all ranks.
         spread = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False)
         accelerator = accelerate.Accelerator(cpu=self.device.type == "cpu", kwargs_handlers=[spread])
+        if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise InputError(
+                f"accelerate is configured for {accelerator.distributed_type.value}. qtk spreads a base by --shard, and every "
+                "process takes its rows by itself: start it with torchrun, or with a configuration without that."
+            )
         accelerator.wait_for_everyone()
         device = accelerator.device if processes() > 1 else self.device
-        base = load_base(self.weights, BaseStorage(self.dtype, device, self.options.qlora))
+        # A base that is to be spread goes to its device part by part.
+        whole_on = torch.device("cpu") if self.options.shard else device
+        base = load_base(self.weights, BaseStorage(self.dtype, whole_on, self.options.qlora))
         model = add_adapter(base, self.options, self.base.name)
         return ModelOnRanks(
-            model=accelerator.prepare_model(model, device_placement=processes() > 1),
+            model=shard(model, device)
+            if self.options.shard
+            else accelerator.prepare_model(model, device_placement=processes() > 1),
             accelerator=accelerator,
             dtype=self.dtype,
             pad=self.data.pad,

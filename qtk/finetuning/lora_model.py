@@ -13,6 +13,7 @@ from qtk.adapters.config import CONFIG_NAME, WEIGHTS_NAME
 from qtk.checkpoint.atomic import write_atomic
 from qtk.errors import InputError, listing
 from qtk.finetuning.options import ALL_LINEAR, FinetuneOptions
+from qtk.finetuning.sharding import spread_like, whole
 from qtk.models.spec import ModelSpec
 
 
@@ -69,19 +70,26 @@ def learning_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """The adapter's tensors on the CPU, by the names that peft gives them in a file."""
-    from peft import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    """The adapter's tensors on the CPU, by the names that peft gives them in a file. All devices call it together."""
+    state = _live_tensors(model)
+    return {name: whole(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
 
 def load_adapter_tensors(model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     """Puts an adapter's tensors back into the model."""
     from peft import set_peft_model_state_dict
 
-    result: Any = set_peft_model_state_dict(model, dict(tensors))
+    live = _live_tensors(model)
+    result: Any = set_peft_model_state_dict(
+        model, {name: spread_like(value, live[name]) for name, value in tensors.items()}
+    )
     assert not result.unexpected_keys, result.unexpected_keys
+
+
+def _live_tensors(model: Any) -> dict[str, torch.Tensor]:
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def write_adapter(model: Any, tensors: Mapping[str, torch.Tensor], directory: Path) -> None:

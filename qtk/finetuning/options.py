@@ -93,6 +93,9 @@ class FinetuneOptions(BaseModel):
     threads: int | None = Field(
         None, ge=1, description="Threads to compute with. Default: OMP_NUM_THREADS, else every usable core."
     )
+    shard: bool = Field(
+        False, description="Spread the float weights over all devices (FSDP), for a base that does not fit one of them."
+    )
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda, or cuda:N.")
 
     @field_validator("data_split")

@@ -26,6 +26,7 @@ from qtk.finetuning.losses import sample_coefficients, weighted_loss
 from qtk.finetuning.metrics import MetricsLog
 from qtk.finetuning.options import FinetuneOptions
 from qtk.finetuning.schedule import CosineSchedule, warmup_steps
+from qtk.finetuning.sharding import whole
 from qtk.finetuning.training_data import TrainingData
 from qtk.progress import Progress, note
 
@@ -130,7 +131,7 @@ class TrainingLoop:
             weights = [coefficients[line] if chunk else [0.0] * len(line) for line in taken]
             batch = collate(taken, weights, model.pad, across=options.pack_across)
             last = number == len(turns) - 1
-            with contextlib.nullcontext() if last else model.accelerator.no_sync(model.model):
+            with contextlib.nullcontext() if last else model.own_gradients():
                 found = label_losses(model, batch)
                 loss = weighted_loss(found.losses, found.coefficients)
                 # The gradients of the ranks are averaged, and theirs are parts of a sum.
@@ -171,7 +172,7 @@ class TrainingLoop:
     def _clip(self) -> float:
         parameters = learning_parameters(self.model.model).values()
         most = self.options.clip or math.inf
-        return float(self.model.accelerator.clip_grad_norm_(list(parameters), most))
+        return float(whole(self.model.accelerator.clip_grad_norm_(list(parameters), most)))
 
     def _refuse_to_go_on(self, step: int, loss: float, lines: Sequence[Line]) -> None:
         saved = self.checkpoints.read()
@@ -220,8 +221,9 @@ class TrainingLoop:
         if math.isfinite(overall) and (self.state.best is None or overall <= self.state.best):
             change: dict[str, Any] = {"best": overall, "best_step": self.state.step, "stall": 0}
             change["best_by_task"] = tuple(by_task)
+            adapter = adapter_tensors(self._bare)
             if self.first:
-                self.checkpoints.save_best(self._bare, adapter_tensors(self._bare))
+                self.checkpoints.save_best(self._bare, adapter)
             self.model.accelerator.wait_for_everyone()
         else:
             change = {"stall": self.state.stall + 1}
@@ -230,10 +232,9 @@ class TrainingLoop:
             metrics.write(self._held_back_line(overall, by_task))
 
     def _save(self) -> None:
+        adapter, optimizer = adapter_tensors(self._bare), optimizer_tensors(self.optimizer)
         if self.first:
-            self.checkpoints.save(
-                self.state, self._bare, adapter_tensors(self._bare), optimizer_tensors(self.optimizer)
-            )
+            self.checkpoints.save(self.state, self._bare, adapter, optimizer)
 
     def _line(self, result: _StepResult, speed: float) -> dict[str, Any]:
         line: dict[str, Any] = {

@@ -59,6 +59,12 @@ class TextTokenizer:
             found.append(number)
         return tuple(dict.fromkeys(found))
 
+    @functools.cached_property
+    def plain_ids(self) -> list[int]:
+        """The ids of all tokens that are text, without those that were added for a purpose (bos, tags and the like)."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return sorted(number for number in self._tokenizer.get_vocab().values() if number not in added)
+
     @property
     def end_id(self) -> int | None:
         """The id that ends an answer: the tokenizer's eos, else the first that the model's configuration names; None without one."""

@@ -11,6 +11,7 @@ from qtk.bench.results import RESULT_NAME
 from qtk.bench.sample_result import SampleResult, SampleText
 from qtk.errors import InputError
 from qtk.progress import note
+from qtk.recipes.finished_run import report_page
 from qtk.recipes.reading import find_recipe
 from qtk.recipes.recipe_run import Mode, StepOutcome, run_recipe
 from qtk.recipes.state import RunState
@@ -27,7 +28,7 @@ class LeftOut(BaseModel):
 
 
 class Quickstart(BaseModel):
-    """What the quick start did: its steps, the engines' texts, the report, and what was left out."""
+    """What the quick start did: its steps, the engines' texts, the page of its report, and what was left out."""
 
     model_config = ConfigDict(frozen=True)
     directory: str
@@ -52,7 +53,7 @@ def run_quickstart(out: Path, *, overwrite: bool = False) -> Quickstart:
     sample = SampleResult.model_validate_json((out / "sample" / RESULT_NAME).read_bytes())
     return Quickstart(
         directory=str(out),
-        report=str(out / "report" / "report.md"),
+        report=str(report_page(out)),
         steps=outcome.steps,
         texts=sample.texts,
         left_out=left_out(out),

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from qtk.engines.description import EngineDescription
+from qtk.release.triton import TRITON_FOLDER, triton_files
 
 COMPOSE_NAME = "compose.yaml"
 _INSIDE = "/bundle"  # where a container sees the bundle
@@ -117,13 +118,25 @@ def _through_qtk(what: Startable) -> Start:
     words = ("--prompt", _PROMPT, "--max-new-tokens", tokens)
     on_gpu = what.engine.gpu != "cpu"
     image = "${QTK_IMAGE:?an image with qtk and the runtime of this engine}" if on_gpu else "${QTK_IMAGE:-qtk}"
-    service = _service(image, ["qtk", "generate", _INSIDE, *words], gpu=on_gpu)
+    served = ("--model-name", what.name)
+    inside = ["qtk", "serve", _INSIDE, *served, "--host", "0.0.0.0"]  # noqa: S104 - in a container
+    service = _service(image, inside, port=8000, gpu=on_gpu)
+    # The key is that of the shell that starts it, and answers that have begun are finished.
+    service |= {"environment": ["QTK_API_KEY"], "stop_grace_period": "2m"}
     notes = (
         f"It takes prompts of up to {limits.max_input_len} tokens and gives up to {limits.max_output_len}, "
-        f"{limits.max_batch} at a time.",
+        f"{limits.max_batch} at a time. `qtk serve` needs qtk's extra `serve`, and asks for a key where QTK_API_KEY is set.",
         *(() if on_gpu else ("`docker build -t qtk .` in a checkout of qtk makes the image.",)),
     )
-    return Start((_line("qtk", "generate", ".", *words),), service, notes=notes)
+    files: Mapping[str, str] = {}
+    if what.runtime.startswith("tensorrt"):
+        files = triton_files(what.name, on_gpu=on_gpu)
+        notes += (
+            f"`{TRITON_FOLDER}/` is a model repository of Triton Inference Server, whose Python backend needs qtk beside it: "
+            f"`tritonserver --model-repository {TRITON_FOLDER}`.",
+        )
+    commands = (_line("qtk", "generate", ".", *words), _line("qtk", "serve", ".", *served))
+    return Start(commands, service, files, notes)
 
 
 def _build_first(what: Startable) -> Start:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import ModelCard
+from support.pages import parses
 
 from qtk.checkpoint.copying import share_file
 from qtk.checkpoint.manifest import read_manifest
@@ -104,9 +108,25 @@ def test_a_bill_names_models_of_the_hub_and_claims_no_unknown_licence() -> None:
 
 
 def test_a_bundle_runs_what_its_card_says(made_bundle: Path, run_qtk) -> None:
-    [line] = read_manifest(made_bundle).notes["start"]
-    answer = run_qtk(*shlex.split(line)[1:], cwd=made_bundle)
+    generate, serve = read_manifest(made_bundle).notes["start"]
+    answer = run_qtk(*shlex.split(generate)[1:], cwd=made_bundle)
     assert answer.returncode == 0, answer.stderr
+    words = [sys.executable, "-m", "qtk", *shlex.split(serve)[1:], "--port", "0"]
+    with subprocess.Popen(words, cwd=made_bundle, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = re.findall(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        body = {"model": "tiny-int4", "prompt": "a", "max_tokens": 2}
+        assert httpx.post(f"{address}/v1/completions", json=body, timeout=60).status_code == 200
+        process.terminate()
+    assert process.returncode == 0
+
+
+def test_the_service_of_a_bundle_starts_what_its_card_says(made_bundle: Path) -> None:
+    service = yaml.safe_load((made_bundle / "compose.yaml").read_text())["services"]["model"]
+    assert service["entrypoint"][:3] == ["qtk", "serve", "/bundle"]
+    parses(shlex.join(service["entrypoint"]))
+    assert service["ports"] == ["127.0.0.1:8000:8000"]
+    assert service["environment"] == ["QTK_API_KEY"]
 
 
 @pytest.mark.parametrize("name", ["README.md", "model.onnx.data", "chain/quantized/qtk-manifest.json", "LICENSE"])

@@ -73,8 +73,8 @@ def run_accuracy(options: AccuracyOptions, source: AnswerSource, output: Output)
             raise MachineError(f"No language could be scored:\n{reasons}")
         result = AccuracyResult(
             qtk_version=qtk.__version__,
-            model=str(source.path) if source.role == "model" else None,
-            answers=str(source.path) if source.role == "answers" else None,
+            model=source.place if source.role == "model" else None,
+            answers=source.place if source.role == "answers" else None,
             rules=options.rules,
             chat_format=source.options.chat_format if source.options else None,
             decoding=source.options.answer_settings() if source.options else {},
@@ -125,13 +125,15 @@ def _limits(scores: Sequence[Score]) -> str:
 
 
 @contextmanager
-def _staged(recorder: ManifestRecorder, facts: Mapping[str, Any], source: Path, output: Output) -> Iterator[Path]:
+def _staged(
+    recorder: ManifestRecorder, facts: Mapping[str, Any], source: Path | None, output: Output
+) -> Iterator[Path]:
     """The directory in which the run works. It is completed by the manifest, or left for --resume after an error."""
     staged = staged_directory(
         output.directory,
         overwrite=output.overwrite,
         resumption=Resumption(output.resume, facts, unfinished_accuracy),
-        inputs=[source],
+        inputs=[] if source is None else [source],
     )
     with PeakMemory() as memory, staged as directory, _kept_after_an_error(directory):
         if not (directory / BEGUN_NAME).exists():
@@ -156,12 +158,14 @@ def _recorder(
     options: AccuracyOptions, source: AnswerSource, loaded: Sequence[Loaded], warned: int
 ) -> ManifestRecorder:
     model_options = source.options.model_dump(mode="json") if source.options else {}
-    recorder = ManifestRecorder("accuracy", {**options.model_dump(mode="json"), **model_options}, warned=warned)
+    asked = {**options.model_dump(mode="json"), **model_options, **({} if source.path else {"endpoint": source.place})}
+    recorder = ManifestRecorder("accuracy", asked, warned=warned)
     for data in loaded:
         if data.files:
             path = data.files[0] if len(data.files) == 1 else Path(os.path.commonpath(data.files))
             recorder.add_input(f"tasks {data.part.label}", path, data.files)
-    recorder.add_input(source.role, source.path, source.files)
+    if source.path is not None:
+        recorder.add_input(source.role, source.path, source.files)
     return recorder
 
 

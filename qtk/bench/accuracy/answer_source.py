@@ -25,18 +25,22 @@ class AskedModel:
 
 
 class AnswerSource(Protocol):
-    """A file of answers, or a model.
+    """A file of answers, or a model, here or at an endpoint.
 
-    role: what it is called in the manifest. path: the file or the model's directory; files: all files of it. label: what
-    it is called in a sentence. options: how a model is asked, None for a file. without_logits: why no probabilities can
-    be read from it, None where they can. Making one reads little; a model is opened when it is first asked.
+    role: what it is called in the manifest. path: the file or the model's directory, None for an endpoint; files: all files
+    of it. place: where it is, as the result says. label: what it is called in a sentence. options: how a model is asked,
+    None for a file. without_logits: why no probabilities can be read from it, None where they can. Making one reads little;
+    a model is opened, and an endpoint asked, when it is first needed.
     """
 
     @property
     def role(self) -> Literal["answers", "model"]: ...
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path | None: ...
+
+    @property
+    def place(self) -> str: ...
 
     @property
     def files(self) -> list[Path]: ...

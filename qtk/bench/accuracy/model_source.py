@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
@@ -13,7 +13,7 @@ from qtk.bench.accuracy.answer_source import AskedModel
 from qtk.bench.accuracy.jsonl import complete_rows, write_row
 from qtk.bench.accuracy.options import ModelOptions, Rules
 from qtk.bench.accuracy.programs.answers import Answer, AnswerKey
-from qtk.bench.accuracy.programs.generation import ModelAnswers, open_model
+from qtk.bench.accuracy.programs.generation import ModelAnswers, answer_keys, open_model
 from qtk.bench.accuracy.suites.suites import SuitePart
 from qtk.bench.accuracy.task import Task
 from qtk.checkpoint.hub import model_directory
@@ -36,14 +36,17 @@ class ModelSource:
         path = model_directory(path)
         if not path.is_dir():
             raise InputError(f"{path} is not a directory of a model or an engine.")
-        if options.samples > 1 and options.temperature == 0:
-            raise InputError("--samples above 1 needs a --temperature above 0: greedy samples are all the same.")
+        require_samples_that_differ(options)
         self.path, self.options, self.rules = path, options, rules
         self._open = ExitStack()
 
     @property
     def files(self) -> list[Path]:
         return output_files(self.path)
+
+    @property
+    def place(self) -> str:
+        return str(self.path)
 
     @property
     def label(self) -> str:
@@ -65,25 +68,13 @@ class ModelSource:
         return []
 
     def keys(self, part: SuitePart, tasks: Sequence[Task]) -> list[AnswerKey]:
-        return [
-            AnswerKey(part.suite.name, part.name, task.task_id, number)
-            for task in tasks
-            for number in range(self.options.samples)
-        ]
+        return list(answer_keys(part, tasks, self.options.samples))
 
     def answers(self, part: SuitePart, tasks: Sequence[Task], directory: Path) -> Iterable[Answer]:
-        file = directory / ANSWERS_NAME
-        place = (part.suite.name, part.name)
-        kept = [Answer(**row) for row in complete_rows(file) if (row["suite"], row["language"]) == place]
-        yield from kept
-        finished = {answer.key for answer in kept}
-        if all(key in finished for key in self.keys(part, tasks)):
-            return
-        model = ModelAnswers(self._session, self.options, self.rules)
-        with open(file, "a", encoding="utf-8") as stream:
-            for answer in model.answers(part, tasks, finished):
-                write_row(stream, asdict(answer))
-                yield answer
+        def generate(finished: Collection[AnswerKey]) -> Iterator[Answer]:
+            return ModelAnswers(self._session, self.options, self.rules).answers(part, tasks, finished)
+
+        return kept_answers(directory / ANSWERS_NAME, part, self.keys(part, tasks), generate)
 
     def asked_model(self) -> AskedModel:
         if not isinstance(self._session, DecoderSession):
@@ -96,6 +87,34 @@ class ModelSource:
     @cached_property
     def _session(self) -> EngineSession:
         return self._open.enter_context(open_model(self.path, self.options.threads))
+
+
+def require_samples_that_differ(options: ModelOptions) -> None:
+    """InputError when several samples are to be generated without a temperature."""
+    if options.samples > 1 and options.temperature == 0:
+        raise InputError("--samples above 1 needs a --temperature above 0: greedy samples are all the same.")
+
+
+def kept_answers(
+    file: Path,
+    part: SuitePart,
+    keys: Sequence[AnswerKey],
+    generate: Callable[[Collection[AnswerKey]], Iterator[Answer]],
+) -> Iterator[Answer]:
+    """The part's answers that the file holds, then the others as they are generated, each written before it is given on.
+
+    generate: is given the keys that are there already, and called only where some are not.
+    """
+    place = (part.suite.name, part.name)
+    kept = [Answer(**row) for row in complete_rows(file) if (row["suite"], row["language"]) == place]
+    yield from kept
+    finished = {answer.key for answer in kept}
+    if all(key in finished for key in keys):
+        return
+    with open(file, "a", encoding="utf-8") as stream:
+        for answer in generate(finished):
+            write_row(stream, asdict(answer))
+            yield answer
 
 
 def content_digest(model: Path) -> str:

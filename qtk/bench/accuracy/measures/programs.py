@@ -39,7 +39,7 @@ class ProgramsMeasure:
         reasons = processor_refusals(self.options.rules) if source.role == "model" else []
         if ambiguous := source.ambiguous([(data.part, data.tasks) for data in loaded]):
             reasons.append(
-                f"{source.path} has rows without a language for tasks that several of the languages have:\n"
+                f"{source.place} has rows without a language for tasks that several of the languages have:\n"
                 f"{listing(ambiguous)}\nGive each row a language, or score one language at a time."
             )
         k = max(self.options.k)

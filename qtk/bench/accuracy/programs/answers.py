@@ -30,6 +30,11 @@ class AnswerKey:
     task_id: str
     sample: int
 
+    @property
+    def name(self) -> str:
+        """What the seed of its draws is made from."""
+        return f"{self.suite} {self.task_id} {self.sample}"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -63,6 +68,10 @@ class AnswerFile:
 
     @property
     def label(self) -> str:
+        return str(self.path)
+
+    @property
+    def place(self) -> str:
         return str(self.path)
 
     def digest(self) -> str:

@@ -36,12 +36,12 @@ class ModelAnswers:
 
         InputError names every prompt that is too long, before anything is generated.
         """
-        wanted = {AnswerKey(part.suite.name, part.name, task.task_id, n): task for task, n in self._samples(tasks)}
+        wanted = answer_keys(part, tasks, self.options.samples)
         missing = {key: task for key, task in wanted.items() if key not in finished}
         prompts = {task.task_id: self._prompt(part, task) for task in tasks}
         self._require_room(part, prompts)
         requests = [
-            TextRequest(f"{key.suite} {key.task_id} {key.sample}", prompts[key.task_id], self._end(part, task))
+            TextRequest(key.name, prompts[key.task_id], answer_end(part, task, self.options, self.rules))
             for key, task in missing.items()
         ]
         keys = list(missing)
@@ -51,11 +51,6 @@ class ModelAnswers:
         for number, text in texts:
             key = keys[number]
             yield Answer(key.suite, key.language, key.task_id, key.sample, text)
-
-    def _samples(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, int]]:
-        for task in tasks:
-            for number in range(self.options.samples):
-                yield task, number
 
     def _prompt(self, part: SuitePart, task: Task) -> list[int]:
         chat_format = self.options.chat_format
@@ -70,19 +65,35 @@ class ModelAnswers:
                 f"{self.options.max_new_tokens} these prompts of {part.label} are too long:\n{listing(long)}"
             )
 
-    def _end(self, part: SuitePart, task: Task) -> Callable[[str, str], bool]:
-        def ended(text: str, piece: str) -> bool:
-            # Only the end of a line or of a fence can make an answer certain.
-            return ("\n" in piece or "`" in piece) and self._certain(part, task, text)
 
-        return ended
+def answer_keys(part: SuitePart, tasks: Sequence[Task], samples: int) -> dict[AnswerKey, Task]:
+    """Every answer that a model gives, with its task, in the order of the tasks."""
+    return {
+        AnswerKey(part.suite.name, part.name, task.task_id, number): task for task in tasks for number in range(samples)
+    }
 
-    def _certain(self, part: SuitePart, task: Task, text: str) -> bool:
-        if harness_of(self.rules) == "codefuse":
+
+def answer_end(part: SuitePart, task: Task, options: ModelOptions, rules: Rules) -> Callable[[str, str], bool]:
+    """What says whether an answer may stop, by its text so far and its newest piece: because the rest cannot change the
+    program that is taken from it."""
+
+    def certain(text: str) -> bool:
+        if harness_of(rules) == "codefuse":
             return False  # that harness lets the model go on to its end-of-sequence token
-        if self.rules == "bigcode":
+        if rules == "bigcode":
             return any(stop in text for stop in bigcode_stops(part.suite, task))
-        return certain_end(part.suite, task, text, chat=self.options.chat_format != "none")
+        return certain_end(part.suite, task, text, chat=options.chat_format != "none")
+
+    def ended(text: str, piece: str) -> bool:
+        # Only the end of a line or of a fence can make an answer certain.
+        return ("\n" in piece or "`" in piece) and certain(text)
+
+    return ended
+
+
+def answer_seed(options: ModelOptions, name: str) -> int:
+    """The seed of one answer's draws, whatever is generated beside it."""
+    return options.seed + zlib.crc32(name.encode())
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ def _batch_texts(
     generation = session.generate(
         [request.prompt for request in batch],
         max_new_tokens,
-        options.decoding(tuple(options.seed + zlib.crc32(request.name.encode()) for request in batch)),
+        options.decoding(tuple(answer_seed(options, request.name) for request in batch)),
         on_token,
     )
     return [tokenizer.decode(tokens) for tokens in generation.tokens]
