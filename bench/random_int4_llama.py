@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -52,9 +53,10 @@ SHAPES = {
 SCHEME = LinearScheme(4, 128, True)
 
 
-def write(shape: str, out: Path) -> None:
+def write(given: Mapping[str, object], out: Path) -> None:
+    """The checkpoint of the model that this config.json describes."""
     container = GptqFormat()
-    config = COMMON | SHAPES[shape]
+    config = dict(given)
     spec = spec_from_config(config, "config")
     linears = {name: shape for name, shape in spec.module_shapes().items() if name != LM_HEAD_MODULE}
     specs: dict[str, TensorSpec] = {}
@@ -90,4 +92,4 @@ if __name__ == "__main__":
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    write(arguments.shape, arguments.out)
+    write(COMMON | SHAPES[arguments.shape], arguments.out)

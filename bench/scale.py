@@ -4,14 +4,17 @@ python bench/scale.py merge    --shape 7b  --layers 4 --work DIR
 python bench/scale.py quantize --shape 33b --layers 1 --work DIR -- --samples 32 --seq-len 512 --memory 8
 python bench/scale.py build    --shape 7b  --layers 2 --work DIR -- --gpu a10
 python bench/scale.py copy     --shape 7b  --layers 4 --work DIR           (cp and sync of the same files)
+python bench/scale.py merge    --shape 7b  --layers 32 --work DIR --cold --by-turns 2    (a copy before each merge)
+python bench/scale.py quantize --shape 1b  --layers 2 --work DIR --trace   (bytes by what they belong to, from strace)
 
 The checkpoint (bf16, in shards, weights of standard deviation 0.02) and a rank-192 adapter on all linears are made in DIR where
-they are not there yet; what a command writes is removed. `build` first quantizes by rounding. Words after -- go to the command.
+they are not there yet; what a command writes is removed. `build` reads a random INT4 checkpoint of the same shape. Words after --
+go to the command.
 
 Each command runs in a process of its own, which samples the stacks of its threads: a sample counts as reading, writing
 (with waiting for the disk), digesting or computing, by what the thread is in; threads that wait for others do not count.
 Bytes are those that the process asked the system for (rchar and wchar of /proc/self/io), less what it had read when its modules
-were imported. A line of JSON on stdout holds the figures.
+were imported; --trace asks strace for them, file by file (and is slower). A line of JSON on stdout holds the figures.
 """
 
 from __future__ import annotations
@@ -19,16 +22,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+
+import random_int4_llama
+
+from qtk.checkpoint.staging import partial_path
 
 SHAPES = {
     "tiny": (256, 768, 8, 2, 4, 1000),
@@ -147,7 +156,7 @@ class Watch:
     def _sample(self) -> None:
         own = threading.get_ident()
         while True:
-            time.sleep(0.02)
+            time.sleep(0.1)  # seldom: the thread that watches takes processor time itself
             self.anonymous = max(self.anonymous, _status("RssAnon"))
             for thread, frame in sys._current_frames().items():
                 if thread != own and (what := _what(frame)):
@@ -203,28 +212,155 @@ def watched(words: list[str]) -> None:
 
     watch, code = Watch(), 0
     try:
-        main(words)
+        code = main(words) or 0
     except SystemExit as end:
         code = int(end.code or 0)
     print(json.dumps({"exit_code": code, **watch.figures()}), flush=True)
 
 
-def run(words: list[str]) -> dict[str, object]:
-    """`qtk WORDS` in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--watched", *words], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
+def run(words: list[str], trace: Path | None = None) -> dict[str, object]:
+    """`qtk WORDS --json` in a process of its own; trace: where strace writes what it read and wrote (None: it does not run)."""
+    command = [sys.executable, __file__, "--watched", *words, "--json"]
+    if trace is not None:
+        calls = "read,pread64,preadv,preadv2,readv,write,pwrite64,writev,pwritev,copy_file_range,sendfile"
+        command = [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-qq",
+            "-y",
+            "-e",
+            f"trace={calls}",
+            "-s",
+            "0",
+            "-o",
+            str(trace),
+            *command,
+        ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    *report, last = done.stdout.splitlines() or [""]
+    figures: dict[str, object] = json.loads(last) if last else {}
+    if done.returncode or figures.get("exit_code"):
         sys.exit(f"qtk {' '.join(words)} failed")
-    figures: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads("\n".join(report)) if report else {}
+    for name in ("seconds", "calibration_tokens", "compute_dtype", "activation_bytes", "spilled_bytes", "read_back"):
+        if name in told:
+            figures[f"reported_{name}"] = told[name]
     return figures
+
+
+def traced_bytes(trace: Path, places: dict[str, Path]) -> dict[str, dict[str, int]]:
+    """From strace's lines the bytes read and written in each of the named directories; of a file in several the first counts."""
+    begun = re.compile(r"^(\d+) +(\w+)\(\d+<([^>]*)>")
+    ended = re.compile(r"^(\d+) .* = (\d+)$")
+    found = {name: {"read": 0, "written": 0} for name in places}
+    under_way: dict[str, tuple[str, str]] = {}
+    with trace.open(errors="replace") as lines:
+        for line in lines:
+            if call := begun.match(line):
+                under_way[call[1]] = (call[2], call[3])
+            if (end := ended.match(line)) and end[1] in under_way:
+                what, path = under_way.pop(end[1])
+                name = next((name for name, place in places.items() if path.startswith(f"{place}/")), None)
+                if name:
+                    found[name]["written" if "write" in what else "read"] += int(end[2])
+    return found
 
 
 def copied(model: Path, out: Path) -> dict[str, object]:
     """cp of the files, and the same with the wait for the disk."""
-    start = time.monotonic()
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(["cp", "-r", str(model), str(out)], check=True)
     seconds = time.monotonic() - start
+    subprocess.run(["sync", "-f", str(out)], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "seconds": round(seconds, 1),
+        "seconds_with_sync": round(time.monotonic() - start, 1),
+        "user_seconds": round(after.ru_utime - before.ru_utime, 1),
+        "system_seconds": round(after.ru_stime - before.ru_stime, 1),
+    }
+
+
+def drop_pages(*places: Path) -> None:
+    """Drops the files' pages from memory."""
     os.sync()
-    return {"seconds": round(seconds, 1), "seconds_with_sync": round(time.monotonic() - start, 1)}
+    for path in (path for place in places for path in place.glob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class Bench:
+    """One command on one checkpoint, as often as it is asked for."""
+
+    def __init__(self, options: argparse.Namespace, extra: list[str]) -> None:
+        layers = options.layers or SHAPES[options.shape][4]
+        self.options, self.work, self.name = options, options.work, f"{options.shape}-{layers}"
+        self.model = self.work / self.name
+        if options.command != "build":
+            make_model(self.model, options.shape, layers)
+        self.out = self.work / f"{self.name}-{options.command}"
+        self.words = [*self._inputs(layers), "-o", str(self.out), *extra]
+
+    def _inputs(self, layers: int) -> list[str]:
+        """The command and what it reads, made where it is not there yet."""
+        command = self.options.command
+        if command in ("merge", "make"):
+            adapter = make_adapter(self.work / f"{self.name}-adapter", self.options.shape, layers)
+            return ["merge", str(self.model), str(adapter)]
+        if command != "build":
+            return ["quantize", str(self.model)]
+        int4 = self.work / f"{self.name}-int4"
+        if not int4.is_dir():
+            random_int4_llama.write(config(self.options.shape, layers), int4)
+        return ["build-engine", str(int4)]
+
+    @property
+    def read(self) -> list[Path]:
+        """The directories that the command reads."""
+        return [Path(word) for word in self.words[1:] if Path(word).is_dir() and Path(word) != self.out]
+
+    def once(self, command: str) -> dict[str, object]:
+        """The figures of the command, or of a copy; what it wrote is removed."""
+        self._remove_output()
+        if self.options.cold:
+            drop_pages(*self.read)
+        if command == "copy":
+            figures = copied(self.model, self.out)
+        elif self.options.trace:
+            figures = self._traced()
+        else:
+            figures = run(self.words)
+        written = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
+        self._remove_output()
+        size = sum(path.stat().st_size for place in self.read for path in place.iterdir() if path.is_file())
+        return {"command": command, "model": self.name, "input_bytes": size, "output_bytes": written, **figures}
+
+    def _remove_output(self) -> None:
+        """What was written, also by a run that was stopped."""
+        for place in (self.out, partial_path(self.out)):
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _traced(self) -> dict[str, object]:
+        with tempfile.NamedTemporaryFile(dir=self.work) as trace:
+            figures = run(self.words, Path(trace.name))
+            from qtk.quantization.unfinished import WORK
+
+            partial = partial_path(self.out)
+            places = {
+                **{f"of {place.name}": place for place in self.read},
+                "scratch": partial / WORK,
+                "output": partial,
+                "finished output": self.out,
+            }
+            return {**figures, "traced_bytes": traced_bytes(Path(trace.name), places)}
+
+
+def processor() -> str:
+    """The processor's name and how many of its cores may be used."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return f"{len(os.sched_getaffinity(0))} cores of {name}"
 
 
 def main() -> None:
@@ -235,43 +371,17 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="default: those of the real model")
     parser.add_argument("--work", type=Path, required=True, help="directory for the checkpoints and results")
     parser.add_argument("--cold", action="store_true", help="drop the files' pages from memory first")
+    parser.add_argument("--by-turns", type=int, metavar="N", help="N times a copy of the model and the command")
+    parser.add_argument("--trace", action="store_true", help="count bytes by directory with strace")
     given = sys.argv[1:]
     cut = given.index("--") if "--" in given else len(given)
-    own_words, extra = given[:cut], given[cut + 1 :]
-    options = parser.parse_args(own_words)
-    layers = options.layers or SHAPES[options.shape][4]
-    name = f"{options.shape}-{layers}"
-    model = make_model(options.work / name, options.shape, layers)
-    out = options.work / f"{name}-{options.command}"
-    shutil.rmtree(out, ignore_errors=True)
-    words: dict[str, list[str]] = {"quantize": ["quantize", str(model)]}
-    if options.command == "merge":
-        words["merge"] = [
-            "merge",
-            str(model),
-            str(make_adapter(options.work / f"{name}-adapter", options.shape, layers)),
-        ]
-    if options.command == "build":
-        int4 = options.work / f"{name}-int4"
-        if not int4.is_dir():
-            run(["quantize", str(model), "-o", str(int4), "--method", "rtn"])
-        words["build"] = ["build-engine", str(int4)]
+    options = parser.parse_args(given[:cut])
+    bench = Bench(options, given[cut + 1 :])
     if options.command == "make":
         return
-    if options.cold:
-        os.sync()
-        for path in options.work.glob(f"{name}*/*"):
-            with open(path, "rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    figures = (
-        copied(model, out) if options.command == "copy" else run([*words[options.command], "-o", str(out), *extra])
-    )
-    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    print(
-        json.dumps({"command": options.command, "model": name, "input_bytes": size, "output_bytes": written, **figures})
-    )
-    shutil.rmtree(out, ignore_errors=True)
+    for command in ("copy", options.command) * options.by_turns if options.by_turns else (options.command,):
+        load = os.getloadavg()[0]
+        print(json.dumps({**bench.once(command), "processor": processor(), "load_before": load}), flush=True)
 
 
 if __name__ == "__main__":

@@ -169,12 +169,23 @@ def keep_freed_memory() -> None:
     Returned pages have to be zeroed and mapped again at the next use, which took an eighth of the time of a quantization.
     Does nothing with another C library.
     """
+    _set_malloc(threshold=1 << 25, trim=1 << 30)  # the highest threshold that glibc takes
+
+
+def return_freed_memory() -> None:
+    """Tells glibc to return the memory of freed tensors of 1 MB and more to the kernel: for work that keeps its large buffers,
+    where what is left between others in the heap would grow with the number of tensors. Does nothing with another C library."""
+    _set_malloc(threshold=1 << 20, trim=1 << 20)
+
+
+def _set_malloc(*, threshold: int, trim: int) -> None:
+    """threshold: bytes from which on an allocation is mapped by itself; trim: bytes at the heap's end that are kept."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # the highest that glibc takes
-    mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+    mallopt(_M_MMAP_THRESHOLD, threshold)
+    mallopt(_M_TRIM_THRESHOLD, trim)
 
 
 def threads_for(threads: int | None) -> int:

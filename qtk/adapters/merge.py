@@ -38,7 +38,7 @@ from qtk.checkpoint.reader import Checkpoint, all_finite, config_bytes
 from qtk.checkpoint.staging import flush_file, staged_directory
 from qtk.checkpoint.writer import CheckpointWriter, raw_bytes
 from qtk.errors import InputError, listing
-from qtk.machine import usable_cores
+from qtk.machine import return_freed_memory, usable_cores
 from qtk.models.rope import with_both_spellings
 from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress
@@ -302,6 +302,7 @@ class _Streaming:
 def write_tensors(plan: MergePlan, directory: Path, base_name: Path, *, shard_bytes: int) -> dict[Path, FileDigest]:
     """Writes every tensor of the plan. Returns the digests of the files read and written. InputError naming all tensors
     with NaN or Inf, once all were seen."""
+    return_freed_memory()
     specs = {tensor.name: tensor.spec for tensor in plan.tensors}
     total = sum(spec.nbytes for spec in specs.values())
     with (

@@ -107,7 +107,10 @@ class Checkpoint:
             raise InputError(f"{index_path} names files outside its directory:\n{listing(map(repr, hostile))}")
         missing = [f for f in files if not (self.path / f).is_file()]
         if missing:
-            raise InputError(f"{self.path}: {len(missing)} of {len(files)} shards are missing:\n{listing(missing)}")
+            raise InputError(
+                f"{self.path}: {len(missing)} of {len(files)} shards are missing:\n{listing(missing)}\n"
+                "Copy or download the model again."
+            )
         absent = [f"{name} (in {f})" for name, f in weight_map.items() if name not in self._open(f).tensors]
         if absent:
             raise InputError(f"{index_path} lists tensors that their shard does not hold:\n{listing(absent)}")

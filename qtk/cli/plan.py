@@ -47,7 +47,7 @@ _ALL = "all"
 @json_option
 def command(model: Path, gpus: tuple[str, ...], prepare: bool, as_json: bool, **values: Any) -> None:
     """Say whether an engine fits a GPU, with a table of its parts, and the bound on its speed. A directory with config.json,
-    or an id of the hub, is enough. Exit 3 when no GPU asked about can have the engine.
+    or an id of the hub, is enough. Exit 3 when no GPU asked about can have the engine, or the disk is too small for --prepare.
 
     \b
     qtk plan codefuse-deepseek-33b --gpu a10 --bits 4 --group-size 128
@@ -100,16 +100,19 @@ def _show_preparation(model: Path, options: PreparationOptions, as_json: bool) -
         for step in found.steps
     ]
     columns = ("step", "time", "peak memory", "written", "beside it on the disk")
-    needed = max(sum(s.written for s in found.steps[: i + 1]) + step.scratch for i, step in enumerate(found.steps))
 
     def show(console: ResultConsole) -> None:
         console.print(table(f"Preparing {found.model} on this machine", columns, rows))
         console.print(
             f"With {counted(found.rates.threads, 'thread')}. The disk has {size_text(found.free_disk)} free, of which "
-            f"{size_text(needed)} are needed at most."
+            f"{size_text(found.needed_disk)} are needed at most."
         )
 
-    emit(found, as_json, show)
+    too_little = GateFailed(
+        f"The disk has {size_text(found.free_disk)} free, and the steps take up to {size_text(found.needed_disk)}. Free some "
+        "room, call `qtk plan` where the results are to be written, or give fewer rows (--samples, --seq-len)."
+    )
+    emit(found, as_json, show, too_little if found.needed_disk > found.free_disk else None)
 
 
 def _comparison(title: str, plans: Sequence[EnginePlan]) -> Sheet:

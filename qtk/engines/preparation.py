@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from qtk.checkpoint.hub import model_directory
 from qtk.checkpoint.json_file import read_json
 from qtk.engines.memory import model_bytes
 from qtk.engines.preparation_options import PreparationOptions
-from qtk.errors import InputError
+from qtk.errors import InputError, MachineError
 from qtk.machine import limit_threads, total_memory, unhindered_threads
 from qtk.models.registry import spec_from_config
 from qtk.models.spec import ModelSpec
@@ -28,6 +29,7 @@ from qtk.peak_memory import resident_bytes
 from qtk.quantization.memory_need import Work, activation_bytes, memory_need
 from qtk.quantization.products import block_products
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme, float_scheme
+from qtk.sizes import size_text
 
 _STORED_BYTES = 2  # of a float weight: bfloat16 or float16
 # Seconds a weight, on one core of this kind: the search for grids and the columns that are rounded one by one.
@@ -35,6 +37,8 @@ _ROUNDING_SECONDS = 2.0e-7
 _MERGING_SECONDS = 1.0e-9  # a weight: to float32, back, and looked through for NaN
 _NO_LIMIT = 1 << 60  # a prediction is given even where the memory is not free just now
 _SLICES = 10 * 8 << 20  # of a merge
+_SHARE_OF_DISK = 8  # a write is timed with four pieces of at most this part of what is free, so with half of it at most
+_SMALLEST_PIECE = 1 << 18
 
 
 class Rates(BaseModel):
@@ -65,6 +69,12 @@ class Preparation(BaseModel):
     rates: Rates
     free_disk: int
 
+    @property
+    def needed_disk(self) -> int:
+        """Bytes of the disk that the steps take at most, their results left where they are."""
+        steps = self.steps
+        return max(sum(s.written for s in steps[: i + 1]) + step.scratch for i, step in enumerate(steps))
+
 
 @dataclass(frozen=True)
 class _Model:
@@ -93,7 +103,8 @@ def plan_preparation(
 
 
 def measured_rates(place: Path) -> Rates:
-    """Times this machine as it is now, with a file of 256 MB in `place` that is removed again."""
+    """Times this machine as it is now, with a file of 256 MB in `place` that is removed again; a smaller one where the disk is
+    nearly full, and MachineError where it is full."""
     import torch
 
     threads = limit_threads(unhindered_threads(None).threads)
@@ -102,16 +113,23 @@ def measured_rates(place: Path) -> Rates:
     product = min(_seconds(lambda: a @ a) for _ in range(4))
     data = bytes(1 << 26)
     digest = min(_seconds(lambda: hashlib.sha256(data).digest()) for _ in range(2))
+    free = shutil.disk_usage(place).free
+    piece = data[: free // _SHARE_OF_DISK]
+    if len(piece) < _SMALLEST_PIECE:
+        raise MachineError(
+            f"{place}: the disk has {size_text(free)} free, too little to time a write. Free some room, or call `qtk plan` in the "
+            "directory that the results are to be written to."
+        )
 
     def write() -> None:
         with tempfile.TemporaryFile(dir=place) as file:
             for _ in range(4):
-                file.write(data)
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
 
     disk = _seconds(write)
-    return Rates(products=size**3 / product, digest=len(data) / digest, disk=4 * len(data) / disk, threads=threads)
+    return Rates(products=size**3 / product, digest=len(data) / digest, disk=4 * len(piece) / disk, threads=threads)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -187,7 +187,7 @@ def block_quantizer(task: QuantizationTask, method: str, budget: ActivationBudge
     quantized = _embedded(task, task.rows, budget)
     if task.effort == "fast":
         return GptqBlocks(block, quantized)
-    float_stream = _embedded(task, task.rows, budget)
+    float_stream = Stream(budget.copy(quantized.hidden))
     gptq = GptqBlocks(block, quantized, float_stream)
     return gptq if task.effort == "default" else TunedBlocks(gptq, float_stream, seed=task.seed)
 
@@ -197,7 +197,8 @@ def held_back_judge(task: QuantizationTask, budget: ActivationBudget) -> Judge |
     rows = task.judged_on
     if rows is None:
         return None
-    return Judge(_block_streams(task, rows, budget), *(_embedded(task, rows, budget) for _ in range(2)))
+    first = _embedded(task, rows, budget)
+    return Judge(_block_streams(task, rows, budget), first, Stream(budget.copy(first.hidden)))
 
 
 def _block_streams(task: QuantizationTask, rows: TokenRows, budget: ActivationBudget) -> BlockStreams:
@@ -209,8 +210,9 @@ def _block_streams(task: QuantizationTask, rows: TokenRows, budget: ActivationBu
 def _embedded(task: QuantizationTask, rows: TokenRows, budget: ActivationBudget) -> Stream:
     count, seq_len = rows.tokens.shape
     hidden = budget.store(count, seq_len, task.source.spec.hidden_size, task.compute_dtype)
+    embedding = task.source.embedding_rows(rows.tokens)
     for chunk in hidden.chunks():
-        hidden.write(chunk, task.source.embed(rows.tokens[chunk], task.compute_dtype))
+        hidden.write(chunk, embedding.of(rows.tokens[chunk], task.compute_dtype))
     return Stream(hidden)
 
 

@@ -21,6 +21,18 @@ from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import QuantizationScheme, float_scheme
 
 
+@dataclass(frozen=True)
+class TokenEmbeddings:
+    """Some rows of an embedding. ids: [n] int64, rising; rows: [n, hidden] as stored."""
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+
+    def of(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """[batch, tokens] of these ids -> [batch, tokens, hidden]."""
+        return torch.nn.functional.embedding(torch.searchsorted(self.ids, tokens.contiguous()), self.rows).to(dtype)
+
+
 @dataclass
 class ModelWeights:
     """A checkpoint with its spec and its scheme, which leaves every linear in float where the model is not quantized.
@@ -117,18 +129,19 @@ class ModelWeights:
         return weights
 
     def embed(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Embeddings of token ids [batch, tokens] int64 -> [batch, tokens, hidden].
+        """Embeddings of token ids [batch, tokens] int64 -> [batch, tokens, hidden]; raises as `embedding_rows`."""
+        return self.embedding_rows(tokens).of(tokens, dtype)
 
-        Reads the rows of these tokens only, each once: the whole table may be larger than a block. InputError for an id
-        beyond the vocabulary, and for NaN or Inf.
-        """
-        ids, place = tokens.unique(return_inverse=True)
+    def embedding_rows(self, tokens: torch.Tensor) -> TokenEmbeddings:
+        """The embeddings of these tokens only, each read once: the whole table may be larger than a block. InputError for an id
+        beyond the vocabulary, and for NaN or Inf."""
+        ids = tokens.unique()
         size = self.checkpoint.info(EMBEDDING).shape[0]
         if int(ids[-1]) >= size:
             raise InputError(f"{self.checkpoint.path}: token id {int(ids[-1])}, and the vocabulary ends at {size - 1}.")
         rows = torch.cat([self.checkpoint.rows(EMBEDDING, i, i + 1) for i in ids.tolist()])
         require_finite(rows, f"{self.checkpoint.path}: tensor {EMBEDDING}")
-        return torch.nn.functional.embedding(place, rows).to(dtype)
+        return TokenEmbeddings(ids, rows)
 
     def final_norm(self) -> torch.Tensor:
         return self.checkpoint.tensor(FINAL_NORM, finite=True)

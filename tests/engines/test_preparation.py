@@ -66,9 +66,21 @@ def test_a_block_s_products_are_counted_as_by_hand() -> None:
 
 
 def test_the_command_measures_this_machine_and_says_what_the_disk_needs(config, run_qtk) -> None:
+    (config / "config.json").write_text(json.dumps({**DEEPSEEK_33B, "num_hidden_layers": 1, "hidden_size": 448,
+                                                    "intermediate_size": 1024}))  # fmt: skip
     answer = run_qtk("plan", config, "--prepare", "--samples", 32, "--seq-len", 512)
     assert answer.returncode == 0, answer.stderr
-    for words in ("merge", "quantize, 16384 tokens", "build-engine --gpu cpu", "are needed at most"):
+    for words in ("merge", "quantize, 8192 tokens", "build-engine --gpu cpu", "are needed at most"):
         assert words in answer.stdout
     data = json.loads(run_qtk("plan", config, "--prepare", "--json").stdout)
     assert data["rates"]["products"] > 1e8
+
+
+def test_a_disk_that_is_too_small_for_the_steps_fails_the_plan(config, run_qtk) -> None:
+    (config / "config.json").write_text(
+        json.dumps({**DEEPSEEK_33B, "hidden_size": 7168 * 128, "intermediate_size": 19200 * 128})
+    )
+    answer = run_qtk("plan", config, "--prepare", "--samples", 1, "--seq-len", 64)
+    assert answer.returncode == 3
+    assert "merge" in answer.stdout
+    assert "the steps take up to" in answer.stderr

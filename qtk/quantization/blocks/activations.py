@@ -126,6 +126,13 @@ class ActivationBudget:
         file = self.directory / f"activations-{self._count}.bin"
         return RowStore(rows, seq_len, width, dtype, file, chunk_tokens=self.chunk_tokens)
 
+    def copy(self, store: RowStore) -> RowStore:
+        """A new store with the same activations."""
+        copy = self.store(*store.shape, store.dtype)
+        for chunk in store.chunks():
+            copy.write(chunk, store.read(chunk))
+        return copy
+
     def release(self, store: RowStore) -> None:
         """Closes a store and gives its room back."""
         if store.file is None:

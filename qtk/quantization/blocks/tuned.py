@@ -41,7 +41,7 @@ class TunedBlocks:
 
     def quantize(self, block: FloatBlock) -> QuantizedBlock:
         """Arguments and result as for GptqBlocks.quantize; norms change too."""
-        inputs = self._copy(self.gptq.quantized.hidden)
+        inputs = self.block.budget.copy(self.gptq.quantized.hidden)
         result = self.gptq.quantize(block)
         if result.linears:
             result = self._tuned_if_better(block, result, inputs)
@@ -93,7 +93,7 @@ class TunedBlocks:
     def _wanted(self, block: FloatBlock, inputs: RowStore) -> RowStore:
         """What the tuned block should put out: halfway between the float model's hidden states, which take back all of
         the error in the inputs and fit the calibration text too closely, and the float block's on the inputs it has."""
-        wanted = self._copy(self.float_stream.hidden)
+        wanted = self.block.budget.copy(self.float_stream.hidden)
         floats = {name: weight.to(inputs.dtype) for name, weight in block.weights.items()}
         for chunk in wanted.chunks():
             here = self.block.block_output(block.layer, floats, self.block.read(inputs, chunk), chunk).float()
@@ -116,9 +116,3 @@ class TunedBlocks:
         """[rows, tokens] float32 of the given rows: 1, and 0 at padding."""
         keep = self.block.keep(rows)
         return torch.ones(x.shape[:2], device=self.block.device) if keep is None else keep.float()
-
-    def _copy(self, store: RowStore) -> RowStore:
-        copy = self.block.budget.store(*store.shape, store.dtype)
-        for chunk in store.chunks():
-            copy.write(chunk, store.read(chunk))
-        return copy
