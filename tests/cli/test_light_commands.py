@@ -22,6 +22,8 @@ from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantize import quantize_model
+from qtk.recipes.bundling import bundle_sources
+from qtk.release.bundle import BundleOptions, BundleOutput, write_bundle
 
 HEAVY = ("torch", "onnxruntime", "matplotlib", "transformers", "onnx", "tokenizers", "datasets", "lm_eval")
 
@@ -70,6 +72,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, tiny) -> Path:
     )
     (root / "run").mkdir()
     build_engine(root / "int4", root / "run" / "engine", BuildOptions(max_input_len=32, max_output_len=8))
+    write_bundle(bundle_sources(root / "run"), BundleOutput(root / "bundle"), BundleOptions())
     (root / "gates.yaml").write_text("gates: [{metric: size, at_most: 1}]")
     build_engine(root / "int4", root / "engine", BuildOptions(max_input_len=32, max_output_len=8))
     (root / "adapter").mkdir()
@@ -137,7 +140,7 @@ def accuracy_result(passed: int) -> dict[str, object]:
         "bench compare {root}/before {root}/after",
         "bench leaderboard {root}/before",
         "gate {root}/run --gates {root}/gates.yaml",
-        "bundle {root}/run -o {root}/bundle",
+        "bundle {root}/run -o {root}/another",
         "verify {root}/bundle",
         "publish {root}/bundle file://{root}/share --despite-gate",
     ],
