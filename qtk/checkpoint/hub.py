@@ -10,10 +10,12 @@ import errno
 import fnmatch
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from qtk.checkpoint.publishing import redact
 from qtk.checkpoint.reader import CARD_NAME, COMPANION_PATTERNS, INDEX_NAME
@@ -74,6 +76,67 @@ def fetch(hub_id: str, wanted: Wanted = "model") -> Path:
             ) from None
         note(f"The hub cannot be reached: {hub_id} is read from its cache on this machine.")
         return cached
+
+
+@dataclass(frozen=True)
+class HubSurvey:
+    """What fetching would find. directory: in the cache, None where a file is still to be fetched; config: the content of config.json
+    (of adapter_config.json for an adapter); bytes: of all files; missing: of those that are not in the cache."""
+
+    directory: Path | None
+    config: dict[str, Any]
+    bytes: int
+    missing: int
+
+
+def survey(hub_id: str, wanted: Wanted) -> HubSurvey:
+    """What `fetch` would fetch, without keeping anything: the small files that have to be read for that go into a directory that is
+    removed again. Errors as of `fetch`."""
+    match = _HUB_ID.match(hub_id)
+    if match is None:
+        raise InputError(f"{hub_id!r} is not the id of a model on the hub (organisation/name).")
+    name, revision = match["name"], match["revision"]
+    try:
+        with _sentences(name, revision), tempfile.TemporaryDirectory(prefix="qtk-") as folder:
+            return _survey(name, revision, wanted, Path(folder))
+    except MachineError:
+        cached = _cached(name, revision, _CONFIG_OF[wanted])
+        if cached is None:
+            raise
+        there = sum(path.stat().st_size for path in cached.iterdir() if path.is_file())
+        return HubSurvey(cached, json.loads((cached / _CONFIG_OF[wanted]).read_bytes()), there, 0)
+
+
+def _survey(name: str, revision: str | None, wanted: Wanted, folder: Path) -> HubSurvey:
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=_SECONDS)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    config = _CONFIG_OF[wanted]
+    if config not in sizes:
+        raise InputError(f"{name} on the hub does not hold {config}: it is not {_called(wanted)}.")
+
+    def cached(file: str) -> Path | None:
+        found = try_to_load_from_cache(name, file, revision=info.sha)
+        return Path(found) if isinstance(found, str) else None
+
+    def read(file: str) -> Path:
+        return cached(file) or Path(
+            hf_hub_download(name, file, revision=info.sha, local_dir=folder, etag_timeout=_SECONDS)
+        )
+
+    index = read(INDEX_NAME) if INDEX_NAME in sizes and wanted == "model" else None
+    files = dict.fromkeys([config, *_small_files(sizes), *_weight_files(name, sizes, index, wanted)])
+    absent = [file for file in files if cached(file) is None]
+    place = cached(config)
+    return HubSurvey(
+        None if absent or place is None else place.parent,
+        json.loads(read(config).read_bytes()),
+        sum(sizes[file] for file in files),
+        sum(sizes[file] for file in absent),
+    )
 
 
 def require_data_set(name: str) -> None:

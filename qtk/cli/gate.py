@@ -27,7 +27,10 @@ GATE_DIRECTORY = "gate"
     type=click.Path(path_type=Path),
     help="A YAML file with `gates:`, in place of those of the run's recipe.",
 )
-@output_options(f"Directory to write [default: {GATE_DIRECTORY} in the run's directory].", required=False)
+@output_options(
+    f"Directory to write [default: {GATE_DIRECTORY} in the run's directory, where an earlier verdict is replaced].",
+    required=False,
+)
 @json_option
 def command(run: Path, gates_file: Path | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Hold RUN, or any directory that holds qtk's output directories, against the gates of its recipe.
@@ -37,7 +40,7 @@ def command(run: Path, gates_file: Path | None, out: Path | None, overwrite: boo
     `qtk list gates` names the metrics.
 
     \b
-    qtk gate runs/codefuse-deepseek-33b-a10 --overwrite
+    qtk gate runs/codefuse-deepseek-33b-a10
     qtk gate runs/mine --gates release-gates.yaml -o verdict --json
     """
     from qtk.recipes.gating import gates_of, measured_in, write_gate
@@ -45,7 +48,7 @@ def command(run: Path, gates_file: Path | None, out: Path | None, overwrite: boo
     gates = gates_of(run, gates_file)
     directories = measured_in(run)
     place = out or run / GATE_DIRECTORY
-    report = write_gate(run.resolve().name, gates, directories, place, overwrite=overwrite)
+    report = write_gate(run.resolve().name, gates, directories, place, overwrite=overwrite or out is None)
     tell_github(place)
     emit(report, as_json, lambda console: console.print(gate_table(report)), gate_failure(report), made=place)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,10 @@ from qtk.cli.options import output_options, set_option
 from qtk.cli.output import ResultConsole, emit, json_option, table
 from qtk.errors import InputError
 from qtk.recipes.stages import STAGES
+
+if TYPE_CHECKING:
+    from qtk.recipes.reading import ResolvedRecipe
+    from qtk.recipes.step_work import Mode
 
 
 @click.command()
@@ -28,6 +33,11 @@ from qtk.recipes.stages import STAGES
     "--from", "first_stage", type=click.Choice(STAGES), help="Take earlier stages as they are; redo from here on."
 )
 @click.option("--until", "last_stage", type=click.Choice(STAGES), help="Stop after this stage.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Do nothing but say what would be done, why, in what time, with what memory and disk, and what this machine lacks.",
+)
 @json_option
 def command(
     recipe: str,
@@ -37,6 +47,7 @@ def command(
     overwrite: bool,
     first_stage: str | None,
     last_stage: str | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Run RECIPE, a YAML file or the name of a recipe that travels with qtk: merge, quantize, build, measure, report.
@@ -47,11 +58,14 @@ def command(
     A run ends with its report, a page that is opened in a browser. A recipe with `gates` ends with their verdict: exit code 3
     unless all of them pass.
 
+    --dry-run changes nothing on the disk; exit code 4 when the machine lacks something that the run needs.
+
     Relative paths in a recipe begin where its file lies; in one that travels with qtk, in the current directory.
 
     \b
     qtk run smollm2-135m
     qtk run smollm2-135m --resume
+    qtk run my-recipe.yaml --dry-run
     qtk run my-recipe.yaml -o runs/mine
     qtk run my-recipe.yaml --set quantize.bits=8 --set build.gpu=l4
     qtk run codefuse-deepseek-33b-a10 --until build
@@ -59,13 +73,16 @@ def command(
     """
     from qtk.recipes.finished_run import report_page
     from qtk.recipes.reading import find_recipe, resolve_recipe
-    from qtk.recipes.recipe_run import Mode, run_recipe
+    from qtk.recipes.recipe_run import run_recipe
 
     if resume and overwrite:
         raise InputError("--resume skips what is done and --overwrite does it again: give only one of them.")
     resolved = resolve_recipe(find_recipe(recipe), settings)
     run_dir = out or Path("runs") / resolved.recipe.name
     mode: Mode = "overwrite" if overwrite else "resume" if resume else "new"
+    if dry_run:
+        _say_what_would_be_done(resolved, run_dir, mode, first_stage, last_stage, as_json=as_json)
+        return
     outcome = run_recipe(resolved, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
     complete = last_stage in (None, STAGES[-1])
     gate = judged(run_dir, outcome.recipe) if complete else None
@@ -85,3 +102,19 @@ def command(
         "page": None if page is None else str(page),
     }
     emit(data, as_json, show, None if gate is None else gate_failure(gate))
+
+
+def _say_what_would_be_done(
+    resolved: ResolvedRecipe,
+    run_dir: Path,
+    mode: Mode,
+    first_stage: str | None,
+    last_stage: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    from qtk.cli.run_plan import show_dry_run
+    from qtk.recipes.dry_run import dry_run
+
+    found = dry_run(resolved, run_dir, mode=mode, first_stage=first_stage, last_stage=last_stage)
+    emit(found, as_json, lambda console: show_dry_run(console, found), found.shortage)

@@ -48,6 +48,15 @@ def require_demo_model() -> Path:
     return Path(package.origin).parent / GGUF_NAME
 
 
+def demo_config() -> dict[str, Any]:
+    """What config.json will hold, read from the packaged file. Errors as of `require_demo_model`."""
+    file = require_demo_model()
+    import gguf
+
+    fields = gguf.GGUFReader(file).fields
+    return _config({name: field.contents() for name, field in fields.items() if len(field.data) == 1})
+
+
 def unpack_demo_model(out: Path, *, overwrite: bool = False) -> None:
     """Writes the checkpoint, bfloat16 safetensors with its tokenizer, into the new directory `out`. Errors as of
     `require_demo_model`."""

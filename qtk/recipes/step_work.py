@@ -29,6 +29,7 @@ Mode = Literal["new", "resume", "overwrite"]
 Status = Literal["done", "up to date", "taken as it is"]
 Resolver = Callable[[str, Path, Wanted], Path]
 OPTION, _INPUT = "option ", "input "  # before the names of terms
+_MADE_ANEW = "made anew"  # in place of a digest
 
 
 def differing_terms(recorded: Mapping[str, str], now: Mapping[str, str], at_default: frozenset[str]) -> list[str]:
@@ -128,17 +129,21 @@ class StepWork:
             )
         return "taken as it is"
 
-    def out_of_date(self, step: RecipeStep) -> str | None:
-        """Why the step is to be done, as a part of a sentence; None where its output stands and is what would be made now."""
+    def out_of_date(self, step: RecipeStep, made_anew: frozenset[str] = frozenset()) -> str | None:
+        """Why the step is to be done, as a part of a sentence; None where its output stands and is what would be made now.
+
+        made_anew: inputs that will be others when the step's turn comes.
+        """
         record = self.state.steps.get(step.name)
         if record is None:
             return "it was not done yet"
         if not self.state.stands(self.run_dir, step.name):
             return "its output is missing or was changed"
-        terms = self._terms(step)
+        terms = self._terms(step, made_anew)
         if not record.terms:
             made_by = read_manifest(self.run_dir / step.directory).qtk_version
-            known = record.digest == self._digest_of_old(step, made_by) and RESULT_VERSIONS[step.stage] == 1
+            digest = self._digest_of_old(step, made_by, made_anew)
+            known = record.digest == digest and RESULT_VERSIONS[step.stage] == 1
             return None if known else f"what qtk {made_by} made it from is not what would be used now"
         differing = differing_terms(record.terms, terms, step.options.at_default)
         return f"since then there is another {', another '.join(differing)}" if differing else None
@@ -201,28 +206,28 @@ class StepWork:
         self.state.steps[step.name] = record
         self.state.save(self.run_dir)
 
-    def _terms(self, step: RecipeStep) -> dict[str, str]:
+    def _terms(self, step: RecipeStep, made_anew: frozenset[str] = frozenset()) -> dict[str, str]:
         """Everything that decides the step's output, by the name that is told when it changes. qtk's version is not among it:
         the number of the stage's results is. A report takes seconds, so each version writes its own."""
         version = qtk.__version__ if step.stage == "report" else RESULT_VERSIONS[step.stage]
-        inputs = {f"{_INPUT}{name}": digest for name, digest in self._inputs(step).items()}
+        inputs = {f"{_INPUT}{name}": digest for name, digest in self._inputs(step, made_anew).items()}
         texts = {f"text {name}": digest for name, digest in self.state.digest_of(step.texts).items()}
         options = {f"{OPTION}{name}": canonical_digest(value) for name, value in step.options.values.items()}
         return {f"version of qtk's {step.stage}": str(version), **options, **inputs, **texts}
 
-    def _inputs(self, step: RecipeStep) -> dict[str, str]:
-        return {
-            name: self.sources.digest(name) if name in self.sources else self.state.steps[name].manifest_sha256
-            for name in step.inputs
-        }
+    def _inputs(self, step: RecipeStep, made_anew: frozenset[str]) -> dict[str, str]:
+        return {name: _MADE_ANEW if name in made_anew else self._digest(name) for name in step.inputs}
 
-    def _digest_of_old(self, step: RecipeStep, qtk_version: str) -> str:
+    def _digest(self, name: str) -> str:
+        return self.sources.digest(name) if name in self.sources else self.state.steps[name].manifest_sha256
+
+    def _digest_of_old(self, step: RecipeStep, qtk_version: str, made_anew: frozenset[str]) -> str:
         """The digest of a record that has no terms."""
         return canonical_digest(
             {
                 "qtk": qtk_version,
                 "options": step.options.values,
-                "inputs": self._inputs(step),
+                "inputs": self._inputs(step, made_anew),
                 "texts": self.state.digest_of(step.texts),
             }
         )

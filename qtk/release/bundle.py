@@ -235,7 +235,7 @@ def _gate_verdict(gate: Path | None, known: set[str]) -> GateVerdict:
     if other:
         raise InputError(
             f"{gate} judged another state of the run:\n{listing(dict.fromkeys(other))}\n"
-            f"`qtk gate {gate.parent} --overwrite` judges this one."
+            f"`qtk gate {gate.parent}` judges this one."
         )
     try:
         passed = json.loads((gate / RESULT_NAME).read_bytes())["passed"]

@@ -350,7 +350,7 @@ def _loss(row: ComparedRow) -> Measurement:
     verdicts: dict[str, Verdict] = {"within tolerance": "passed", "beyond tolerance": "failed"}
     verdict = verdicts.get(str(row.verdict), "too little evidence")
     changed = f"p {row.p_value:.2g}" if row.p_value is not None else ""
-    few = f"{row.counted} tasks are too few to tell" if verdict == "too little evidence" else ""
+    few = f"{row.evidence} are too few to tell" if verdict == "too little evidence" else ""
     loss = -row.difference if row.difference else 0.0
     return Measurement(row.label, loss, row.difference_error, verdict, "; ".join(filter(None, (changed, few))))
 
@@ -430,14 +430,16 @@ def _rate_of_bound(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
         yield Measurement(of, shape.decode_tokens_per_s / (shape.batch_size * table.decode_bound_tokens_per_s))
 
 
-def _ttft(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
-    return (Measurement(of, s.ttft_ms.p90, key=s.name) for of, _, s in _shapes(evidence, gate))
+def _percentile(times: str, share: str) -> Callable[[Evidence, Gate], Iterable[Measurement]]:
+    """Reads a percentile ("p90") of a shape's times ("ttft_ms"); a shape of one new token has no time between tokens."""
 
+    def read(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+        for of, _, shape in _shapes(evidence, gate):
+            quantiles = getattr(shape, times)
+            if quantiles is not None:
+                yield Measurement(of, getattr(quantiles, share), key=shape.name)
 
-def _inter_token(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
-    return (
-        Measurement(of, s.inter_token_ms.p90, key=s.name) for of, _, s in _shapes(evidence, gate) if s.inter_token_ms
-    )
+    return read
 
 
 def _memory(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
@@ -479,10 +481,14 @@ METRICS: dict[str, Metric] = {
     "share-of-bound": Metric(
         "of the bound", "decoding beside the bandwidth's bound", _rate_of_bound, _LEAST, ("shape",)
     ),
-    "ttft-p90": Metric("ms", "time to first token, 90th percentile", _ttft, _MOST, ("shape",), relative=True),
-    "inter-token-p90": Metric(
-        "ms", "time between tokens, 90th percentile", _inter_token, _MOST, ("shape",), relative=True
-    ),
+    **{
+        f"{name}-{share}": Metric("ms", f"{what}, {words}", _percentile(times, share), _MOST, ("shape",), relative=True)
+        for name, what, times in (
+            ("ttft", "time to first token", "ttft_ms"),
+            ("inter-token", "time between tokens", "inter_token_ms"),
+        )
+        for share, words in (("p50", "median"), ("p90", "90th percentile"), ("p99", "99th percentile"))
+    },
     "memory": Metric("GB", "memory of the engine on its GPU", _memory, _MOST, relative=True),
     "size": Metric("GB", "size of the released directory", _size, _MOST, relative=True),
     "sandbox": Metric("", "level at which programs were run", _sandbox, ("level",)),

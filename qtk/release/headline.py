@@ -56,7 +56,7 @@ def _float_of(material: Material, released: Made) -> Made | None:
 
 def _accuracy(material: Material, order: Order) -> Headline:
     name = "Accuracy change"
-    rows = [row for pair in order.pairs for row in pair.comparison.rows]
+    rows = [row for pair in order.pairs for row in pair.comparison.rows if not row.pooled]
     rates = [row for row in rows if isinstance(row, ComparedRate)]
     if rates:
         worst = min(rates, key=lambda row: row.difference)
@@ -71,7 +71,7 @@ def _accuracy(material: Material, order: Order) -> Headline:
 
 def _change_notes(row: ComparedRow, count: int) -> tuple[str, ...]:
     of = f"{shortened(row.label, _NAME)}, the largest loss of {count}" if count > 1 else shortened(row.label, _NAME)
-    limits = f"95 % limits {row.limits}".replace("-", MINUS) if row.limits else f"{row.counted} tasks"
+    limits = f"95 % limits {row.limits}".replace("-", MINUS) if row.limits else row.evidence
     return (of, limits, *([row.verdict] if row.verdict else []))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qtk.engines.preparation import Rates, plan_preparation
+from qtk.engines.forecast import Rates
+from qtk.engines.preparation import plan_preparation
 from qtk.engines.preparation_options import PreparationOptions
 from qtk.errors import MachineError
 from qtk.models.registry import spec_from_config
@@ -19,7 +20,7 @@ DEEPSEEK_33B = {
     "num_attention_heads": 56, "num_key_value_heads": 8, "num_hidden_layers": 62, "vocab_size": 32256,
     "max_position_embeddings": 16384, "rms_norm_eps": 1e-6,
 }  # fmt: skip
-RATES = Rates(products=5e10, digest=1.5e9, disk=4e8, threads=2)
+RATES = Rates(products=5e10, digest=1.5e9, disk=4e8, memory=2e10, threads=2)
 
 
 @pytest.fixture

@@ -101,6 +101,10 @@ def verdicts(gate: dict[str, Any], **changed: Any) -> list[str]:
         ({"metric": "share-of-bound", "at_least": 0.8}, False),
         ({"metric": "ttft-p90", "at_most": 300}, True),
         ({"metric": "inter-token-p90", "at_most": 50}, False),
+        ({"metric": "ttft-p50", "at_most": 200}, True),
+        ({"metric": "ttft-p99", "at_most": 300}, False),
+        ({"metric": "inter-token-p50", "at_most": 50}, True),
+        ({"metric": "inter-token-p99", "at_most": 50}, False),
         ({"metric": "memory", "at_most": 22}, True),
         ({"metric": "size", "at_most": 17}, False),
         ({"metric": "sandbox", "level": "bubblewrap"}, True),
@@ -343,11 +347,13 @@ def test_a_run_ends_with_its_gates(tiny, tmp_path, run_qtk, monkeypatch) -> None
     assert judged.returncode == 3
     assert "kl: not measured, at most 1: not measured" in judged.stderr
     assert (tmp_path / "verdict" / "result.json").is_file()
+    again = run_qtk("gate", run, "--gates", strict, "-o", tmp_path / "verdict")
+    assert again.returncode == 2, "a directory that is named is not replaced unasked"
 
     result = run / "latency" / "result.json"
     report = LatencyReport.model_validate_json(result.read_bytes())
     result.write_text(report.model_dump_json())  # the same figures, but not the bytes that the manifest names
-    edited = run_qtk("gate", run, "--overwrite")
+    edited = run_qtk("gate", run)
     assert (edited.returncode, "The chain does not verify" in edited.stderr) == (3, True)
     assert "changed: " in edited.stderr
     assert run_qtk("run", recipe, "-o", run, "--resume").returncode == 0  # what was changed is made again
@@ -371,7 +377,7 @@ def test_a_run_is_held_against_an_earlier_one(tiny, tmp_path, run_qtk) -> None:
         "failed",
         "passed",
     ]
-    again = run_qtk("gate", second, "--overwrite")  # the run's copy of the recipe finds the baseline too
+    again = run_qtk("gate", second)  # the run's copy of the recipe finds the baseline too
     assert (again.returncode, "0.5 of" in again.stderr) == (3, True)
     assert not [finding for finding in verify_chain(second / "gate") if finding.bad]
     (first / "latency" / "result.json").write_text("{}")
@@ -392,8 +398,9 @@ def test_a_folder_is_judged_again(tiny, tmp_path, run_qtk) -> None:
     gates.write_text("gates:\n  - {metric: size, at_most: 1}\n")
     words = ("gate", tmp_path, "--gates", gates)
     assert run_qtk(*words).returncode == 0
-    assert run_qtk(*words).returncode == 2
-    assert run_qtk(*words, "--overwrite").returncode == 0
+    assert run_qtk(*words).returncode == 0, "the verdict of before is replaced"
+    assert run_qtk(*words, "-o", tmp_path / "gate").returncode == 2, "what is named is not, unless --overwrite says so"
+    assert run_qtk(*words, "-o", tmp_path / "gate", "--overwrite").returncode == 0
 
 
 def test_gates_have_to_come_from_somewhere(tiny, tmp_path, run_qtk) -> None:

@@ -151,7 +151,7 @@ def test_a_failed_gate_stops_it(bundle: Path, released_run: Path, writable_hub, 
     run = shutil.copytree(released_run.parent, tmp_path / "place") / "run"
     strict = tmp_path / "strict.yaml"
     strict.write_text("gates: [{metric: kl, at_most: 0.0000001}]\n")
-    assert run_qtk("gate", run, "--gates", strict, "--overwrite").returncode == 3
+    assert run_qtk("gate", run, "--gates", strict).returncode == 3
     made = tmp_path / "failed"
     assert run_qtk("bundle", run, "-o", made).returncode == 0
     assert "Gates of its release did not pass" in (made / "README.md").read_text()

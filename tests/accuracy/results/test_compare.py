@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
@@ -10,10 +11,11 @@ from qtk.bench.accuracy.results.baseline import load_baseline
 from qtk.bench.accuracy.results.comparison import compare, read_comparison
 from qtk.bench.accuracy.results.harness import HarnessMetric, HarnessScore
 from qtk.bench.accuracy.results.likelihood import TaskLikelihood, score_likelihood
+from qtk.bench.accuracy.results.pooled import problem_means
 from qtk.bench.accuracy.results.programs import score_programs
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import CompareOptions, TaskSource, conclusion
-from qtk.bench.accuracy.results.statistics import Limits
+from qtk.bench.accuracy.results.statistics import Limits, paired_rate_limits
 from qtk.checkpoint.manifest import verify_chain
 from qtk.errors import InputError
 
@@ -78,6 +80,83 @@ def test_a_verdict_says_what_the_tasks_show(before, after, tasks, tolerance, ver
     comparison = compare(old, new, CompareOptions(tolerance=tolerance))
     assert [row.verdict for row in comparison.rows] == [verdict]
     assert bool(comparison.gate_failure) == (verdict != "within tolerance")
+
+
+def several(passed: dict[str, list[float]], samples: int = 4) -> AccuracyResult:
+    """A result of humaneval-x: by language the shares of samples that passed, problem by problem."""
+    scores = [
+        score_programs(
+            TaskSource("humaneval-x", language, "x.jsonl", "0" * 64),
+            {
+                f"{language.title()}/{n}": ["passed"] * round(share * samples)
+                + ["failed"] * round((1 - share) * samples)
+                for n, share in enumerate(shares)
+            },
+            [1],
+        )
+        for language, shares in passed.items()
+    ]
+    return result({}, scores=scores)
+
+
+def test_all_languages_together_count_a_problem_once():
+    """Against the mean change of each problem computed by hand."""
+    chooser = random.Random(5)
+    before, after = (
+        {language: [chooser.choice((0, 0.25, 0.5, 1)) for _ in range(40)] for language in ("python", "java", "go")}
+        for _ in range(2)
+    )
+    *each, row = compare(several(before), several(after), CompareOptions()).rows
+    changes = []
+    for problem in range(40):
+        old = sum(shares[problem] for shares in before.values()) / 3
+        new = sum(shares[problem] for shares in after.values()) / 3
+        changes.append(new - old)
+    mean = sum(changes) / 40
+    error = (sum((change - mean) ** 2 for change in changes) / 39 / 40) ** 0.5
+    limits = paired_rate_limits(changes)
+    assert [it.pooled for it in each] == [False] * 3
+    assert (row.label, row.tasks, row.counted) == ("humaneval-x all languages", 40, "40 problems")
+    assert row.difference == pytest.approx(100 * mean)
+    assert row.difference == pytest.approx(sum(it.difference for it in each) / 3)
+    assert row.difference_error == pytest.approx(100 * error)
+    assert (row.low, row.high) == pytest.approx((100 * limits.low, 100 * limits.high))
+    assert len(row.lost) == sum(change < -1e-9 for change in changes)
+    assert (row.p_value, row.flips()) == (None, {})
+    read = type(row).model_validate_json(row.model_dump_json())
+    assert read == row
+
+
+def test_the_same_loss_in_every_language_is_no_more_evidence_than_in_one():
+    languages = ("python", "java", "go", "cpp", "javascript")
+    [one] = compare(result({"python": set(range(129))}), result({"python": set(range(3, 129))}), CompareOptions()).rows
+    old = result({key: set(range(129)) for key in languages})
+    new = result({key: set(range(3, 129)) for key in languages})
+    pooled = compare(old, new, CompareOptions()).rows[-1]
+    assert (pooled.difference, pooled.difference_error) == pytest.approx((one.difference, one.difference_error))
+    assert (pooled.low, pooled.high) == pytest.approx((one.low, one.high))
+    spread = {
+        language: set(range(129)) - {3 * place, 3 * place + 1, 3 * place + 2}
+        for place, language in enumerate(languages)
+    }
+    apart = compare(old, result(spread), CompareOptions()).rows[-1]
+    assert apart.low > pooled.low, "other problems in each language are more evidence"
+
+
+def test_tasks_whose_numbers_do_not_tell_them_apart_are_not_taken_together():
+    assert problem_means([{"Go/1": 1.0, "Go/2": 0.0}, {"Java/1": 0.0}]) == {"problem 1": 0.5, "problem 2": 0.0}
+    named = problem_means([{"HumanEval_7_a": 1.0}, {"HumanEval_7_a": 0.0}])
+    assert named == {"problem 7": 0.5}
+    assert problem_means([{"v2_a": 1.0, "v2_b": 0.0}, {"v2_a": 0.0}]) == {"v2_a": 0.5, "v2_b": 0.0}
+
+
+def test_too_few_problems_are_called_so():
+    [*_, row] = (comparison := compare(result({"go": {0}, "java": {0}}, tasks=3), result({"go": {0}, "java": {0}}, tasks=3),
+                                       CompareOptions())).rows  # fmt: skip
+    assert row.verdict == "too few tasks to tell"
+    assert "humaneval-x all languages: +0.00 points, at worst -47.42 points, tolerance 2: 3 problems are too few" in (
+        comparison.gate_failure
+    )
 
 
 def test_conclusions():

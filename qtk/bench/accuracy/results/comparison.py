@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,9 +77,11 @@ class Comparison(BaseModel):
 def _too_few(row: ComparedRow) -> str:
     worst = "" if row.low is None else f", at worst {row.low:+.4g} {row.unit}"
     enough = (
-        "" if row.enough_tasks is None else f"; about {max(row.enough_tasks, row.tasks + 1):,} such tasks could tell"
+        ""
+        if row.enough_tasks is None
+        else f"; about {max(row.enough_tasks, row.tasks + 1):,} such {row.evidence.split()[-1]} could tell"
     )
-    return f"{row.change}{worst}, tolerance {row.tolerance:g}: {row.counted} tasks are too few to tell{enough}"
+    return f"{row.change}{worst}, tolerance {row.tolerance:g}: {row.evidence} are too few to tell{enough}"
 
 
 def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptions) -> Comparison:
@@ -93,10 +95,22 @@ def compare(before: AccuracyResult, after: AccuracyResult, options: CompareOptio
         tolerance=options.tolerance,
         likelihood_tolerance=options.likelihood_tolerance,
         rules=before.rules,
-        rows=[row for key, score in old.items() if key in new for row in score.compare(new[key], options)],
+        rows=_rows([(score, new[key]) for key, score in old.items() if key in new], options),
         baseline=baseline,
         differences=_differences(before, after),
     )
+
+
+def _rows(pairs: Sequence[tuple[Score, Score]], options: CompareOptions) -> list[ComparedRow]:
+    """A row for each pair, and after those of a suite what they come to together."""
+    suites: dict[tuple[str, str], list[tuple[Score, Score]]] = {}
+    for before, after in pairs:
+        suites.setdefault((before.kind, before.suite), []).append((before, after))
+    rows = []
+    for same in suites.values():
+        rows += [row for before, after in same for row in before.compare(after, options)]
+        rows += same[0][0].compare_pooled(same, options) if len(same) > 1 else []
+    return rows
 
 
 def read_comparison(directory: Path) -> Comparison:

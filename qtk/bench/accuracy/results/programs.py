@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from qtk.bench.accuracy.results.baseline import load_baseline
+from qtk.bench.accuracy.results.pooled import problem_means
 from qtk.bench.accuracy.results.score import (
     Cell,
     ComparedRate,
@@ -29,6 +30,8 @@ from qtk.bench.accuracy.results.statistics import (
     pass_at_k,
 )
 from qtk.errors import InputError
+
+ALL_LANGUAGES = "all languages"
 
 
 class PassRate(BaseModel):
@@ -65,46 +68,83 @@ class ProgramsScore(Score):
         ]
 
     def compare(self, after: ProgramsScore, options: CompareOptions) -> list[ComparedRow]:
-        old, new = self.rates(), after.rates()
-        names = list(old)
-        lost = [name for name in names if new[name] < old[name]]
-        gained = [name for name in names if new[name] > old[name]]
         single = all(len(verdicts) == 1 for score in (self, after) for verdicts in score.tasks.values())
-        old_mean, old_error = mean_and_error([old[name] for name in names])
-        new_mean, new_error = mean_and_error([new[name] for name in names])
-        difference, error = paired_difference([old[name] for name in names], [new[name] for name in names])
-        limits = paired_rate_limits([new[name] - old[name] for name in names]).times(100)
         baseline = load_baseline(options.baseline)
-        row = ComparedPrograms(
-            suite=self.suite,
-            name=self.name,
-            tasks=len(names),
-            whole=self.whole,
-            before=100 * old_mean,
-            before_error=percent(old_error),
-            after=100 * new_mean,
-            after_error=percent(new_error),
-            difference=100 * difference,
-            difference_error=percent(error),
-            low=limits.low,
-            high=limits.high,
-            lost=lost,
-            gained=gained,
-            p_value=mcnemar_exact(len(lost), len(gained)) if single else None,
-            tolerance=options.tolerance,
-            verdict=conclusion(limits, options.tolerance),
-            published=baseline.scores.get(self.name) if baseline and baseline.suite == self.suite else None,
-        )
-        return [row]
+        row = _compared(self.rates(), after.rates(), options.tolerance)
+        return [
+            ComparedPrograms(
+                suite=self.suite,
+                name=self.name,
+                whole=self.whole,
+                p_value=mcnemar_exact(len(row["lost"]), len(row["gained"])) if single else None,
+                published=baseline.scores.get(self.name) if baseline and baseline.suite == self.suite else None,
+                **row,
+            )
+        ]
+
+    @classmethod
+    def compare_pooled(
+        cls, pairs: Sequence[tuple[ProgramsScore, ProgramsScore]], options: CompareOptions
+    ) -> list[ComparedRow]:
+        """All languages in one row, in which a problem counts once."""
+        old, new = (problem_means([pair[side].rates() for pair in pairs]) for side in (0, 1))
+        row = _compared(old, new, options.tolerance)
+        suite = pairs[0][0].suite
+        return [ComparedPrograms(suite=suite, name=ALL_LANGUAGES, languages=len(pairs), p_value=None, **row)]
+
+
+def _compared(old: Mapping[str, float], new: Mapping[str, float], tolerance: float) -> dict[str, Any]:
+    """The fields of a row that follow from shares between 0 and 1, by task or problem; those of `new` may be in another order."""
+    names = list(old)
+    before, after = [old[name] for name in names], [new[name] for name in names]
+    old_mean, old_error = mean_and_error(before)
+    new_mean, new_error = mean_and_error(after)
+    difference, error = paired_difference(before, after)
+    limits = paired_rate_limits([b - a for a, b in zip(before, after, strict=True)]).times(100)
+    return {
+        "tasks": len(names),
+        "before": 100 * old_mean,
+        "before_error": percent(old_error),
+        "after": 100 * new_mean,
+        "after_error": percent(new_error),
+        "difference": 100 * difference,
+        "difference_error": percent(error),
+        "low": limits.low,
+        "high": limits.high,
+        "lost": [name for name in names if new[name] < old[name]],
+        "gained": [name for name in names if new[name] > old[name]],
+        "tolerance": tolerance,
+        "verdict": conclusion(limits, tolerance),
+    }
 
 
 class ComparedPrograms(ComparedRate):
-    """One language of one suite: pass@1 before and after. published: the published figures of that language."""
+    """One language of one suite, or all of them: pass@1 before and after. published: the published figures of that language.
+
+    languages: how many the row pools; `tasks` then counts problems, and lost and gained hold those whose mean fell or rose.
+    """
 
     title: ClassVar[str] = "pass@1 before and after"
     columns: ClassVar[tuple[str, ...]] = (*ComparedRate.columns, "published")
     rate_axis: ClassVar[str] = "pass@1 (%)"
     kind: Literal["programs"] = "programs"
+    languages: int = 1
+
+    @property
+    def pooled(self) -> bool:
+        return self.languages > 1
+
+    @property
+    def counted(self) -> Cell:
+        return f"{self.tasks} problems" if self.pooled else super().counted
+
+    @property
+    def evidence(self) -> str:
+        return f"{self.tasks} problems" if self.pooled else super().evidence
+
+    def flips(self) -> dict[str, list[str]]:
+        """None of all languages together: each language's row names its own."""
+        return {} if self.pooled else super().flips()
 
     def cells(self) -> tuple[Cell, ...]:
         pair = self.published

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -84,6 +84,11 @@ class Score(BaseModel, ABC):
     def compare(self, after: Self, options: CompareOptions) -> list[ComparedRow]:
         """This score beside a later one of the same tasks. InputError when the two cannot be compared."""
 
+    @classmethod
+    def compare_pooled(cls, pairs: Sequence[tuple[Self, Self]], options: CompareOptions) -> list[ComparedRow]:
+        """Several scores of one suite, before and after, as one: rows beside those of each; none where that means nothing."""
+        return []
+
 
 class PublishedPair(BaseModel):
     """The published pass@1 of one language before and after, in percent."""
@@ -134,6 +139,16 @@ class ComparedRow(BaseModel, ABC):
     def counted(self) -> Cell:
         """How many tasks were compared, and of how many where it was not all of them."""
         return tasks_of(self.tasks, self.whole)
+
+    @property
+    def evidence(self) -> str:
+        """How many tasks were compared, with the noun."""
+        return f"{self.counted} tasks"
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the row is of several others together."""
+        return False
 
     @property
     def enough_tasks(self) -> int | None:

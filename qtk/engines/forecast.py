@@ -1,0 +1,219 @@
+"""How long a step takes on this machine, in how much memory and disk, before it is begun.
+
+Bytes follow from the shapes. Times follow from counted products and bytes, and from how fast this machine is just now: a
+product of matrices, reading memory, a sha256 and a write to the disk are timed, which takes about two seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from qtk.engines.memory import model_bytes
+from qtk.errors import MachineError
+from qtk.machine import limit_threads, total_memory, unhindered_threads
+from qtk.models.spec import ModelSpec
+from qtk.peak_memory import resident_bytes
+from qtk.quantization.memory_need import MemoryNeed, Work, activation_bytes, memory_need
+from qtk.quantization.products import block_products
+from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme, float_scheme
+from qtk.sizes import size_text
+
+_STORED_BYTES = 2  # of a float weight: bfloat16 or float16
+# Seconds a weight, on one core of this kind: the search for grids and the columns that are rounded one by one.
+_ROUNDING_SECONDS = 2.0e-7
+_MERGING_SECONDS = 1.0e-9  # a weight: to float32, back, and looked through for NaN
+_NO_LIMIT = 1 << 60  # a prediction is given even where the memory is not free just now
+_SLICES = 10 * 8 << 20  # of a merge
+_SHARE_OF_DISK = 8  # a write is timed with four pieces of at most this part of what is free, so with half of it at most
+_SMALLEST_PIECE = 1 << 18
+_SHARE_OF_ROWS = {"fast": 0.25, "default": 0.5, "best": 1.0}
+_TUNING = 10  # times as long as without: what effort best says of itself
+
+
+class Rates(BaseModel):
+    """How fast this machine is: multiply-adds a second with all threads; bytes a second of sha256 on one core, of writes that
+    reach the disk, and of a large matrix that is read from memory for one product with a vector."""
+
+    products: float
+    digest: float
+    disk: float
+    memory: float
+    threads: int
+
+
+class StepForecast(BaseModel):
+    """What one step takes. Bytes; seconds. memory: at its peak; scratch: on the disk while it runs, removed at its end."""
+
+    step: str
+    seconds: float
+    memory: int
+    written: int
+    scratch: int
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A float model and its quantized form. weights: of the linears in the blocks; bytes of both checkpoints."""
+
+    spec: ModelSpec
+    weights: int
+    float_bytes: int
+    quantized_bytes: int
+
+    @staticmethod
+    def of(spec: ModelSpec, scheme: QuantizationScheme | None = None) -> ModelSize:
+        """scheme: how the linears are stored; None: at INT4 in the largest group that divides them all."""
+        linears = {name: (linear.out_features, linear.in_features) for name, linear in spec.all_linears()}
+        if scheme is None:
+            group = next((size for size in (128, 64, 32) if all(n % size == 0 for _, n in linears.values())), 32)
+            stored = LinearScheme(4, group, True)
+            scheme = QuantizationScheme(stored, {**float_scheme(spec).modules, **dict.fromkeys(linears, stored)})
+        weights = sum(rows * columns for rows, columns in linears.values())
+        return ModelSize(spec, weights, _STORED_BYTES * spec.parameters(), model_bytes(spec, scheme).total)
+
+
+@dataclass(frozen=True)
+class QuantizationWork:
+    """What decides the time and memory of a quantization. memory: GB that it may take (None: what it needs)."""
+
+    method: str
+    effort: str
+    samples: int
+    seq_len: int
+    memory: float | None = None
+
+    def tokens(self, spec: ModelSpec) -> int:
+        """How many calibration tokens the effort reads."""
+        if self.method == "rtn":
+            return 0
+        offered = self.samples * self.seq_len
+        widest = max(linear.in_features for linear in spec.linears())
+        return min(offered, max(round(_SHARE_OF_ROWS[self.effort] * offered), 3 * widest))
+
+    def memory_need(self, spec: ModelSpec) -> MemoryNeed:
+        """As counted before the work begins."""
+        work = Work(self.method, self.effort, self.tokens(spec), self.seq_len, 4, _STORED_BYTES)
+        return memory_need(spec, float_scheme(spec), work, resident_bytes())
+
+
+def measured_rates(place: Path) -> Rates:
+    """Times this machine as it is now, with a file of 256 MB in `place` that has no name and is gone at once; a smaller one where
+    the disk is nearly full, and MachineError where it is full."""
+    import torch
+
+    threads = limit_threads(unhindered_threads(None).threads)
+    size = 1536
+    a = torch.ones(size, size)
+    product = min(_seconds(lambda: a @ a) for _ in range(4))
+    large, vector = torch.ones(16 * size, size), torch.ones(size)  # 151 MB: larger than a cache
+    read = min(_seconds(lambda: large @ vector) for _ in range(4))
+    data = bytes(1 << 26)
+    digest = min(_seconds(lambda: hashlib.sha256(data).digest()) for _ in range(2))
+    free = shutil.disk_usage(place).free
+    piece = data[: free // _SHARE_OF_DISK]
+    if len(piece) < _SMALLEST_PIECE:
+        raise MachineError(
+            f"{place}: the disk has {size_text(free)} free, too little to time a write. Free some room, or choose another disk "
+            "for the results."
+        )
+
+    def write() -> None:
+        with tempfile.TemporaryFile(dir=place) as file:
+            for _ in range(4):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+
+    disk = _seconds(write)
+    return Rates(
+        products=size**3 / product,
+        digest=len(data) / digest,
+        disk=4 * len(piece) / disk,
+        memory=4 * large.numel() / read,
+        threads=threads,
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def merge_forecast(model: ModelSize, rank: int, rates: Rates) -> StepForecast:
+    """Of adapters of this rank, all together, on all linears. Digests are taken by one thread, slices are changed by the others, and
+    the disk writes: what takes longest decides."""
+    factors = sum(
+        (linear.in_features + linear.out_features) * rank * model.spec.num_layers for linear in model.spec.linears()
+    )
+    compute = model.weights * (rank / rates.products + _MERGING_SECONDS / rates.threads)
+    digest = (2 * model.float_bytes + 4 * factors) / rates.digest
+    on_cores = compute + digest / rates.threads
+    seconds = max(on_cores, digest, model.float_bytes / rates.disk)
+    largest = max(linear.in_features + linear.out_features for linear in model.spec.linears()) * rank * 12
+    return StepForecast(
+        step="merge",
+        seconds=round(seconds, 1),
+        memory=resident_bytes() + _SLICES + largest,
+        written=model.float_bytes,
+        scratch=0,
+    )
+
+
+def quantize_forecast(model: ModelSize, work: QuantizationWork, rates: Rates) -> StepForecast:
+    """MachineError where `work.memory` is too little."""
+    spec, tokens = model.spec, work.tokens(model.spec)
+    need = work.memory_need(spec)
+    in_memory = activation_bytes(need, work.memory, total=total_memory(), available=_NO_LIMIT)
+    streams = 1 if work.effort == "fast" else 2
+    wide = streams * tokens * spec.intermediate_size * 4
+    methods = ("gptq", "awq") if work.method == "auto" else (work.method,)
+    block = sum(_block_seconds(model, method, work, rates) for method in methods)
+    digest = (model.float_bytes + model.quantized_bytes) / rates.digest / rates.threads
+    read_back = model.weights * 2.0e-9
+    return StepForecast(
+        step=f"quantize, {tokens} tokens",
+        seconds=round(spec.num_layers * block + digest + read_back, 1),
+        memory=need.least + min(in_memory, need.rows + wide),
+        written=model.quantized_bytes,
+        scratch=2 * need.rows + max(0, need.rows + wide - in_memory) if tokens else 0,
+    )
+
+
+def _block_seconds(model: ModelSize, method: str, work: QuantizationWork, rates: Rates) -> float:
+    tuned = work.effort == "best" and method == "gptq"
+    effort = "default" if work.effort == "best" else work.effort
+    counted = Work(method, effort, work.tokens(model.spec), work.seq_len, 4, _STORED_BYTES)
+    products = block_products(model.spec, counted).total / rates.products
+    rounding = model.weights / model.spec.num_layers * _ROUNDING_SECONDS
+    return (products + rounding) * (_TUNING if tuned else 1)
+
+
+def build_forecast(
+    model: ModelSize, rates: Rates, *, read: int | None = None, written: int | None = None
+) -> StepForecast:
+    """The portable engine for this processor: codes are written as they are, block by block. read, written: bytes of the checkpoint and of
+    the engine, by default those of the quantized form."""
+    spec = model.spec
+    read = model.quantized_bytes if read is None else read
+    written = model.quantized_bytes if written is None else written
+    head = spec.vocab_size * spec.hidden_size
+    seconds = (read + written) / rates.digest / rates.threads + written / rates.disk + model.weights * 1.0e-9
+    return StepForecast(
+        step="build-engine --gpu cpu",
+        seconds=round(seconds, 1),
+        memory=resident_bytes()
+        + 6 * head
+        + 6 * max(linear.out_features * linear.in_features for linear in spec.linears()),
+        written=written,
+        scratch=0,
+    )
