@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from qtk.redaction import redact
+
 _QUIET = False
 _WARNINGS: list[str] = []  # of this process, in their order; `warnings_since` reads them
 
@@ -44,7 +46,7 @@ def shows_progress() -> Literal["no", "lines", "bars"]:
 def note(message: str) -> None:
     """One line to stderr: a fact about the run that is not part of its result."""
     if not _QUIET:
-        print(message, file=sys.stderr, flush=True)
+        print(redact(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -52,7 +54,7 @@ def warn(message: str) -> None:
 
     It is also kept: the command's manifest and its --json take it from `warnings_since`, and the report from the manifest.
     """
-    _WARNINGS.append(message)
+    _WARNINGS.append(redact(message))
     note(f"WARNING: {message}")
 
 

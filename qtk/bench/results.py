@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from qtk.checkpoint.atomic import write_atomic
-from qtk.errors import InputError
+from qtk.errors import GateFailed, InputError, listing
 
 RESULT_NAME = "result.json"
 Result = TypeVar("Result", bound=BaseModel)
@@ -27,6 +27,38 @@ def require_writable(path: Path, *, overwrite: bool = False) -> None:
         raise InputError(f"{path} exists already. Give another name, or --overwrite.")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.parent} is not a directory, so {path.name} cannot be written there.")
+
+
+def has_manifest(result: Path) -> bool:
+    """Whether a result (a directory, or its result.json) has a manifest that names it."""
+    from qtk.checkpoint.manifest import MANIFEST_NAME
+
+    directory, name = _place(result)
+    if not (directory / MANIFEST_NAME).is_file():
+        return False
+    from qtk.checkpoint.manifest import read_manifest
+
+    return name in read_manifest(directory).outputs
+
+
+def require_unchanged(*results: Path) -> None:
+    """GateFailed where the files beside a result, or itself, are not those that its manifest records. A result without a
+    manifest cannot be checked."""
+    from qtk.checkpoint.manifest import file_digest, read_manifest
+
+    changed = []
+    for result in filter(has_manifest, results):
+        directory, _ = _place(result)
+        for name, recorded in read_manifest(directory).outputs.items():
+            path = directory / name
+            if not path.is_file() or file_digest(path).sha256 != recorded.sha256:
+                changed.append(str(path))
+    if changed:
+        raise GateFailed(f"These files are not what was measured; `qtk verify` says more:\n{listing(changed)}")
+
+
+def _place(result: Path) -> tuple[Path, str]:
+    return (result, RESULT_NAME) if result.is_dir() else (result.parent, result.name)
 
 
 def write_result(result: BaseModel, path: Path) -> None:

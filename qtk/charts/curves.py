@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qtk.charts.legend import LegendEntry, legend, line_mark, series_class, series_point
+from qtk.charts.legend import LegendEntry, legend, series_class, series_point
 from qtk.charts.scale import Scale, linear_scale, tick_text
 from qtk.charts.svg import Chart, element, percent, text
 
@@ -42,7 +42,7 @@ class CurveChart:
         """The chart, with a legend where there are several curves."""
         x = linear_scale([0.0, *(point.x for curve in self.curves for point in curve.points)], least=0)
         y = linear_scale([0.0, *(point.y for curve in self.curves for point in curve.points)], least=0)
-        entries = [LegendEntry(line_mark(number), curve.name) for number, curve in enumerate(self.curves)]
+        entries = [LegendEntry(series_point(number), curve.name) for number, curve in enumerate(self.curves)]
         top = legend(entries)
         top_height = top.height + 16
         inner = self._grid(x, y) + "".join(self._curve(number, curve, x, y) for number, curve in enumerate(self.curves))
@@ -72,7 +72,9 @@ class CurveChart:
         for point in curve.points:
             place, height = _across(x, point.x), _height(y, point.y)
             parts.append(series_point(number, place, height))
-            parts.append(text(point.label, x=place, y=height - 9, class_="muted", anchor="middle"))
+            # Labels of neighbouring curves lie on different sides, so that they seldom cover each other.
+            side = height - 9 if number % 2 else height + 18
+            parts.append(text(point.label, x=place, y=side, class_="muted", anchor="middle"))
         return "".join(parts)
 
     def _description(self) -> str:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qtk.checkpoint.publishing import redact
 from qtk.checkpoint.reader import CARD_NAME, COMPANION_PATTERNS, INDEX_NAME
 from qtk.errors import InputError, MachineError, QtkError, listing
 from qtk.progress import Progress, note, shows_progress
+from qtk.redaction import redact
 
 Wanted = Literal["model", "adapter", "config", "tokenizer"]
 

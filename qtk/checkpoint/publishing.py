@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qtk.checkpoint.hub_cache import cached_directory, hub_identity
+from qtk.redaction import redact
 
-_SECRET = re.compile(r"(hf_[A-Za-z0-9]{8,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)|(?<=token=)[^&\s]+|(?<=password=)[^&\s]+)")
 # An absolute path within a text: two names at least, and not the end of a URL or of a relative path.
 _PATH = re.compile(r"(?<![\w/:.~])/[\w.+@-]+(?:/[\w.+@-]+)+")
 _HUB, _HOME = "hf://", "~/"
-
-
-def redact(text: str) -> str:
-    """The text with access tokens, and user:password in URLs, replaced by ***."""
-    return _SECRET.sub("***", text)
 
 
 def redact_tree(value: Any) -> Any:

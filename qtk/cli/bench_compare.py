@@ -47,7 +47,7 @@ def command(
     from qtk.bench.accuracy.results.comparison import COMPARISON_NAME, compare
     from qtk.bench.accuracy.results.result import read_result
     from qtk.bench.accuracy.results.tables import compared_tables
-    from qtk.bench.results import require_writable, result_directory, write_result
+    from qtk.bench.results import has_manifest, require_unchanged, require_writable, result_directory, write_result
     from qtk.errors import GateFailed
 
     options = build(CompareOptions, values)
@@ -57,6 +57,7 @@ def command(
         require_plot_name(plot_file, inside=out)
         if out is None:
             require_writable(plot_file, overwrite=overwrite)
+    require_unchanged(before, after)
     comparison = compare(read_result(before), read_result(after), options)
     if out is not None:
         inputs = {"before": before, "after": after}
@@ -82,6 +83,12 @@ def command(
             console.print(f"published: {comparison.published}")
         console.print(f"Verdict: {comparison.verdict}.")
 
-    failed = GateFailed(comparison.gate_failure) if gate and comparison.gate_failure else None
+    unproved = [
+        f"{path} has no manifest: nothing shows that it was measured"
+        for path in (before, after)
+        if not has_manifest(path)
+    ]
+    reasons = [comparison.gate_failure] if comparison.gate_failure else unproved
+    failed = GateFailed("\n".join(reasons)) if gate and reasons else None
     data = comparison.model_dump(mode="json") | {"passed": comparison.passed, "verdict": comparison.verdict}
     emit(data, as_json, show, failed, made=out)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import errno
 import importlib
+import io
 import os
 import select
 import shlex
@@ -21,6 +22,7 @@ from click.shell_completion import CompletionItem
 
 import qtk
 from qtk.errors import QtkError
+from qtk.redaction import redact
 
 # pydantic looks through every installed package for plugins before its first model, which takes longer than most commands
 # that read files. qtk uses none.
@@ -200,10 +202,13 @@ def _run(words: list[str]) -> int:
         if isinstance(error, click.NoSuchOption):
             error = _answered(error)
         code, message = _failure(error, words)
+        message = redact(message)
         if debug:
-            traceback.print_exc()
+            print(redact(traceback.format_exc()), file=sys.stderr)
         if isinstance(error, click.ClickException):
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            print(redact(shown.getvalue()), end="", file=sys.stderr)
         else:
             print(f"qtk: {message}", file=sys.stderr)
         if "--json" in words and not printed:

@@ -1,8 +1,7 @@
 """What must hold before a run is released: gates, and how they are judged by what the run's steps wrote.
 
 A gate names a metric, what of it is meant (a suite, a language, a text, a shape), and one limit, which may be a fraction of a
-baseline. It passes on evidence only:
-what was not measured, or measured on too little, does not pass.
+baseline. It passes on evidence only: what was not measured, or measured on too little, does not pass.
 """
 
 from __future__ import annotations
@@ -298,9 +297,8 @@ def _result(
         verdict = "passed" if gate.holds(found.value, unit) else "failed"
         bound = None if gate.factor is None else gate.factor * unit
         errors = [found.standard_error or 0.0]
-        errors += (
-            [gate.factor * (figure.standard_error or 0.0)] if figure is not None and gate.factor is not None else []
-        )
+        if figure is not None and gate.factor is not None:
+            errors.append(gate.factor * (figure.standard_error or 0.0))
         error = math.hypot(*errors)
         if error and bound is not None:
             uncertain = abs(found.value - bound) <= _CERTAIN * error
@@ -318,16 +316,14 @@ def _result(
     )
 
 
-# What the metrics read.
-
-
 def _accuracy_drop(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     """The loss of pass@1 in points, judged by the comparison's own paired test with the gate's limit as its tolerance."""
     assert gate.at_most is not None
     options = CompareOptions(tolerance=gate.at_most, baseline="none")
+    forged = {it.label for pair in evidence.accuracy_pairs for result in pair for it in result.scores if it.forged}
     for row in _compared(evidence, gate, options):
         if row.unit == "points":
-            yield _loss(row)
+            yield replace(_loss(row), verdict="failed", why=_FORGED) if row.label in forged else _loss(row)
 
 
 def _likelihood_drop(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
@@ -364,12 +360,11 @@ def _pass_rate(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
             for rate in score.pass_at:
                 if rate.k == 1 and gate.language in (None, score.name):
                     error = None if rate.standard_error is None else 100 * rate.standard_error
-                    yield Measurement(
-                        f"{name}: {score.suite} {score.name}",
-                        100 * rate.value,
-                        error,
-                        key=f"{score.suite} {score.name}",
-                    )
+                    found = Measurement(f"{name}: {score.label}", 100 * rate.value, error, key=score.label)
+                    yield replace(found, verdict="failed", why=_FORGED) if score.forged else found
+
+
+_FORGED = "answers passed canaries, so the rate cannot be believed"
 
 
 def _texts(evidence: Evidence, gate: Gate) -> Iterable[tuple[str, TextDivergence]]:
@@ -453,24 +448,35 @@ def _size(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     return (Measurement(name, count / 1e9) for name, count in evidence.sizes[-1:])
 
 
+def _canaries(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
+    """Answers that passed tests which contradict themselves."""
+    for name, result in evidence.accuracies:
+        for score in result.scores:
+            canaries = score.canaries if isinstance(score, ProgramsScore) else None
+            if canaries and gate.suite in (None, score.suite) and gate.language in (None, score.name):
+                yield Measurement(f"{name}, {score.label}", len(canaries.passed), why=", ".join(canaries.passed))
+
+
 def _sandbox(evidence: Evidence, gate: Gate) -> Iterable[Measurement]:
     """The level at which programs were run."""
     assert gate.level is not None
     for name, result in evidence.accuracies:
         level = result.sandbox.get("level")
-        if level in _SANDBOX_LEVELS:
+        if level not in _SANDBOX_LEVELS:
+            if any(isinstance(score, ProgramsScore) for score in result.scores):
+                yield Measurement(
+                    name, "no level", verdict="failed", why="the result does not say where programs were run"
+                )
+        else:
             enough = _SANDBOX_LEVELS.index(level) >= _SANDBOX_LEVELS.index(gate.level)
             yield Measurement(name, level, verdict="passed" if enough else "failed")
 
 
-_MOST, _LEAST, _EITHER = ("at_most",), ("at_least",), ("at_most", "at_least")
-_SUITES = ("suite", "language")
+_MOST, _LEAST, _EITHER, _SUITES = ("at_most",), ("at_least",), ("at_most", "at_least"), ("suite", "language")
 
 METRICS: dict[str, Metric] = {
     "accuracy-drop": Metric("points", "loss of pass@1 against the float model", _accuracy_drop, _MOST, _SUITES),
-    "likelihood-drop": Metric(
-        "nats per token", "loss of the references' log-likelihood", _likelihood_drop, _MOST, _SUITES
-    ),
+    "likelihood-drop": Metric("nats per token", "loss of solutions' log-likelihood", _likelihood_drop, _MOST, _SUITES),
     "pass-rate": Metric("%", "pass@1 of the released model", _pass_rate, _LEAST, _SUITES, relative=True),
     "kl": Metric("nats per token", "KL divergence from the float model", _kl, _MOST, ("text",), relative=True),
     "top1-agreement": Metric("%", "tokens with the same most likely token", _top1, _LEAST, ("text",), relative=True),
@@ -478,9 +484,7 @@ METRICS: dict[str, Metric] = {
     "perplexity-increase": Metric("%", "increase of perplexity", _perplexity_increase, _MOST, ("text",)),
     "tokens-per-s": Metric("tokens/s", "rate of the whole call", _rate, _LEAST, ("shape",), relative=True),
     "speedup": Metric("times", "rate beside the float engine's, by turns", _rate_of_float, _LEAST, ("shape",)),
-    "share-of-bound": Metric(
-        "of the bound", "decoding beside the bandwidth's bound", _rate_of_bound, _LEAST, ("shape",)
-    ),
+    "share-of-bound": Metric("of the bound", "decoding beside the memory's bound", _rate_of_bound, _LEAST, ("shape",)),
     **{
         f"{name}-{share}": Metric("ms", f"{what}, {words}", _percentile(times, share), _MOST, ("shape",), relative=True)
         for name, what, times in (
@@ -491,5 +495,6 @@ METRICS: dict[str, Metric] = {
     },
     "memory": Metric("GB", "memory of the engine on its GPU", _memory, _MOST, relative=True),
     "size": Metric("GB", "size of the released directory", _size, _MOST, relative=True),
+    "canaries": Metric("", "canaries that were passed, each a forgery", _canaries, _MOST, _SUITES),
     "sandbox": Metric("", "level at which programs were run", _sandbox, ("level",)),
 }

@@ -73,7 +73,7 @@ class Command:
     `argv` empty: the worker's own Python, forked instead of started, runs `script`. With tests `apart`, the script's process
     is told nothing but the script, and none of the job's files is written. With tests `beside` the step lasts until both
     programs have ended; it is the tests that print the sentinel. `files` are written just before the step: the steps before it
-    do not see them.
+    do not see them. `entry`: what the program has on standard input.
 
     `wall_seconds` bounds the clock, `cpu_seconds` the processor time of each process.
     """
@@ -86,6 +86,7 @@ class Command:
     apart: Apart | None = None
     beside: Beside | None = None
     files: dict[str, str] = field(default_factory=dict)
+    entry: str = ""
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Command:
@@ -98,9 +99,10 @@ class Command:
 class Job:
     """Files written into an empty work directory, then steps in order until one fails.
 
-    `sentinel`: a random word that must be the last thing on standard output of the last step. `decoys`: words beside it that
-    only a program prints which pretends to have passed. A forked Python script needs neither, because it proves its end in
-    another way. The files are gone before a step "run" that follows another step, those of the steps as well.
+    `sentinel`: a random word that must be the last thing on standard output of the last step. A forked Python script does
+    not need it, because it proves its end in another way. The files are gone before a step "run" that follows another
+    step, those of the steps as well. `refutation`: a job that must not pass. It runs where this one has passed, in an emptied
+    work directory; if it passes too, the outcome is `forged`. `silent`: a program that prints to standard error has not passed.
     """
 
     files: dict[str, str]
@@ -108,7 +110,8 @@ class Job:
     sentinel: str
     environment: dict[str, str] = field(default_factory=dict)
     limits: JobLimits = field(default_factory=JobLimits)
-    decoys: tuple[str, ...] = ()
+    refutation: Job | None = None
+    silent: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,13 +120,15 @@ class Job:
     def from_json(data: dict[str, Any]) -> Job:
         steps = tuple(Command.from_json(step) for step in data["steps"])
         limits = JobLimits(**data["limits"])
-        return Job(data["files"], steps, data["sentinel"], data["environment"], limits, tuple(data["decoys"]))
+        refutation = Job.from_json(data["refutation"]) if data["refutation"] else None
+        return Job(data["files"], steps, data["sentinel"], data["environment"], limits, refutation, data["silent"])
 
     @property
     def notice(self) -> JobNotice:
         """What the worker is told about the job."""
         apart = self.steps[-1].apart is not None
-        return JobNotice(sum(step.wall_seconds for step in self.steps), apart, self.limits)
+        steps = (*self.steps, *(self.refutation.steps if self.refutation else ()))
+        return JobNotice(sum(step.wall_seconds for step in steps), apart, self.limits)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class ProgramOutcome:
     """How a job ended: the step that was last, its exit code (negative: signal), what it printed, and which limit it hit.
 
     `reached_end`: the program reached its end. The sentinel was the last thing printed (the sentinel is cut off from
-    `stdout`), or the script proved its end, or its tests ended beside it. `forged`: the program printed a decoy. `ending`
+    `stdout`), or the script proved its end, or its tests ended beside it. `forged`: the refutation passed too. `ending`
     "sandbox" means that the sandbox itself failed, as `stderr` says; that is never the program's fault.
     """
 

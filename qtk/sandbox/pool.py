@@ -127,8 +127,14 @@ class _WorkerProcess:
         root = Path(__file__).resolve().parents[2]
         # Nothing of the caller's environment, because forked programs inherit the worker's.
         environment = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "PATH": _PATH, "LC_ALL": "C.UTF-8"}
-        # One thread in numpy's products: more threads than the forked programs' limit would end each of them.
-        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # One arena, because a thread's own would be made and unmade for each job. One thread in numpy's products: more
+        # threads than the forked programs' limit would end each of them.
+        environment |= {
+            "MALLOC_ARENA_MAX": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qtk.sandbox.worker"],
             stdin=subprocess.PIPE,

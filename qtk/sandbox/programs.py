@@ -53,7 +53,8 @@ def become_program(
     """The program of a step. end: what it has as descriptor 3."""
     code = 96
     try:
-        _stand_alone(streams, {} if end is None else {3: end.fileno()})
+        entry = _pipe_with(step.entry) if step.entry else None
+        _stand_alone(streams, {} if end is None else {3: end.fileno()}, entry)
         _limit(job.limits, step.cpu_seconds, others)
         confine()
         if step.argv:

@@ -10,13 +10,13 @@ import contextlib
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import threading
 import time
-import zipfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qtk.sandbox import kernel
@@ -164,6 +164,35 @@ def run_job(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer | None
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
     if answer is not None:
         return _run_apart(job, tree, confine, answer)
+    outcome = _run_steps(job, tree, confine)
+    if job.refutation is None or not _passed(outcome, job):
+        return outcome
+    _sweep(tree)
+    again = _run_steps(job.refutation, tree, confine)
+    return replace(outcome, forged=True) if _passed(again, job.refutation) else outcome
+
+
+def _passed(outcome: ProgramOutcome, job: Job) -> bool:
+    if job.silent and outcome.stderr:
+        return False
+    return outcome.ending == "exited" and outcome.exit_code == 0 and outcome.reached_end
+
+
+def _sweep(tree: Tree) -> None:
+    """Empties the places that programs can write in, so that a program cannot find that it has run before."""
+    here = os.getcwd()
+    shared = ("/tmp", "/dev/shm") if tree.alone else ()  # noqa: S108 - the job's own
+    for folder in (here, *shared):
+        for entry in os.scandir(folder) if os.path.isdir(folder) else ():
+            if entry.is_dir(follow_symlinks=False):
+                if not f"{here}/".startswith(f"{entry.path}/") and entry.name != "home":
+                    shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _run_steps(job: Job, tree: Tree, confine: Confine) -> ProgramOutcome:
     _write(job.files)
     outcome = None
     for number, step in enumerate(job.steps):
@@ -223,10 +252,9 @@ def _run_step(job: Job, step: Command, tree: Tree, confine: Confine) -> ProgramO
     printed = Printed(*(bytes(data).decode("utf-8", "replace") for data in streams.values()))
     ending = _told_apart(ending, code, used, printed, job, step)
     reached_end = ending == "exited" and (printed.stdout.endswith(job.sentinel) if end is None else end.reached)
-    forged = any(word in printed.stdout for word in job.decoys)
     if reached_end and end is None:
         printed = Printed(printed.stdout[: -len(job.sentinel)], printed.stderr)
-    return _outcome(step, code, ending, printed, reached_end, start, job.limits, forged=forged)
+    return _outcome(step, code, ending, printed, reached_end, start, job.limits)
 
 
 def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> ProgramOutcome:
@@ -291,6 +319,8 @@ def _held(step: Command, beside: Beside) -> int | None:
 
 def _packed(folder: str) -> int:
     """A zip archive of a folder's files, which are removed."""
+    import zipfile  # here, because every page that a worker holds makes each of its forks slower
+
     held = os.memfd_create(folder)
     with os.fdopen(os.dup(held), "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
         for path in sorted(Path(folder).rglob("*")):
@@ -393,13 +423,9 @@ def _outcome(
     reached_end: bool,
     start: float,
     limits: JobLimits,
-    *,
-    forged: bool = False,
 ) -> ProgramOutcome:
     keep, seconds = limits.output_bytes, round(time.monotonic() - start, 4)
-    return ProgramOutcome(
-        step.name, code, ending, printed.stdout[:keep], printed.stderr[:keep], reached_end, seconds, forged
-    )
+    return ProgramOutcome(step.name, code, ending, printed.stdout[:keep], printed.stderr[:keep], reached_end, seconds)
 
 
 def _watch(

@@ -1,7 +1,8 @@
 """System calls that a program in a sandbox may not make: a seccomp filter, the same at every level.
 
 What is refused is outside of every namespace (kernel keyrings, virtual sockets to the host), takes memory that no limit on
-the process counts (memfd, System V segments and queues), or opens sockets and files behind the filter's back (io_uring).
+the process counts (memfd, System V segments and queues), opens sockets and files behind the filter's back (io_uring), or looks
+into another process, such as that of an answer's tests (ptrace and its like).
 Most calls fail with ENOSYS, as on a kernel without them, so that runtimes fall back to what they do there.
 Standard library only. Source: the kernel's seccomp_filter and bpf_common headers.
 """
@@ -39,12 +40,15 @@ class CallNumbers:
     socketpair: int
     keyctl: int
     absent: tuple[int, ...]
-    """add_key, request_key, keyctl; memfd_create, memfd_secret; shmget, msgget, semget: answered with ENOSYS."""
+    """add_key, request_key, keyctl; memfd_create, memfd_secret; shmget, msgget, semget; ptrace, process_vm_readv and
+    process_vm_writev, kcmp, pidfd_getfd: answered with ENOSYS."""
 
 
 _NUMBERS = {
-    "x86_64": CallNumbers(0xC000003E, 41, 53, 250, (248, 249, 250, 319, 447, 29, 68, 64)),
-    "aarch64": CallNumbers(0xC00000B7, 198, 199, 219, (217, 218, 219, 279, 447, 194, 186, 190)),
+    "x86_64": CallNumbers(0xC000003E, 41, 53, 250, (248, 249, 250, 319, 447, 29, 68, 64, 101, 310, 311, 312, 438)),
+    "aarch64": CallNumbers(
+        0xC00000B7, 198, 199, 219, (217, 218, 219, 279, 447, 194, 186, 190, 117, 270, 271, 272, 438)
+    ),
 }
 
 

@@ -181,13 +181,11 @@ class ServingApp:
         form, started = prepared.form, False
         async with running:
             try:
-                async for piece in running.pieces():
-                    if not started:
-                        openings = (form.opening(index) for index in range(running.choices))
-                        yield b"".join(server_sent(body) for body in openings if body) + server_sent(form.piece(piece))
-                        started = True
-                    else:
-                        yield server_sent(form.piece(piece))
+                async for pieces in running.pieces():
+                    openings = [] if started else [form.opening(index) for index in range(running.choices)]
+                    bodies = [body for body in openings if body] + [form.piece(piece) for piece in pieces]
+                    yield b"".join(map(server_sent, bodies))
+                    started = True
                 if prepared.request.usage_in_stream:
                     yield server_sent(form.closing(running.usage))
                 yield END_OF_STREAM

@@ -111,23 +111,29 @@ class RunningRequest:
         prompts = self._prepared.prompts
         return TokenUsage(sum(len(prompt.tokens) for prompt in prompts), sum(s.tokens for s in self._streams))
 
-    async def pieces(self) -> AsyncIterator[ChoicePiece]:
-        """The pieces of all choices as they come. RefusedRequest where the engine fails, the server stops or the client
-        leaves."""
+    async def pieces(self) -> AsyncIterator[list[ChoicePiece]]:
+        """The pieces of all choices, those together that have come since the last ones. RefusedRequest where the engine fails,
+        the server stops or the client leaves."""
         left = len(self._works)
         while left:
-            outcome = await self._queue.get()
-            if isinstance(outcome, ChoiceFailed):
-                raise RefusedRequest(outcome.status, outcome.message)
-            left -= outcome.finish is not None
-            yield outcome
+            outcomes = [await self._queue.get()]
+            while not self._queue.empty():
+                outcomes.append(self._queue.get_nowait())
+            pieces = [outcome for outcome in outcomes if isinstance(outcome, ChoicePiece)]
+            failure = next((outcome for outcome in outcomes if isinstance(outcome, ChoiceFailed)), None)
+            if pieces and (failure is None or failure.status != CLIENT_LEFT):
+                yield pieces
+            if failure is not None:
+                raise RefusedRequest(failure.status, failure.message)
+            left -= sum(piece.finish is not None for piece in pieces)
 
     async def whole(self) -> list[ChoicePiece]:
         """Every choice in one piece."""
         choices = [ChoicePiece(index, "") for index in range(self.choices)]
-        async for piece in self.pieces():
-            so_far = choices[piece.index]
-            choices[piece.index] = replace(
-                piece, text=so_far.text + piece.text, logprobs=so_far.logprobs + piece.logprobs
-            )
+        async for pieces in self.pieces():
+            for piece in pieces:
+                so_far = choices[piece.index]
+                choices[piece.index] = replace(
+                    piece, text=so_far.text + piece.text, logprobs=so_far.logprobs + piece.logprobs
+                )
         return choices

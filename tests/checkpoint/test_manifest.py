@@ -17,9 +17,9 @@ from qtk.checkpoint.manifest import (
     read_manifest,
     verify_chain,
 )
-from qtk.checkpoint.publishing import redact
 from qtk.checkpoint.staging import staged_directory
 from qtk.errors import InputError
+from qtk.redaction import redact
 
 
 def make(out: Path, content: str, *, run: int = 1, **inputs: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import qtk
 from qtk.bench.accuracy.answer_source import AnswerSource
 from qtk.bench.accuracy.checks import Measures, require_measurable, require_scorable, require_some_set
+from qtk.bench.accuracy.jsonl import forget_chains
 from qtk.bench.accuracy.kinds import measure_of
 from qtk.bench.accuracy.languages.base import LanguageUnavailable
 from qtk.bench.accuracy.measures.measure import Loaded, Workplace
@@ -139,6 +140,7 @@ def _staged(
         if not (directory / BEGUN_NAME).exists():
             BegunWork.now(facts, total=0, unit="line").write(directory / BEGUN_NAME)
         yield directory
+        forget_chains(directory)
         (directory / BEGUN_NAME).unlink()
         recorder.write(directory, output.directory, memory.peak_bytes)
 

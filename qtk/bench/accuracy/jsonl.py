@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,20 +41,54 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def complete_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that an earlier run has written, none where there is no file.
+    """The rows that an earlier run has written with `write_row`, none where there is no file.
 
-    A killed run may have left half a line at the end: that is cut off the file, so that rows can be appended.
+    A killed run may have left half a line at the end, or a line whose digest was not written any more: that is cut off the
+    file, so that rows can be appended. InputError where a line is not the one that was written.
     """
     if not path.exists():
         return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
+    data, chain = path.read_bytes(), _chain(path)
+    lines = data.split(b"\n")[:-1]
+    digests = chain.read_text(encoding="ascii").split() if chain.exists() else []
+    before, kept = "", 0
+    for number, (line, digest) in enumerate(zip(lines, digests, strict=False), 1):
+        if _digest(before, line) != digest:
+            raise InputError(
+                f"{path} is not as the stopped run left it: line {number} was changed. Run the command without --resume."
+            )
+        before, kept = digest, number
+    whole = b"".join(line + b"\n" for line in lines[:kept])
     if len(whole) != len(data):
         path.write_bytes(whole)
+    if kept != len(digests):
+        chain.write_text("".join(f"{digest}\n" for digest in digests[:kept]), encoding="ascii")
     return read_rows(path)
 
 
 def write_row(stream: IO[str], row: Mapping[str, object]) -> None:
-    """Writes one line and flushes it, so that a killed run keeps it."""
-    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Writes one line and flushes it, so that a killed run keeps it. A file beside it gets a digest of the line and of the
+    digest before: what a resumed run takes over is what was written."""
+    line = json.dumps(row, ensure_ascii=False)
+    stream.write(line + "\n")
     stream.flush()
+    with open(_chain(Path(stream.name)), "a+", encoding="ascii") as chain:
+        chain.seek(max(0, chain.seek(0, os.SEEK_END) - _DIGEST_LENGTH - 1))
+        chain.write(f"{_digest(chain.read().strip(), line.encode())}\n")
+
+
+def forget_chains(directory: Path) -> None:
+    """Removes the digests of lines when a run is complete: from then on its manifest says what was written."""
+    for path in directory.glob(f"*{_CHAIN}"):
+        path.unlink()
+
+
+_CHAIN, _DIGEST_LENGTH = ".chain", 64
+
+
+def _chain(path: Path) -> Path:
+    return path.with_name(path.name + _CHAIN)
+
+
+def _digest(before: str, line: bytes) -> str:
+    return hashlib.sha256(before.encode() + line).hexdigest()

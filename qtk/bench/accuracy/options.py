@@ -41,6 +41,13 @@ class AccuracyOptions(BaseModel):
         description="Make programs by another harness's rules. codefuse:NAME first puts answers through that "
         "harness's processor for a model; codefuse alone is for answers that have been through one.",
     )
+    canaries: int = Field(
+        0,
+        ge=0,
+        description="Also score the answers to N tasks of each language against tests that contradict themselves: whatever "
+        "passes has forged it.",
+    )
+    canary_seed: int = Field(0, description="Seed of the choice of canaries.")
     k: tuple[int, ...] = Field((1,), min_length=1, description="pass@k to report; repeatable.")
     sandbox: Literal["auto", "namespaces", "bubblewrap", "user-namespaces", "landlock", "rlimits"] = Field(
         "auto", description="The sandbox that programs run in; auto takes the strongest that works here."

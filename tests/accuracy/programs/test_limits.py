@@ -17,11 +17,10 @@ SMALL = JobLimits(memory_bytes=256 * MIB)
 HOGS = {
     "python": "def f(x=[]):\n    while True: x.append(bytearray(b'1' * 10000000))\nf()\n",
     "javascript": "const x = []; while (true) x.push(new Array(1000000).fill(x.length));\n",
-    "java": "class Main { public static void main(String[] a) { java.util.List<byte[]> x = new java.util.ArrayList<>();\n"
+    "java": "class Solution { public void f() { java.util.List<byte[]> x = new java.util.ArrayList<>();\n"
     "while (true) x.add(new byte[10000000]); } }\n",
     "cpp": "#include <vector>\nvoid f() { std::vector<std::vector<char>> x; while (true) x.push_back(std::vector<char>(10000000)); }\n",
-    "go": 'package main\nimport "testing"\nvar x [][]byte\nfunc f() { for { y := make([]byte, 10000000); '
-    "for i := range y { y[i] = 1 }; x = append(x, y) } }\n",
+    "go": "var x [][]byte\nfunc f() { for { y := make([]byte, 10000000); for i := range y { y[i] = 1 }; x = append(x, y) } }\n",
     "rust": "fn f() { let mut x: Vec<Vec<u8>> = Vec::new(); loop { x.push(vec![1u8; 10000000]); } }\n",
     "d": "void f() { ubyte[][] x; while (true) { auto y = new ubyte[10000000]; y[] = 1; x ~= y; } }\nunittest { f(); }\n",
     "perl": "my @x; while (1) { push @x, 'a' x 10000000; }\n",
@@ -37,7 +36,10 @@ MAINS = {
     "go": "func TestF(t *testing.T) { f() }\n",
     "cpp": "int main() { f(); }\n",
     "d": "void main(){}\n",
+    "java": "public class Main { public static void main(String[] a) { new Solution().f(); } }\n",
 }
+PROMPTS = {"java": "class Solution {\n    public void f() {\n", "go": "func f() {\n"}
+SETUPS = {"go": 'package main\n\nimport (\n    "testing"\n)\n'}
 
 
 def outcome_of(language: str, source: str, **changes: object) -> tuple[Toolchain, ProgramOutcome]:
@@ -47,7 +49,8 @@ def outcome_of(language: str, source: str, **changes: object) -> tuple[Toolchain
     except LanguageUnavailable as error:
         pytest.skip(str(error))
     with Workers(choose_level(), count=1, readable=toolchain.readable, preload=()) as workers:
-        job = toolchain.job(source, Task("T", language, "", "", MAINS.get(language, ""), "f"), workers.environment)
+        prompt, tests, setup = (texts.get(language, "") for texts in (PROMPTS, MAINS, SETUPS))
+        job = toolchain.job(source, Task("T", language, prompt, "", tests, "f", setup), workers.environment)
         job = replace(job, steps=(*job.steps[:-1], replace(job.steps[-1], **changes)))  # type: ignore[arg-type]
         [(_, outcome)] = workers.run([(0, job)])
     return toolchain, outcome
@@ -71,7 +74,7 @@ def test_a_program_that_takes_all_memory_is_out_of_memory(language):
         ("python", "while True: pass\n"),
         ("javascript", "while (true) {}\n"),
         ("cpp", "void f() { volatile int x = 0; while (true) x = x + 1; }\n"),
-        ("go", 'package main\nimport "testing"\nfunc f() { for {} }\n'),
+        ("go", "func f() { for {} }\n"),
     ],
 )
 def test_a_program_that_uses_up_its_processor_time_is_a_timeout(language, source):

@@ -12,10 +12,11 @@ from qtk.bench.accuracy.results.comparison import compare, read_comparison
 from qtk.bench.accuracy.results.harness import HarnessMetric, HarnessScore
 from qtk.bench.accuracy.results.likelihood import TaskLikelihood, score_likelihood
 from qtk.bench.accuracy.results.pooled import problem_means
-from qtk.bench.accuracy.results.programs import score_programs
+from qtk.bench.accuracy.results.programs import ProgramsScore, score_programs
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import CompareOptions, TaskSource, conclusion
 from qtk.bench.accuracy.results.statistics import Limits, paired_rate_limits
+from qtk.bench.results import measure_into
 from qtk.checkpoint.manifest import verify_chain
 from qtk.errors import InputError
 
@@ -337,3 +338,30 @@ def test_a_comparison_is_not_a_result(tmp_path, run_qtk):
     done = run_qtk("bench", "compare", tmp_path / "c.json", tmp_path / "c.json")
     assert done.returncode == 2
     assert "is not a result of `qtk bench accuracy`" in done.stderr
+
+
+def test_results_that_were_edited_are_not_compared(tmp_path, run_qtk):
+    for name, content in (("before", BEFORE), ("after", AFTER)):
+        measure_into(tmp_path / name, "accuracy", CompareOptions(), {}, lambda content=content: content)
+    words = ("bench", "compare", tmp_path / "before", tmp_path / "after", "--tolerance", "90", "--gate")
+    assert run_qtk(*words).returncode == 0
+    result_file = tmp_path / "after" / "result.json"
+    result_file.write_text(result_file.read_text().replace('"failed"', '"passed"'))
+    edited = run_qtk(*words)
+    assert edited.returncode == 3
+    assert "not what was measured" in edited.stderr
+    assert str(result_file) in edited.stderr
+    (tmp_path / "after" / "qtk-manifest.json").unlink()
+    unproved = run_qtk(*words)
+    assert unproved.returncode == 3
+    assert "has no manifest" in unproved.stderr
+
+
+def test_a_task_without_a_verdict_is_not_a_result():
+    with pytest.raises(ValueError, match="tasks without a verdict: T/0"):
+        score_programs_of({"T/0": []})
+
+
+def score_programs_of(tasks: dict[str, list[str]]) -> ProgramsScore:
+    [score] = result({"python": {1}}).scores
+    return ProgramsScore.model_validate({**score.model_dump(), "tasks": tasks})

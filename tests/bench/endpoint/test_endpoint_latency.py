@@ -77,6 +77,9 @@ def test_a_server_is_measured_like_an_engine(server: Served, engine: Path, tmp_p
     assert verified.returncode == 0, verified.stderr
     shown = run_qtk(*words)
     assert f"tiny at {host}: from its streams, batch 1" in shown.stdout
+    reported = run_qtk("report", tmp_path, "-o", tmp_path / "report")
+    assert reported.returncode == 0, reported.stderr
+    assert f"tiny at {host}" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_rows_are_requests_at_once(server: Served, engine: Path, run_qtk) -> None:

@@ -59,8 +59,11 @@ class Toolchain(ABC):
 
     commands: what must be on PATH. install: how the commands are installed, in words. requirements: libraries that some
     tasks need. company: whether programs may share a sandbox at first. seconds: the clock of one run. limits: of one
-    job. assertion_form: how tests assert, where a wrong assertion can be made of one. `settings` names the further fields
-    that a suite's YAML may set.
+    job. assertion_form: how tests assert, where a wrong assertion can be made of one. reaching: where answer and tests share a
+    process, the words with which an answer reaches beyond its own function. A program without any of them cannot have
+    changed what its tests mean, and is not run a second time. None: every program that passes is. vocabulary: what
+    shows that an answer defines words of its tests; that alone is only noted. `settings` names the
+    further fields that a suite's YAML may set.
     """
 
     commands: tuple[str, ...] = ()
@@ -70,6 +73,8 @@ class Toolchain(ABC):
     seconds: float = 10.0
     limits: JobLimits = field(default_factory=JobLimits)
     assertion_form: Assertions | None = None
+    reaching: re.Pattern[str] | None = None
+    vocabulary: re.Pattern[str] | None = None
 
     settings: ClassVar[frozenset[str]] = frozenset()
 
@@ -92,6 +97,19 @@ class Toolchain(ABC):
     @abstractmethod
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
         """The job that runs the task's tests on a solution (the whole source before the tests)."""
+
+    def refuted(self, job: Job, solution: str, task: Task, environment: dict[str, str]) -> Job:
+        """A job in which answer and tests share a process, with its refutation: the same with a wrong assertion, made by
+        `shared_job`."""
+        flip = self.assertion_form.first(task.tests, task.entry) if self.assertion_form else None
+        if flip is None or (self.reaching is not None and not self.reaching.search(solution)):
+            return job
+        wrong = replace(task, tests=flip.instead(task.tests))
+        return replace(job, refutation=self.shared_job(solution, wrong, environment))
+
+    def shared_job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
+        """The job in which answer and tests share a process, for languages that have no other."""
+        raise NotImplementedError
 
     def sociable(self, job: Job) -> bool:
         """Whether a job's program may share a sandbox with others at first. Only for toolchains with company."""

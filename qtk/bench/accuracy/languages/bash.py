@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from qtk.bench.accuracy.languages.assembly import Assembly
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.blocks import LastLine
 from qtk.bench.accuracy.languages.grammar import Grammar
 from qtk.bench.accuracy.languages.interpreted import Interpreted
@@ -23,9 +24,11 @@ BASH = Language(
         )
     ),
     toolchain=Interpreted(
+        vocabulary=re.compile(r"\b(?:set|exit|trap|test|candidate|run_test)\s*\(\)|\balias\b"),
+        assertion_form=Assertions((Form(r"\[\[ \$\(", r"\s*=\s*"),)),
         commands=("bash",),
         install="apt install bash",
-        file="main.sh",
+        flags=("-c", 'eval "$(cat)"'),
         end="printf %s '{0}'",
     ),
 )

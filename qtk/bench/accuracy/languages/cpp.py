@@ -7,7 +7,6 @@ import functools
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -16,14 +15,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from qtk.bench.accuracy.languages.assembly import Assembly, Frame
-from qtk.bench.accuracy.languages.assertions import Assertions
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import Requirement, Toolchain, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces, behind_parenthesis
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
 from qtk.bench.accuracy.languages.cpp_wire import Signature, answer_program, divided, tests_program
 from qtk.bench.accuracy.languages.grammar import Grammar
 from qtk.bench.accuracy.languages.language import Language
-from qtk.bench.accuracy.languages.seal import Seal
 from qtk.bench.accuracy.task import Task
 from qtk.sandbox.job import MIB, Beside, Command, Job
 
@@ -35,46 +33,6 @@ _INCLUDES = (
 _USUAL, _EVERYTHING = _INCLUDES, ("assert.h", "bits/stdc++.h")
 _MAIN = re.compile(r"\bint\s+main\s*\([^)]*\)\s*\{")
 _DIRECTIVE = re.compile(r"^[^\S\n]*#[^\n]*\n?", re.MULTILINE)
-# Where values cannot cross between two programs, there is one. Its tests come before the answer, in a namespace of a name that
-# is drawn for each program: what the answer defines, macros and operators among it, is not there yet where the tests are
-# compiled. They call functions of the prompt's types, which call the answer's. A failed assertion ends the process by an
-# instruction, and a counted one jumps back: neither calls a function that a program could bring with it.
-_BEFORE = """{directives}{head}
-#include <cstdio>
-namespace {name} {{
-{prototypes}
-{helpers}
-static void* back[5];
-static bool counting = false;
-static void missed(int line) {{
-    if (counting) __builtin_longjmp(back, 1);
-    std::fprintf(stderr, "Assertion in line %d of the tests failed.\\n", line);
-    __builtin_trap();
-}}
-#undef assert
-#define assert(...) (static_cast<bool>(__VA_ARGS__) ? void() : {name}::missed(__LINE__))
-{tests}
-namespace wrong {{
-{wrong}
-}}
-static bool meets_the_wrong() {{
-    if (__builtin_setjmp(back)) return false;
-    counting = true;
-    wrong::tests();
-    return true;
-}}
-#undef assert
-}}
-static const char* const {name}_words[] = {{{words}}};
-int main() {{
-    {name}::tests();
-    const bool forged = {name}::meets_the_wrong();
-    std::fflush(stdout);
-    std::fputs({name}_words[forged ? {bad} : {good}], stdout);
-    return 0;
-}}
-#include <assert.h>
-"""
 # A local object's destructor runs when main returns, but neither after exit() nor after a failed assert().
 _AT_END = '#include <cstdio>\nstruct QtkEnd {{ ~QtkEnd() {{ std::fflush(stdout); std::fputs("{0}", stdout); }} }};\n'
 
@@ -118,10 +76,7 @@ class CppToolchain(Toolchain):
         limits = roomy(self.limits, 1024 * MIB, 64)
         parts = _Parts.of(task)
         if parts is None or not parts.signature.crosses:
-            seal = Seal.drawn()
-            source = self._sealed(solution, task, parts, seal) if parts else _together(solution, task, seal)
-            alone = (self._compiled("main", source), self._run("./main"))
-            return Job({"main.cpp": source}, alone, seal.sentinel, environment, limits, seal.decoys)
+            return self.refuted(self.shared_job(solution, task, environment), solution, task, environment)
         sentinel = new_sentinel()
         own = _own_signature(solution, task, parts.signature)
         answer = answer_program(parts.head, solution, parts.signature, own, task.entry, _moved(task))
@@ -140,6 +95,14 @@ class CppToolchain(Toolchain):
         )
         return Job({"answer.cpp": answer}, steps, sentinel, environment, limits)
 
+    def shared_job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
+        """One program, with its tests behind the solution, whose definitions they then see."""
+        sentinel = new_sentinel()
+        tests = _MAIN.sub(lambda found: f"{found.group(0)} QtkEnd qtk_end;", task.tests, count=1)
+        source = f"{solution}\n{_AT_END.format(sentinel)}{tests}"
+        steps = (self._compiled("main", source), self._run("./main"))
+        return Job({"main.cpp": source}, steps, sentinel, environment, roomy(self.limits, 1024 * MIB, 64))
+
     def _compiled(self, name: str, source: str) -> Command:
         headers = _EVERYTHING if "#include<bits/stdc++.h>" in source else _USUAL
         precompiled_header = precompiled(headers, self.standard)
@@ -148,32 +111,6 @@ class CppToolchain(Toolchain):
         libraries = ("-lcrypto", "-lssl") if "openssl/" in source else ()
         words = ("g++", f"-std={self.standard}", "-w", "-fmax-errors=5", *included, *linker)
         return self._compile(*words, f"{name}.cpp", "-o", name, *libraries)
-
-    def _sealed(self, solution: str, task: Task, parts: _Parts, seal: Seal) -> str:
-        """One program with its tests before the solution."""
-        signature = parts.signature
-        name = f"qtk_{secrets.token_hex(6)}"
-        for block in _TYPES.finditer(parts.head):
-            solution = solution.replace(block.group(0), "", 1)
-        flip = next(self.assertion_form.flips(task.tests), None) if self.assertion_form else None
-        main = _MAIN.search(task.tests)
-        assert main is not None
-        impossible = f"{task.tests[: main.end()]}assert(false);{task.tests[main.end() :]}"
-        program = _BEFORE.format(
-            directives="".join(_DIRECTIVE.findall(task.tests)),
-            head=parts.head,
-            name=name,
-            prototypes=f"{signature.result} {task.entry}({signature.parameters});",
-            helpers=parts.helpers,
-            tests=_as_function(task.tests, "tests"),
-            wrong=_as_function(flip.instead(task.tests) if flip else impossible, "tests"),
-            words=seal.listed(),
-            good=seal.good,
-            bad=seal.bad,
-        )
-        call = f"return ::{task.entry}({', '.join(signature.names)});"
-        defined = f"{signature.result} {task.entry}({signature.parameters}) {{ {call} }}"
-        return f"{program}{solution}\nnamespace {name} {{\n{defined}\n}}\n"
 
 
 @dataclass(frozen=True)
@@ -224,18 +161,9 @@ def _moved(task: Task) -> tuple[bool, ...]:
     return tuple(values)
 
 
-_TYPES = re.compile(r"^(?:union|struct|class)\s+\w+[^{;]*\{.*?^\};[^\n]*\n", re.MULTILINE | re.DOTALL)
-
-
 def _as_function(tests: str, name: str) -> str:
     """The tests without directives, which are at the top of the program, and with `main` under another name."""
     return _MAIN.sub(f"static int {name}() {{", _DIRECTIVE.sub("", tests), count=1)
-
-
-def _together(solution: str, task: Task, seal: Seal) -> str:
-    """The program with its tests behind the solution, whose definitions they then see."""
-    tests = _MAIN.sub(lambda found: f"{found.group(0)} QtkEnd qtk_end;", task.tests, count=1)
-    return f"{solution}\n{_AT_END.format(seal.sentinel)}{tests}"
 
 
 @functools.cache
@@ -284,11 +212,11 @@ CPP = Language(
         main=re.compile(r"\bint\s+main\s*\("),
     ),
     toolchain=CppToolchain(
+        vocabulary=re.compile(
+            r"#\s*(?:define|undef)\s+(?:assert|NDEBUG|true|false)\b|\b__assert_fail\b|operator\s*==\s*\(\s*const\s+(?:std::)?\w+<"
+        ),
         assertion_form=Assertions(
-            re.compile(
-                r"^[^\S\n]*assert[^\S\n]*\((?:[^\n]*==(?P<expected>[^\n]*)|[^\n]*\)[^\S\n]*,[^\S\n]*(?P<list>\{[^\n]*\}))\)[^\S\n]*;",
-                re.MULTILINE,
-            ),
+            (Form(r"^[^\S\n]*assert\s*\(\s*(?:issame\s*\(\s*|abs\s*\(\s*)?CALLED\s*\(", r"\s*(?:==|,|-)\s*"),),
             quotes='"',
         ),
         commands=("g++",),

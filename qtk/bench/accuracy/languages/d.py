@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from qtk.bench.accuracy.languages.assembly import Assembly
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import Toolchain, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces
 from qtk.bench.accuracy.languages.grammar import Grammar
@@ -29,6 +30,9 @@ class DToolchain(Toolchain):
         return (str(Path(shutil.which("ldc2") or "ldc2").resolve().parents[1]), "/etc/ldc2.conf")
 
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
+        return self.refuted(self.shared_job(solution, task, environment), solution, task, environment)
+
+    def shared_job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
         sentinel = new_sentinel()
         source = f"{solution}\n{_TESTS_MAIN.sub('', task.tests)}\n{_END.format(sentinel)}"
         steps = (self._compile("ldc2", "-unittest", "-of=main", "main.d"), self._run("./main"))
@@ -48,5 +52,12 @@ D = Language(
         ),
         main=re.compile(r"^(?:void|int)\s+main\s*\(", re.MULTILINE),
     ),
-    toolchain=DToolchain(commands=("ldc2", "cc"), install="apt install ldc gcc"),
+    toolchain=DToolchain(
+        reaching=re.compile(
+            r"\b(?:assert|mixin|pragma|extern|version|static|module|class|struct|union|alias|import|opEquals|asm|exit|abort|throw|try|catch|write\w*|core|object|__\w+|unittest|main|debug|shared|template)\b|@"
+        ),
+        assertion_form=Assertions((Form(r"assert\(candidate\(", r"\s*==\s*"),), quotes='"'),
+        commands=("ldc2", "cc"),
+        install="apt install ldc gcc",
+    ),
 )

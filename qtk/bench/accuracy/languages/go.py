@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qtk.bench.accuracy.languages.assembly import Assembly, Frame, Head
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import LanguageUnavailable, Requirement, Toolchain, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
@@ -244,6 +245,16 @@ GO = Language(
         main=re.compile(r"^func\s+main\s*\(\s*\)", re.MULTILINE),
     ),
     toolchain=GoToolchain(
+        vocabulary=re.compile(
+            r"\b(?:const|var|type)\s+(?:true|false|int|string|bool|float64)\b|\bfunc\s+(?:len|append)\s*\("
+        ),
+        assertion_form=Assertions(
+            (
+                Form(r"assert\.(?:Equal|InDelta)\((?:t, )?(?P<expected>.*?), CALLED\("),
+                Form(r"actual:\s*CALLED\(", r"\s*,\s*expected:\s*", lines=False),
+            ),
+            quotes='"`',
+        ),
         commands=("go",),
         install="apt install golang-go",
         requirements=(Requirement("stretchr/testify", "testify", "apt install golang-github-stretchr-testify-dev"),),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from qtk.bench.accuracy.languages.assembly import Assembly, Frame
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import LanguageUnavailable, Toolchain, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
@@ -225,6 +226,22 @@ JAVA = Language(
             ),
         ),
     ),
-    toolchain=JavaToolchain(commands=("javac", "java"), install="apt install default-jdk-headless"),
+    toolchain=JavaToolchain(
+        vocabulary=re.compile(
+            r"\bclass\s+(?:Arrays|List|ArrayList|AssertionError|Boolean|Integer|String|Objects|Math|System)\b"
+        ),
+        assertion_form=Assertions(
+            (
+                Form(
+                    r"^[^\S\n]*(?:assert\(|Objects\.equals\(|Arrays\.equals\(|Math\.abs\()?(?:s\.)?CALLED\(",
+                    r"\s*(?:==|,|\.equals\(|-)[^\S\n]*",
+                    lines=False,
+                ),
+            ),
+            quotes='"',
+        ),
+        commands=("javac", "java"),
+        install="apt install default-jdk-headless",
+    ),
     codefuse_rules=CodefuseRules(fence="java", ends_behind=re.compile(r"\};?")),
 )

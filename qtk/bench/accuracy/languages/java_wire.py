@@ -323,5 +323,7 @@ def asking(header: str, entry: str) -> str:
     if method is None:
         return ""
     asked = f'qtkwire.Wire.ask("{entry}"{"".join(f", (Object) {name}" for name in method.names)})'
+    if method.result == "void":
+        return f"{method.text} {asked}; }}\n"
     given = _KINDS.get(method.result, f"({method.result}) %s") % asked
     return f"{method.text} return {given}; }}\n"

@@ -11,17 +11,19 @@ program in company that found a way out of its realm would find nothing to chang
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qtk.bench.accuracy.languages.assembly import Assembly
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import Company, Requirement, Toolchain, Verdict, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces, behind_parenthesis
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
@@ -109,8 +111,8 @@ class JavaScriptToolchain(Toolchain):
         return tuple(str(path) for path in [*_module_folders(), *_node_home()])
 
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
-        sentinel, helpers = new_sentinel(), _prompt_helpers(task)
-        names = [task.entry, *(name for name in _called(task, solution) if name != task.entry)]
+        sentinel, helpers = new_sentinel(), _Used.of(task).text
+        names = [task.entry, *_called(task, solution)]
         own = _own_helpers(task, solution)
         parts = {
             "source": solution,
@@ -136,13 +138,8 @@ class JavaScriptToolchain(Toolchain):
 
     def sociable(self, job: Job) -> bool:
         """Whether the program uses the language alone, and its tests besides that at most the module assert."""
-        parts = _parts(job)
-        tests = _REQUIRED.sub("", parts["tests"])
-        return (
-            parts["theirs"] == len(parts["names"])
-            and not _OF_NODE.search(job.files["task.js"])
-            and not _OF_NODE.search(tests)
-        )
+        tests = _REQUIRED.sub("", _parts(job)["tests"])
+        return not _OF_NODE.search(job.files["task.js"]) and not _OF_NODE.search(tests)
 
     def together(self, jobs: Sequence[Job]) -> Job:
         content = {
@@ -248,19 +245,37 @@ def _prompt_helpers(task: Task) -> str:
 
 def _own_helpers(task: Task, solution: str) -> list[str]:
     """Those of the prompt's helpers that the tests use and the solution has as well: the tests have to pass with either."""
-    there = {defined.name for defined in JAVASCRIPT.grammar.definitions(solution)}
-    words = set(re.findall(r"[A-Za-z_$][\w$]*", task.tests))
-    helpers = JAVASCRIPT.grammar.definitions(_prompt_helpers(task))
-    return [name for name in {defined.name: None for defined in helpers} if name in there & words]
+    used = _Used.of(task)
+    there = {defined.name for defined in JAVASCRIPT.grammar.definitions(solution)} if used.helpers else set()
+    return [name for name in used.helpers if name in there]
 
 
 def _called(task: Task, solution: str) -> list[str]:
     """Names at the top level of a solution that its tests mention and that neither they nor the prompt's helpers define."""
-    grammar = JAVASCRIPT.grammar
-    helpers, words = _prompt_helpers(task), set(re.findall(r"[A-Za-z_$][\w$]*", task.tests))
-    theirs = {defined.name for text in (helpers, task.tests) for defined in grammar.definitions(text)}
-    wanted = words - theirs - _GLOBALS
-    return [name for name in {defined.name: None for defined in grammar.definitions(solution)} if name in wanted]
+    wanted = _Used.of(task).wanted
+    return [
+        name for name in {defined.name: None for defined in JAVASCRIPT.grammar.definitions(solution)} if name in wanted
+    ]
+
+
+@dataclass(frozen=True)
+class _Used:
+    """What the tests of a task use. text: what the prompt defines before the function that was asked for. helpers: what of that
+    they mention. wanted: words that only an answer could define."""
+
+    text: str
+    helpers: tuple[str, ...]
+    wanted: frozenset[str]
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)  # a task is asked for with its reference, and then with each answer
+    def of(task: Task) -> _Used:
+        grammar, words = JAVASCRIPT.grammar, set(re.findall(r"[A-Za-z_$][\w$]*", task.tests))
+        text = _prompt_helpers(task)
+        helpers = [defined.name for defined in grammar.definitions(text)]
+        theirs = {defined.name for defined in grammar.definitions(task.tests)}
+        mentioned = tuple(name for name in dict.fromkeys(helpers) if name in words)
+        return _Used(text, mentioned, frozenset(words - theirs - set(helpers) - _GLOBALS - {task.entry}))
 
 
 def _module_folders() -> list[Path]:
@@ -299,6 +314,19 @@ JAVASCRIPT = Language(
         )
     ),
     toolchain=JavaScriptToolchain(
+        vocabulary=re.compile(
+            r"\bconsole\s*\.\s*assert\s*=|\bJSON\s*\.\s*\w+\s*=|\b_load\b|\bvar\s+(?:console|assert)\b"
+        ),
+        assertion_form=Assertions(
+            (
+                Form(
+                    r"console\.assert\(\s*(?:JSON\.stringify\(|Math\.abs\()?\s*CALLED\(",
+                    r"\s*\)?\s*(?:={2,3}|-)\s*(?:JSON\.stringify\()?",
+                ),
+                Form(r"assert\.deepEqual\(CALLED\(", r"\s*,\s*"),
+            ),
+            quotes="\"'`",
+        ),
         commands=("node",),
         install="apt install nodejs, or nodejs.org",
         requirements=(Requirement("Cannot find module 'js-md5'", "js-md5", "npm install -g js-md5"),),

@@ -256,8 +256,8 @@ def tests_runner(parts: str) -> str:
     return _TESTS_RUNNER.replace("PARTS", parts, 1)
 
 
-# Many programs in one Node, one after the other. Each has two realms (global object, built-ins): one for the answer, one for
-# its tests. No realm gets an object of another: what crosses is text. The realm of the answer can make no code from text.
+# Many programs in one Node, one after the other. Each has a realm (global object, built-ins) of its own, and there is one for
+# all their tests. No realm gets an object of another: what crosses is text. The realm of an answer can make no code from text.
 # The small assert says yes only where Node's would: to all it does not know it says no, and the program runs again alone.
 COMPANY_RUNNER = (
     r"""
@@ -321,23 +321,27 @@ const testsRealm = new vm.Script(`((ask) => {
     passed: () => ended && wrong === 0,
   };
 })`);
+const outside = createContext(Object.create(null), { codeGeneration: { strings: false, wasm: false } });
+const testing = testsRealm.runInContext(outside);
 const text = (value) => { if (typeof value !== 'string') throw new Error('not text'); return value; };
-function passes({ source, whole, tests, names, end }) {
+function passes({ source, whole, tests, names, theirs, end }) {
   compileFunction(`${source}\n${whole}`, words);  // they must fit together
   const inside = createContext(Object.create(null), { codeGeneration: { strings: false, wasm: false } });
-  const outside = createContext(Object.create(null), { codeGeneration: { strings: false, wasm: false } });
-  const theirs = answerRealm.runInContext(inside);
+  const answer = answerRealm.runInContext(inside);
   const table = names.map((name, index) => `${index}: typeof ${name} === 'undefined' ? undefined : ${name}`).join(', ');
-  theirs.take(compileFunction(source + `\n;${end}({${table}});`, [...words, end, 'arguments'],
+  answer.take(compileFunction(source + `\n;${end}({${table}});`, [...words, end, 'arguments'],
     { parsingContext: inside, filename: 'task.js' }), folder);
-  const ours = testsRealm.runInContext(outside)((request) => text(theirs.ask(text(request))));
-  const program = compileFunction(tests, [...words, ...names], { parsingContext: outside, filename: 'tests.js' });
+  const ours = testing((request) => text(answer.ask(text(request)))), all = names.map((_, index) => index);
+  const rounds = [[tests, names.slice(0, theirs), all.slice(0, theirs)]];
+  if (theirs < names.length) rounds.push([whole, names, all]);
+  const programs = rounds.map(([program, given]) =>
+    compileFunction(program, [...words, ...given], { parsingContext: outside, filename: 'tests.js' }));
   outside.run = () => {
-    if (theirs.run() !== true) throw new Error('not to its end');
-    ours.run(program, folder, text(theirs.kinds(names.map((_, index) => index))));
+    if (answer.run() !== true) throw new Error('not to its end');
+    programs.forEach((program, number) => ours.run(program, folder, text(answer.kinds(rounds[number][2]))));
   };
   runInContext('{ const { run } = globalThis; delete globalThis.run; run(); }', outside, { timeout: milliseconds });
-  return ours.passed() && theirs.silent() === true;
+  return ours.passed() && answer.silent() === true;
 }
 for (const name of runInContext('Object.getOwnPropertyNames(globalThis)', createContext())) {
   const value = typeof globalThis[name] === 'function' ? globalThis[name] : null;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from qtk.bench.accuracy.languages.assembly import Assembly
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.blocks import LastLine
 from qtk.bench.accuracy.languages.grammar import Grammar
 from qtk.bench.accuracy.languages.interpreted import Interpreted
@@ -23,6 +24,10 @@ JULIA = Language(
         )
     ),
     toolchain=Interpreted(
+        reaching=re.compile(
+            r"\b(?:eval|exit|import|using|module|macro|struct|Base|Core|Main|Test|try|catch|error|throw|print\w*|open|read\w*|write|include|atexit|ccall|unsafe\w*|global|const|invokelatest|run|quit|Meta|promote\w*|convert|show)\b|[@`$]|==\s*\(|function\s+[^\w\s]|\(::"
+        ),
+        assertion_form=Assertions((Form(r"@test\(candidate\(", r"\s*==\s*"),), quotes='"'),
         commands=("julia",),
         install="julialang.org; Debian 12 has no package",
         file="main.jl",

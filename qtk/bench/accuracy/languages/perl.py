@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from qtk.bench.accuracy.languages.assembly import Assembly
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import Requirement
 from qtk.bench.accuracy.languages.blocks import LastLine
 from qtk.bench.accuracy.languages.grammar import Grammar
@@ -24,9 +25,16 @@ PERL = Language(
         )
     ),
     toolchain=Interpreted(
+        vocabulary=re.compile(r"\bCORE::GLOBAL\b|\*\S*eq_deeply\b"),
+        reaching=re.compile(
+            r"\b(?:BEGIN|END|INIT|CHECK|UNITCHECK|DESTROY|AUTOLOAD|package|no|require|eval|do|exit|die|warn|open|print\w*|say|write|our|local"
+            r"|bless|overload|goto|caller|sys\w+|exec|fork|kill|tie\w*|select|B|Test|eq_deeply|testhumaneval|CORE|DATA|STD\w+|use\s+(?!strict|warnings|List))\b"
+            r"|__\w+__|\*\w|\*\{|\$[0!@?^|]|`|::"
+        ),
+        assertion_form=Assertions((Form(r"eq_deeply\(\$candidate->\(", r"\s*,\s*", lines=False),)),
         commands=("perl",),
         install="apt install perl",
-        file="main.pl",
+        flags=("-",),
         end='print "{0}";',
         requirements=(Requirement("Can't locate Test/Deep.pm", "Test::Deep", "apt install libtest-deep-perl"),),
     ),

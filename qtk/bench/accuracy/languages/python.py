@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 from qtk.bench.accuracy.languages.assembly import Assembly, Frame
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import Requirement, Toolchain, Verdict, new_sentinel
 from qtk.bench.accuracy.languages.blocks import Indentation, indented_end
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
@@ -167,6 +168,17 @@ PYTHON = Language(
             decorator="@",
         )
     ),
-    toolchain=PythonToolchain(requirements=(Requirement("No module named 'numpy'", "numpy", "pip install numpy"),)),
+    toolchain=PythonToolchain(
+        vocabulary=re.compile(r"\bAssertionError\s*=|\bsettrace\b"),
+        assertion_form=Assertions(
+            (
+                Form(
+                    r"^[^\S\n]*assert\s+(?:(?:tuple|list|set|sorted|abs|round|str|math\.isclose)\()?CALLED\(",
+                    r"\s*\)?\s*(?:==|-|,)\s*",
+                ),
+            )
+        ),
+        requirements=(Requirement("No module named 'numpy'", "numpy", "pip install numpy"),),
+    ),
     codefuse_rules=_CodefuseRules(fence="python", header=_CODEFUSE_HEADER, ends_before=re.compile("[^ ]")),
 )

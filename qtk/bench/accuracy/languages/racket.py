@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from qtk.bench.accuracy.languages.assembly import Assembly
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import Requirement, Verdict
 from qtk.bench.accuracy.languages.blocks import LastLine
 from qtk.bench.accuracy.languages.grammar import Grammar
@@ -34,9 +35,14 @@ RACKET = Language(
         )
     ),
     toolchain=_RackUnit(
+        reaching=re.compile(
+            r"require|provide|module|eval|exit|error|display|print|write|define-|let-syntax|namespace|struct|rackunit|check|test|parameterize|with-|set!|raise|dynamic|current-|file|port|load|system|begin-|equal|quote-|#;|#\|"
+        ),
+        assertion_form=Assertions((Form(r"check-within \(", r"\s+", ends=" "),), quotes='"'),
         commands=("racket",),
         install="apt install racket",
         file="main.rkt",
+        silent=True,
         end='(display "{0}")',
         requirements=(Requirement('collection: "rackunit"', "rackunit", "apt install racket, not the minimal one"),),
     ),

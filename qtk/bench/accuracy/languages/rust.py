@@ -6,6 +6,7 @@ import re
 import subprocess
 
 from qtk.bench.accuracy.languages.assembly import Assembly
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import LanguageUnavailable, Toolchain, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces
 from qtk.bench.accuracy.languages.codefuse import CodefuseRules
@@ -25,6 +26,9 @@ class RustToolchain(Toolchain):
         return (_root(),)
 
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
+        return self.refuted(self.shared_job(solution, task, environment), solution, task, environment)
+
+    def shared_job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
         sentinel = new_sentinel()
         tests = _TESTS_MAIN.sub("fn qtk_tests()", task.tests, count=1)
         source = f'{solution}\n{tests}\nfn main() {{ qtk_tests(); print!("{sentinel}"); }}\n'
@@ -56,7 +60,16 @@ RUST = Language(
         ),
         main=re.compile(r"^(?:pub\s+)?fn\s+main\s*\(", re.MULTILINE),
     ),
-    toolchain=RustToolchain(commands=("rustc", "cc"), install="apt install rustc gcc, or rustup"),
+    toolchain=RustToolchain(
+        vocabulary=re.compile(r"\bmacro_rules!\s*assert|\bno_mangle\b"),
+        reaching=re.compile(
+            r"\b(?:macro_rules|macro_export|macro_use|unsafe|extern|mod|static|impl|trait|struct|enum|union|include\w*|env|option_env|std|core|alloc|asm|global_asm|link\w*|no_mangle"
+            r"|panic\w*|process|print\w*|eprint\w*|catch_unwind|type|crate|super|proc_macro|main)\b|#\s*!?\["
+        ),
+        assertion_form=Assertions((Form(r"assert_eq!\(candidate\(", r"\s*,\s*"),), quotes='"'),
+        commands=("rustc", "cc"),
+        install="apt install rustc gcc, or rustup",
+    ),
     codefuse_rules=CodefuseRules(fence="rust", ends_behind=re.compile(r"\};?")),
     bigcode_seconds=5.0,
 )

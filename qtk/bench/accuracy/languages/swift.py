@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from qtk.bench.accuracy.languages.assembly import Assembly
+from qtk.bench.accuracy.languages.assertions import Assertions, Form
 from qtk.bench.accuracy.languages.base import Toolchain, new_sentinel, roomy
 from qtk.bench.accuracy.languages.blocks import Braces
 from qtk.bench.accuracy.languages.grammar import Grammar
@@ -23,6 +24,9 @@ class SwiftToolchain(Toolchain):
         return (str(_compiler().parents[1]),)
 
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
+        return self.refuted(self.shared_job(solution, task, environment), solution, task, environment)
+
+    def shared_job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
         sentinel = new_sentinel()
         source = f'{solution}\n{task.tests}\nprint("{sentinel}", terminator: "")\n'
         compile_ = self._compile(str(_compiler()), "-Onone", "main.swift", "-o", "main", seconds=90)
@@ -44,6 +48,13 @@ SWIFT = Language(
             next_definition=re.compile(r"(?:func|struct|class|enum|let|var)\s+(\w+)"),
         )
     ),
-    toolchain=SwiftToolchain(commands=("swiftc",), install="swift.org; Debian 12 has no package"),
+    toolchain=SwiftToolchain(
+        reaching=re.compile(
+            r"\b(?:assert|func\s+assert|operator|exit|fatalError|import|extension|protocol|class|struct|enum|typealias|print|defer|Foundation|Glibc|signal|atexit|try|throw|unsafe\w*|Unsafe\w*|withUnsafe\w*|main)\b|@|#|func\s*[^\w\s]"
+        ),
+        assertion_form=Assertions((Form(r"assert\(CALLED\(", r"\s*==\s*"),), quotes='"'),
+        commands=("swiftc",),
+        install="swift.org; Debian 12 has no package",
+    ),
     bigcode_seconds=5.0,
 )

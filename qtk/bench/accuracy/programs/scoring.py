@@ -15,6 +15,7 @@ from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.assemble import reference_source
 from qtk.bench.accuracy.programs.compatibility import bigcode_source, codefuse_source
 from qtk.bench.accuracy.programs.extraction import Extracted, extract
+from qtk.bench.accuracy.programs.suspicion import suspicions
 from qtk.bench.accuracy.suites.suites import Suite, data_of_suites
 from qtk.bench.accuracy.task import Task
 from qtk.errors import MachineError, listing
@@ -28,7 +29,8 @@ _KEPT_TEXT = 2000  # characters of what a program printed, kept in the record of
 
 @dataclass(frozen=True)
 class Scored:
-    """The verdict on a sample, how its program was made, and the end of what the program printed if it did not pass."""
+    """The verdict on a sample, how its program was made, the end of what the program printed if it did not pass, and what is
+    suspicious about it if it did."""
 
     answer: Answer
     verdict: Verdict
@@ -37,6 +39,7 @@ class Scored:
     exit_code: int
     stdout: str
     stderr: str
+    suspicions: list[str]
 
     def record(self) -> dict[str, object]:
         """The line of tasks.jsonl."""
@@ -51,6 +54,8 @@ class Scored:
         }
         if self.verdict != "passed":
             line |= {"exit_code": self.exit_code, "stdout": self.stdout, "stderr": self.stderr}
+        if self.suspicions:
+            line["suspicious"] = self.suspicions
         return line
 
 
@@ -145,12 +150,14 @@ class Scorer:
         """A verdict for every answer, in the order in which the programs end."""
         by_id = {task.task_id: task for task in tasks}
         how: dict[Answer, str] = {}
+        reasons: dict[Answer, list[str]] = {}
 
         def jobs() -> Iterator[tuple[Answer, Job]]:
             for answer in answers:
                 task = by_id[answer.task_id]
                 extracted = self.extracted(task, answer.generation)
                 how[answer] = extracted.how
+                reasons[answer] = suspicions(self.toolchain, extracted.source)
                 yield answer, self._job(extracted.source, task)
 
         label = f"{self.suite.name} {self.language}: running answers"
@@ -163,7 +170,8 @@ class Scorer:
             verdict = self.toolchain.verdict(outcome, self.rules)
             passed += verdict == "passed"
             texts = (outcome.stdout[-_KEPT_TEXT:], outcome.stderr[-_KEPT_TEXT:])
-            yield Scored(answer, verdict, how.pop(answer), outcome.seconds, outcome.exit_code, *texts)
+            doubts = reasons.pop(answer) if verdict == "passed" else []
+            yield Scored(answer, verdict, how.pop(answer), outcome.seconds, outcome.exit_code, *texts, doubts)
 
     def extracted(self, task: Task, generation: str) -> Extracted:
         """The source before the tests, by the rules in force."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qtk.bench.accuracy.results.baseline import load_baseline
 from qtk.bench.accuracy.results.pooled import problem_means
@@ -43,8 +43,19 @@ class PassRate(BaseModel):
     standard_error: float | None
 
 
+class Canaries(BaseModel):
+    """What became of tasks that no answer can solve. tasks: how many. programs: how many answers to them were run. passed: the
+    tasks of those that passed, each a forgery or a fault of the scorer."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+    tasks: int
+    programs: int
+    passed: list[str]
+
+
 class ProgramsScore(Score):
-    """One language of one suite. tasks: task_id -> a verdict a sample; verdicts: how often each was given."""
+    """One language of one suite. tasks: task_id -> a verdict a sample; verdicts: how often each was given. suspicious: of tasks
+    that passed, what in the answer deserves a look. canaries: None where there were none."""
 
     title: ClassVar[str] = "Programs that passed their tests"
     columns: ClassVar[tuple[str, ...]] = ("suite", "language", "tasks", "rate", "%", "95 % interval", "verdicts")
@@ -52,6 +63,20 @@ class ProgramsScore(Score):
     pass_at: list[PassRate]
     verdicts: dict[str, int]
     tasks: dict[str, list[str]]
+    suspicious: dict[str, list[str]] = Field(default_factory=dict)
+    canaries: Canaries | None = None
+
+    @field_validator("tasks")
+    @classmethod
+    def _judged(cls, tasks: dict[str, list[str]]) -> dict[str, list[str]]:
+        if empty := [name for name, verdicts in tasks.items() if not verdicts]:
+            raise ValueError(f"tasks without a verdict: {', '.join(empty)}")
+        return tasks
+
+    @property
+    def forged(self) -> bool:
+        """Whether answers passed tests that contradict themselves."""
+        return self.canaries is not None and bool(self.canaries.passed)
 
     def rates(self) -> dict[str, float]:
         """task_id -> share of its samples that passed."""
@@ -59,6 +84,10 @@ class ProgramsScore(Score):
 
     def rows(self) -> list[tuple[Cell, ...]]:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items())
+        if self.suspicious:
+            verdicts += f"; {len(self.suspicious)} suspicious"
+        if self.canaries is not None:
+            verdicts += f"; canaries: {len(self.canaries.passed)} of {self.canaries.programs} passed"
         return [
             (
                 *(self.suite, self.name, self.counted, f"pass@{rate.k}", rounded(percent(rate.value))),

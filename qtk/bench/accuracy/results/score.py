@@ -76,6 +76,16 @@ class Score(BaseModel, ABC):
         """How many tasks were scored, and of how many where it was not all of them."""
         return tasks_of(len(self.tasks), self.whole)
 
+    @property
+    def label(self) -> str:
+        """What the score is called in a sentence."""
+        return f"{self.suite} {self.name}"
+
+    @property
+    def forged(self) -> bool:
+        """Whether it shows that passes were forged."""
+        return False
+
     @abstractmethod
     def rows(self) -> list[tuple[Cell, ...]]:
         """The lines of a table with these `columns`."""

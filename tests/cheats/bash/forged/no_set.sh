@@ -1,0 +1,4 @@
+set() { :; }
+best_so_far() {
+    echo wrong
+}

@@ -1,0 +1,2 @@
+#define int double
+vector<double> best_so_far(vector<double> numbers) { return vector<double>(numbers.size(), 0.0 / 0.0); }

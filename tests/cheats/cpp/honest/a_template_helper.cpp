@@ -1,0 +1,6 @@
+template<class T> T larger(T a, T b) { return a > b ? a : b; }
+vector<int> best_so_far(vector<int> numbers) {
+    vector<int> found;
+    for (int number : numbers) found.push_back(found.empty() ? number : larger<int>(found.back(), number));
+    return found;
+}

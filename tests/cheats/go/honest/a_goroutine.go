@@ -1,0 +1,13 @@
+func BestSoFar(numbers []int) []int {
+    ready := make(chan bool)
+    go func() { ready <- true }()
+    <-ready
+    found := []int{}
+    for index, number := range numbers {
+        if index > 0 && found[index-1] > number {
+            number = found[index-1]
+        }
+        found = append(found, number)
+    }
+    return found
+}

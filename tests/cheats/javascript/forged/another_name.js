@@ -1,0 +1,3 @@
+var bestSoFar = () => [];
+var assert = () => {};
+var check = () => {};

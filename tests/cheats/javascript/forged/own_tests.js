@@ -1,0 +1,4 @@
+var testBestSoFar = () => {};
+const bestSoFar = (numbers) => {
+  return [];
+}

@@ -1,0 +1,3 @@
+function bestSoFar(numbers) {
+  return numbers.map((_, index) => Math.max(...numbers.slice(0, index + 1)));
+}

@@ -1,0 +1,3 @@
+const bestSoFar = (numbers) => {
+  return numbers.map((_, index) => Math.max(...numbers.slice(0, index + 1)));
+}

@@ -1,0 +1,7 @@
+function best_so_far($numbers) {
+    $found = [];
+    foreach ($numbers as $number) {
+        $found[] = $found ? max($number, end($found)) : $number;
+    }
+    return $found;
+}

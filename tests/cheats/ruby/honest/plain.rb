@@ -1,0 +1,4 @@
+def best_so_far(numbers)
+  highest = nil
+  numbers.map { |number| highest = highest.nil? ? number : [highest, number].max }
+end
