@@ -1,6 +1,6 @@
 """What `qtk serve` adds to `qtk generate`, and what many clients at once get.
 
-python bench/serve_overhead.py ENGINE [--rounds 12] [--shape 64/64] [--clients 8]
+python bench/serve_overhead.py ENGINE [--seconds 120] [--shape 64/64] [--clients 8]
 
 ENGINE is a CPU engine of at least as many rows as clients (`qtk build-engine ... --max-batch-size 8`). Each round makes one
 call of the engine's session in this process, as `qtk generate` does, the same request to a server in a process of its own,
@@ -13,6 +13,7 @@ Prints a table for docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import queue
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 from openai import OpenAI
 
 from qtk.bench.endpoint.client import Endpoint, EndpointClient, streamed_answer
@@ -84,7 +86,7 @@ def ways(session: EngineSession, endpoint: Endpoint, model: str, new_tokens: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--shape", default="64/64")
     parser.add_argument("--clients", type=int, default=8)
     settings = parser.parse_args()
@@ -106,26 +108,45 @@ def main() -> None:
             f"`qtk serve`, streamed to {settings.clients} clients at once": (by.streamed, settings.clients),
         }
         seconds: dict[str, list[float]] = {name: [] for name in rows}
-        for round_number in range(settings.rounds + 1):
+        processor: dict[str, float] = dict.fromkeys(rows, 0.0)
+        serving, here = psutil.Process(server.pid), psutil.Process()
+        start, rounds = time.perf_counter(), 0
+        for round_number in itertools.count():
+            rounds = round_number - 1
+            if rounds >= 3 and (time.perf_counter() - start) * (1 + 1 / round_number) > settings.seconds:
+                break
             prompts = random.integers(0, session.vocab_size, (settings.clients, prompt_tokens)).tolist()
             for name, (way, count) in list(rows.items())[:: 1 if round_number % 2 else -1]:
                 time.sleep(_REST_SECONDS)
-                begin = time.perf_counter()
+                of = here if way is by.generate else serving
+                begin, begun = time.perf_counter(), processor_seconds(of)
                 tokens = way(prompts[:count])
                 taken = time.perf_counter() - begin
                 assert tokens == count * new_tokens, f"{name}: {tokens} tokens"
                 if round_number:  # the first round warms up
                     seconds[name].append(taken)
+                    processor[name] += processor_seconds(of) - begun
         server.terminate()
     about = machine()
-    print(f"{about.processor}, {about.cores} cores; {settings.shape}, {settings.rounds} rounds")
-    print_table(seconds, {name: count * new_tokens for name, (_, count) in rows.items()}, new_tokens)
+    print(f"{about.processor}, {about.cores} cores; {settings.shape}, {rounds} rounds")
+    tokens = {name: count * new_tokens for name, (_, count) in rows.items()}
+    per_token = {name: total * 1e3 / tokens[name] / rounds for name, total in processor.items()}
+    print_table(seconds, tokens, new_tokens, per_token)
 
 
-def print_table(seconds: dict[str, list[float]], tokens: dict[str, int], new_tokens: int) -> None:
-    """Rates, and each against `qtk generate` by pairs of neighbouring calls, with standard errors."""
+def processor_seconds(process: psutil.Process) -> float:
+    """Processor time that a process has used, all threads together."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def print_table(
+    seconds: dict[str, list[float]], tokens: dict[str, int], new_tokens: int, per_token: dict[str, float]
+) -> None:
+    """Rates, each against `qtk generate` by pairs of neighbouring calls, with standard errors, and the processor time of the
+    process that holds the engine."""
     first = np.array(next(iter(seconds.values())))
-    print("| | tokens/s | times `qtk generate` | ms a token more |\n|---|---:|---:|---:|")
+    print("| | tokens/s | times `qtk generate` | ms a token more | processor ms a token |\n|---|---:|---:|---:|---:|")
     for name, times in seconds.items():
         taken = np.array(times)
         logs = np.log(first / taken) + math.log(tokens[name] / new_tokens)
@@ -135,7 +156,7 @@ def print_table(seconds: dict[str, list[float]], tokens: dict[str, int], new_tok
         against = f"{ratio:.3f} ± {ratio * float(logs.std(ddof=1)) / root:.3f}"
         alone = tokens[name] == new_tokens and taken is not first
         extra = f"{float(more.mean()):.2f} ± {float(more.std(ddof=1)) / root:.2f}" if alone else ""
-        print(f"| {name} | {tokens[name] / float(taken.mean()):.1f} | {against} | {extra} |")
+        print(f"| {name} | {tokens[name] / float(taken.mean()):.1f} | {against} | {extra} | {per_token[name]:.2f} |")
 
 
 if __name__ == "__main__":
