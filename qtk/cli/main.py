@@ -46,6 +46,7 @@ COMMANDS = {
     "bench": ("bench", "Measure latency, divergence and accuracy; compare results."),
     "accept": ("accept", "Run an engine's checks on the machine it is for, and record them."),
     "run": ("run", "Run a recipe: merge, quantize, build, bench, report."),
+    "sweep": ("sweep", "Run a recipe at every point of a grid of its settings, and rank the results."),
     "recipe": ("recipe", "Write a recipe for a model, show what one says, export the schema for editors."),
     "report": ("report", "Write the Markdown report of a run."),
     "gate": ("gate", "Hold a run against what must hold before a release."),

@@ -67,9 +67,9 @@ def run_recipe(
     state = earlier_state(run_dir, recipe, mode, first_stage)
     sources = RecipeSources(recipe, directory, state)
     taken = [step for step in reached if first_stage is not None and stage_order(step.stage) < stage_order(first_stage)]
-    _require([step for step in reached if step not in taken], sources, run_dir, state)
+    require_for([step for step in reached if step not in taken], sources, run_dir, state)
     state.keep_steps(step.name for step in steps)
-    _begin(run_dir, resolved, state)
+    begin_run(run_dir, resolved, state)
     run = StepWork(run_dir, state, sources)
     outcomes: list[StepOutcome] = []
     for number, step in enumerate(reached, start=1):
@@ -119,7 +119,7 @@ def require_stages(steps: list[RecipeStep], first: str | None, last: str | None)
         raise InputError(f"--from {first} comes after --until {last}, so nothing would be run.")
 
 
-def _require(steps: list[RecipeStep], sources: RecipeSources, run_dir: Path, state: RunState) -> None:
+def require_for(steps: list[RecipeStep], sources: RecipeSources, run_dir: Path, state: RunState) -> None:
     """Finds the sources that the steps read, and raises what is missing for them; a step that stands needs nothing."""
     for step in steps:
         if not state.stands(run_dir, step.name):
@@ -144,7 +144,7 @@ def earlier_state(run_dir: Path, recipe: Recipe, mode: Mode, first_stage: str | 
     return state
 
 
-def _begin(run_dir: Path, resolved: ResolvedRecipe, state: RunState) -> None:
+def begin_run(run_dir: Path, resolved: ResolvedRecipe, state: RunState) -> None:
     """The run directory exists afterwards and holds the recipe as it was understood: nothing inherited, no variables, paths
     that begin in the run's directory."""
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +16,7 @@ from qtk.checkpoint.hub import Wanted
 from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest, file_digest, read_manifest
 from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
 from qtk.checkpoint.result_versions import RESULT_VERSIONS
-from qtk.checkpoint.staging import partial_path, remove_partial
+from qtk.checkpoint.staging import partial_path, remove_partial, staged_directory
 from qtk.errors import InputError
 from qtk.finetuning.unfinished import unfinished_training
 from qtk.quantization.unfinished import unfinished_quantization
@@ -92,6 +95,25 @@ def _require_nothing_to_resume(partial: Path) -> None:
         )
 
 
+def _linked(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+@dataclass(frozen=True)
+class BegunStep:
+    """A step whose work may start. terms: what decides its output, by name; digest: of them. resume: an unfinished output lies
+    there, begun on the same terms."""
+
+    step: RecipeStep
+    terms: dict[str, str]
+    digest: str
+    resume: bool
+
+
 class StepWork:
     """A run in its directory: takes a step's output as it is, tells whether it is up to date, or makes it."""
 
@@ -129,6 +151,14 @@ class StepWork:
     def do(self, step: RecipeStep, mode: Mode) -> Status:
         """Makes the step's output. An unfinished one that was begun on the same terms is continued in the mode "resume" and
         refused in the mode "new" (InputError); what cannot be continued is removed with a note."""
+        begun = self.begin(step, mode)
+        start = time.monotonic()
+        self.make(step, resume=begun.resume)
+        self.finish(begun, time.monotonic() - start)
+        return "done"
+
+    def begin(self, step: RecipeStep, mode: Mode) -> BegunStep:
+        """Settles what lies in place of the step's output, and records that it is begun. InputError: see `do`."""
         terms, out = self._terms(step), self.run_dir / step.directory
         digest = canonical_digest(terms)
         begun_alike = self.state.begun.get(step.name) == digest and partial_path(out).is_dir()
@@ -139,19 +169,42 @@ class StepWork:
             remove_partial(out, "everything is to be done again" if begun_alike else "it was begun on other terms")
         self.state.begun[step.name] = digest
         self.state.save(self.run_dir)
-        start = time.monotonic()
-        step.work({name: self._place(name) for name in step.inputs}, out, resume)
+        return BegunStep(step, terms, digest, resume)
+
+    def make(self, step: RecipeStep, *, resume: bool) -> None:
+        """Writes the step's output, and nothing else."""
+        step.work({name: self._place(name) for name in step.inputs}, self.run_dir / step.directory, resume)
+
+    def finish(self, begun: BegunStep, seconds: float) -> None:
+        """Records that the output stands."""
+        step = begun.step
         del self.state.begun[step.name]
         self.state.steps[step.name] = StepRecord(
             stage=step.stage,
             directory=step.directory,
-            digest=digest,
-            terms=terms,
-            manifest_sha256=file_digest(out / MANIFEST_NAME).sha256,
-            seconds=round(time.monotonic() - start, 2),
+            digest=begun.digest,
+            terms=begun.terms,
+            manifest_sha256=file_digest(self.run_dir / step.directory / MANIFEST_NAME).sha256,
+            seconds=round(seconds, 2),
         )
         self.state.save(self.run_dir)
-        return "done"
+
+    def digest(self, step: RecipeStep) -> str:
+        """Equal for steps, of any run, that make the same."""
+        return canonical_digest(self._terms(step))
+
+    def adopt(self, step: RecipeStep, other: StepWork) -> None:
+        """Takes the output of the same step of another run, whose `digest` is equal. The files are shared where the file
+        system has hard links, and copied otherwise; qtk replaces files and never writes into them."""
+        record = other.state.steps[step.name]
+        out, source = self.run_dir / step.directory, other.run_dir / record.directory
+        remove_partial(out, "another run has made the same")
+        with staged_directory(out, overwrite=True, inputs=[source]) as partial:
+            shutil.rmtree(partial)
+            shutil.copytree(source, partial, copy_function=_linked)
+        self.state.begun.pop(step.name, None)
+        self.state.steps[step.name] = record
+        self.state.save(self.run_dir)
 
     def _terms(self, step: RecipeStep, made_anew: frozenset[str] = frozenset()) -> dict[str, str]:
         """Everything that decides the step's output, by the name that is told when it changes. qtk's version is not among it:

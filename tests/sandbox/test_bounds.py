@@ -60,7 +60,7 @@ def test_huge_files_are_refused(workers):
 
 
 def test_thousands_of_files_end_cleanly(workers):
-    program = "for i in range(20000): open(f'f{i}', 'w').close()\n"
+    program = "for i in range(5000): open(f'f{i}', 'w').close()\n"
     outcome = run(workers, program, limits=JobLimits(**{**SMALL.__dict__, "disk_files": 1000}))
     assert outcome.ending == "exited"
     if workers.level in ("namespaces", "user-namespaces"):
