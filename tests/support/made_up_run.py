@@ -19,7 +19,7 @@ from qtk.bench.options import DivergenceOptions, SampleOptions
 from qtk.bench.results import measure_into
 from qtk.bench.sample_result import SampleResult, SampleText
 from qtk.checkpoint.manifest import ManifestRecorder
-from qtk.engines.description import EngineDescription, EngineLimits, MemoryPart, MemoryTable, Quantization
+from qtk.engines.description import EngineDescription, EngineLimits, MemoryPart, MemoryTable, Quantization, Stage
 from qtk.progress import warn
 from qtk.quantization.report import LOG_NAME, LayerRecord, QuantizeReport, ReadBack
 from qtk.release.gates import Gate
@@ -127,7 +127,8 @@ def _engine(directory: Path, *, quantized: bool = True) -> None:
     description = EngineDescription(
         architecture="LlamaForCausalLM", backend="tensorrt", gpu="a10", dtype="float16", lm_head_bits=16,
         limits=EngineLimits(max_batch=1, max_input_len=4096, max_output_len=2048, max_positions=6144), vocab_size=32256, hidden_size=7168,
-        num_layers=62, num_kv_heads=8, head_dim=128, windows=(None,) * 62, stop_tokens=(2,), stages=(),
+        num_layers=62, num_kv_heads=8, head_dim=128, windows=(None,) * 62, stop_tokens=(2,),
+        stages=(Stage(file="weights", layers=(0, 62), inputs=(), outputs=(), bytes=200_000),),
         quantization=Quantization(bits=4, group_size=128, symmetric=True, method="gptq") if quantized else None,
         memory=memory if quantized else None,
     )  # fmt: skip
