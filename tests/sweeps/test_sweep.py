@@ -103,7 +103,7 @@ def test_a_variant_that_fails_does_not_stop_the_others(kitchen: Path, tmp_path: 
 
 def test_a_variant_that_is_no_recipe_is_refused_before_any_work(kitchen: Path, tmp_path: Path, run_qtk) -> None:
     words = ("sweep", kitchen / "recipe.yaml", "-o", tmp_path / "out")
-    for grid, complaint in (("quantize.methd=rtn", "did you mean method"), ("quantize.bits=4,many", "bits")):
+    for grid, complaint in (("quantize.bitz=4", "did you mean bits"), ("quantize.bits=4,many", "bits")):
         done = run_qtk(*words, "--grid", grid)
         assert (done.returncode, complaint in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "out").exists()
