@@ -91,7 +91,7 @@ def describe() -> EngineDescription:
     return EngineDescription(
         architecture="LlamaForCausalLM", backend="onnxruntime", gpu="cpu", dtype="float32", lm_head_bits=16,
         limits=EngineLimits(max_batch=1, max_input_len=1024, max_output_len=512, max_positions=1536),
-        vocab_size=32256, hidden_size=7168, num_layers=62, num_kv_heads=8, head_dim=128, windows=(), stop_tokens=(),
+        vocab_size=32256, hidden_size=7168, num_layers=62, num_kv_heads=8, head_dim=128, windows=(None,) * 62, stop_tokens=(),
         quantization=Quantization(bits=4, group_size=128, symmetric=True, method="gptq"),
         stages=(Stage(file="model.onnx.data", layers=(0, 62), inputs=(), outputs=(), bytes=0),),
     )  # fmt: skip

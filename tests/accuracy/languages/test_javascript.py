@@ -20,7 +20,7 @@ from qtk.sandbox.pool import Workers, choose_level
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node")
 TASK = Task("T/0", "javascript", "const f = (x) => {\n", "  return x\n}\n", "console.assert(f(3) === 3)\n", "f")
 SUITE = Suite(
-    name="own", summary="ours", source="ours", licence="Apache-2.0", layout="humaneval-x", seconds=4,
+    name="own", summary="ours", source="ours", licence="Apache-2.0", layout="humaneval-x", seconds=8,
     languages={"javascript": SuiteLanguage(file="x", tasks=1)},
 )  # fmt: skip
 GOOD = "const f = (x) => { return x }\n"
