@@ -34,8 +34,17 @@ def test_many_mutations(workshop, tmp_path, name: str) -> None:
     _whole(run_cases(name, _root(workshop, tmp_path, name), seed=2, first=0, count=MANY), MANY)
 
 
-# Mutations that once were faults: half of a letter as a special token, a list as the role of a turn.
-FOUND = [("tokenizer config", 2, 198), ("training rows", 2, 10)]
+# Mutations that once were faults: half of a letter as a special token, a list as the role of a turn, names of files that are too
+# long, no groups at all.
+FOUND = [
+    ("tokenizer config", 2, 198),
+    ("training rows", 2, 10),
+    ("index", 3, 179),
+    ("index", 3, 1086),
+    ("manifest", 3, 400),
+    ("manifest", 3, 981),
+    ("compressed-tensors config", 3, 681),
+]
 
 
 @pytest.mark.parametrize(("name", "seed", "number"), FOUND)
