@@ -13,6 +13,7 @@ from qtk.sizes import size_text
 
 # The largest that a file of settings may be. Model configs have some kilobytes; the index of a large model some megabytes.
 SETTINGS_LIMIT = 64_000_000
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes of one name, letters of a path (Linux)
 
 
 def read_bounded(path: Path, limit: int = SETTINGS_LIMIT) -> bytes:
@@ -78,9 +79,13 @@ def require_inside(directory: Path, name: str, where: object) -> Path:
 
 def name_inside(name: str) -> str:
     """A name that a file says of another one, which must lie in a directory of its own choosing. ValueError for one that leads out of
-    it: absolute, or with ".."."""
+    it, absolute or with "..", and for one that is longer than a name can be."""
     if not name or "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
         raise ValueError(f"{name!r} does not lie inside the directory")
+    if len(name) > _LONGEST_PATH or any(
+        len(part.encode(errors="replace")) > _LONGEST_NAME for part in Path(name).parts
+    ):
+        raise ValueError(f"{name[:60]!r}... is longer than the name of a file can be")
     return name
 
 

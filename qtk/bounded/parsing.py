@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _DEPTH = 64  # levels of nesting; recipes and configs have fewer than ten
 # YAML is parsed at about 100 kB a second. The longest file that travels with qtk has 9 kB.
 _YAML_LIMIT = 256_000
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 _YAML_NODES = 50_000  # values, those behind an alias counted each time
 
 
@@ -33,7 +35,18 @@ def parse_bounded_json(raw: bytes | str) -> Any:
     except RecursionError:
         raise _Unfit("it is nested too deep") from None
     _require_shallow(value)
+    _require_text(raw, value)
     return value
+
+
+def _require_text(raw: bytes | str, value: Any) -> None:
+    """ValueError for half of a pair of surrogates, which JSON can spell and no text holds: whoever writes it on would fail."""
+    if not _SURROGATE.search(raw if isinstance(raw, str) else raw.decode(errors="replace")):
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _Unfit("it holds half of a letter (a lone surrogate)") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

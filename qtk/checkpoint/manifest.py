@@ -334,6 +334,14 @@ def settle(expectations: Sequence[Expectation], known: Mapping[Path, FileDigest]
     return list(dict.fromkeys(findings))
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is something at a path that a manifest names, which may be longer than a path can be."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 class _Walk:
     """A walk along the chain, which reads manifests only: what is expected of each file, and the directories visited."""
 
@@ -364,7 +372,7 @@ class _Walk:
         return [root for source, record in sources for root in self._expect_input(source, record)]
 
     def _expect_input(self, source: Path, record: InputRecord) -> list[Path]:
-        if not source.exists():
+        if not _exists(source):
             self.expectations.append(Expectation(source, f"({record.role})", status="input absent"))
             return []
         root = (source if source.is_dir() else source.parent).resolve()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtk.bounded.files import read_bounded, require_unchanged
+from qtk.bounded.files import name_inside, read_bounded, require_unchanged
 from qtk.checkpoint.json_file import parse_json, read_json
 from qtk.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
 from qtk.errors import InputError, listing
@@ -112,6 +112,8 @@ class Checkpoint:
         hostile = [f for f in files if f in ("", ".", "..") or Path(f).name != f or "\\" in f or "\0" in f]
         if hostile:
             raise InputError(f"{index_path} names files outside its directory:\n{listing(map(repr, hostile))}")
+        if long := [f"{f[:60]}..." for f in files if not _is_name(f)]:
+            raise InputError(f"{index_path} names files that cannot be:\n{listing(long)}")
         missing = [f for f in files if not (self.path / f).is_file()]
         if missing:
             raise InputError(
@@ -229,6 +231,13 @@ class Checkpoint:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return bool(name_inside(text))
+    except ValueError:
+        return False
 
 
 def config_bytes(config: Mapping[str, Any]) -> bytes:

@@ -197,7 +197,7 @@ def _conversation(rounds: Any, field: str, where: str) -> TrainingRow:
         raise InputError(f"{where}: {field} is not a list")
     for number, item in enumerate(rounds, start=1):
         role, text = (item.get("role"), item.get("content")) if isinstance(item, Mapping) else (None, None)
-        if role not in _ROLES or not isinstance(text, str):
+        if not isinstance(role, str) or role not in _ROLES or not isinstance(text, str):
             raise InputError(f"{where}: turn {number} of {field} needs a role ({', '.join(_ROLES)}) and a content")
         turns.append(Turn(_ROLES[role], text))
     spoken = [turn for turn in turns if turn.role != "system"]

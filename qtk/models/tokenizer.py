@@ -78,12 +78,17 @@ class TextTokenizer:
         text = value.get("content") if isinstance(value, dict) else value
         return text if isinstance(text, str) else None
 
+    def _id(self, token: str) -> int | None:
+        with self._its_errors():
+            found: int | None = self._tokenizer.token_to_id(token)
+            return found
+
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a generation: the tokenizer's eos and those of generation_config.json and config.json."""
         found = list(configured_eos_ids(self.directory))
         eos = self.special_token("eos_token")
-        if eos is not None and (number := self._tokenizer.token_to_id(eos)) is not None:
+        if eos is not None and (number := self._id(eos)) is not None:
             found.append(number)
         return tuple(dict.fromkeys(found))
 
@@ -97,7 +102,7 @@ class TextTokenizer:
     def end_id(self) -> int | None:
         """The id that ends an answer: the tokenizer's eos, else the first that the model's configuration names; None without one."""
         eos = self.special_token("eos_token")
-        number = None if eos is None else self._tokenizer.token_to_id(eos)
+        number = None if eos is None else self._id(eos)
         return number if number is not None else next(iter(self.eos_ids), None)
 
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:

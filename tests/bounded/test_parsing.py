@@ -14,14 +14,24 @@ _BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 def test_what_is_well_formed_is_read() -> None:
     assert parse_bounded_json(b'{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
+    assert parse_bounded_json(b'"\\ud83d\\ude00"') == "\U0001f600"
     assert parse_yaml("a: &x [1]\nb: *x\n") == {"a": [1], "b": [1]}
     assert parse_yaml("") is None
 
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": 1, "a": 2}', "[" * 200 + "]" * 200, "[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000, "1" * 5000, "{", ""],
-    ids=["twice", "deep", "endless", "deep objects", "a long number", "cut", "empty"],
+    [
+        '{"a": 1, "a": 2}',
+        "[" * 200 + "]" * 200,
+        "[" * 100_000,
+        '{"a":' * 5000 + "1" + "}" * 5000,
+        "1" * 5000,
+        "{",
+        "",
+        '["\\ud800"]',
+    ],
+    ids=["twice", "deep", "endless", "deep objects", "a long number", "cut", "empty", "half a letter"],
 )
 def test_json_that_is_refused(text: str) -> None:
     with pytest.raises(ValueError):

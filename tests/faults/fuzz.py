@@ -1,4 +1,4 @@
-"""Mutations in number, for docs/reliability.md: `python tests/faults/fuzz.py FOLDER --cases N --by seeds|hypothesis|atheris [TARGET ...]`.
+"""Mutations in number, for docs/reliability.md: `python tests/faults/fuzz.py FOLDER [TARGET ...] --cases N --by seeds|hypothesis|atheris`.
 
 FOLDER is where the workshop is made, or was. seeds: numbered mutations. hypothesis and atheris draw the mutators' choices themselves:
 atheris follows the branches of qtk that a case reaches. Prints a line for each target, then the faults.

@@ -137,8 +137,12 @@ def _manifest(root: Path) -> object:
 def _description(root: Path) -> object:
     from qtk.engines.description import read_description
 
-    (root / "e" / "qtk-manifest.json").unlink(missing_ok=True)  # else a changed description is refused unread
-    return read_description(root / "e")
+    manifest, aside = root / "e" / "qtk-manifest.json", root / "manifest-aside"
+    manifest.rename(aside)  # else a changed description is refused unread
+    try:
+        return read_description(root / "e")
+    finally:
+        aside.rename(manifest)
 
 
 def _gguf(root: Path) -> object:

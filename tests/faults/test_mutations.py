@@ -34,6 +34,24 @@ def test_many_mutations(workshop, tmp_path, name: str) -> None:
     _whole(run_cases(name, _root(workshop, tmp_path, name), seed=2, first=0, count=MANY), MANY)
 
 
+# Mutations that once were faults: half of a letter as a special token, a list as the role of a turn, names of files that are too
+# long, no groups at all.
+FOUND = [
+    ("tokenizer config", 2, 198),
+    ("training rows", 2, 10),
+    ("index", 3, 179),
+    ("index", 3, 1086),
+    ("manifest", 3, 400),
+    ("manifest", 3, 981),
+    ("compressed-tensors config", 3, 681),
+]
+
+
+@pytest.mark.parametrize(("name", "seed", "number"), FOUND)
+def test_what_was_found_stays_mended(workshop, tmp_path, name: str, seed: int, number: int) -> None:
+    _whole(run_cases(name, _root(workshop, tmp_path, name), seed=seed, first=number, count=1), 1)
+
+
 def test_a_case_can_be_repeated(workshop) -> None:
     whole = (workshop.root / "recipe.yaml").read_bytes()
     assert case("recipe", whole, 1, 7) == case("recipe", whole, 1, 7) != whole

@@ -108,3 +108,9 @@ def test_the_standard_library_is_a_task_of_texts_that_are_not_held_out() -> None
     assert task.files == ()
     assert len(task.rows) > 100
     assert all(row.cut and row.text for row in task.rows)
+
+
+@pytest.mark.parametrize("role", [[], {}, 5, None, "nobody"])
+def test_a_role_of_any_type_is_a_sentence(role: object) -> None:
+    with pytest.raises(InputError, match="turn 1 of messages needs a role"):
+        parse_row({"messages": [{"role": role, "content": "x"}]}, "f, line 1")

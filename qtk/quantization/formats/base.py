@@ -108,7 +108,7 @@ class Format(ABC):
         """What `read_scheme` reads. InputError too where the config's values are of other types than the container's."""
         try:
             return self.read_scheme(checkpoint, modules)
-        except (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration, OverflowError) as error:
             raise InputError(
                 f"{checkpoint.path / 'config.json'}: its quantization_config is not one of the {self.name} container "
                 f"({type(error).__name__}: {error})."
