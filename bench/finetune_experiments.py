@@ -1,8 +1,8 @@
 """What fine-tuning does on SmolLM2, with two tasks made from Python's standard library: figures for docs/finetuning.md.
 
 python bench/finetune_experiments.py data MODEL -o DIR [--large 400] [--small 20] [--tokens 160]
-python bench/finetune_experiments.py balance MODEL -o DIR [--steps 40]      case1 beside case3, tasks 20:1
-python bench/finetune_experiments.py qlora MODEL -o DIR [--steps 20]        merges of an NF4-trained adapter
+python bench/finetune_experiments.py balance MODEL -o DIR [--steps 40] [--batch 12]      case1 beside case3, tasks 20:1
+python bench/finetune_experiments.py qlora MODEL -o DIR [--steps 20] [--batch 12]        merges of an NF4-trained adapter
 
 Task `describe`: a signature and its docstring, and the function is to be written. Task `complete`: the first lines of a
 function, and the rest is to be written. Functions are those of modules that are not held out; no function is in both tasks.
@@ -73,7 +73,7 @@ def write_tasks(model: Path, out: Path, counts: dict[str, int], tokens: int) -> 
         print(f"{task}: {len(lines_of_task)} rows")
 
 
-def options(out: Path, steps: int, **changes: Any) -> FinetuneOptions:
+def options(out: Path, steps: int, batch: int, **changes: Any) -> FinetuneOptions:
     """What the experiments have in common."""
     common = {
         "data": tuple(str(out / f"{task}.jsonl") for task in TASKS),
@@ -84,7 +84,7 @@ def options(out: Path, steps: int, **changes: Any) -> FinetuneOptions:
         "dropout": 0.0,
         "learning_rate": 5e-4,
         "min_lr": 5e-5,
-        "batch_size": 12,
+        "batch_size": batch,
         "micro_batch": 4,
         "max_steps": steps,
         "evaluate_every": max(1, steps // 4),
@@ -98,11 +98,11 @@ def train(model: Path, out: Path, name: str, chosen: FinetuneOptions) -> Finetun
     return finetune(model, out / name, chosen, overwrite=True)
 
 
-def balance(model: Path, out: Path, steps: int) -> dict[str, Any]:
+def balance(model: Path, out: Path, steps: int, batch: int) -> dict[str, Any]:
     """Held-back losses of each task by case1 and by case3, from the same data, order and start."""
     result: dict[str, Any] = {}
     for case in ("case1", "case3"):
-        report = train(model, out, case, options(out, steps, weighted_loss=case, epochs=20))
+        report = train(model, out, case, options(out, steps, batch, weighted_loss=case, epochs=20))
         result[case] = {
             task.name: {"rows": task.train, "before": task.loss_before, "after": last_loss(out / case, task.name)}
             for task in report.tasks
@@ -115,12 +115,12 @@ def last_loss(directory: Path, task: str) -> float:
     return [line for line in read_metrics(directory) if "held_back" in line][-1]["tasks"][task]
 
 
-def qlora(model: Path, out: Path, steps: int) -> dict[str, Any]:
+def qlora(model: Path, out: Path, steps: int, batch: int) -> dict[str, Any]:
     """KL of each merge from the model that was trained (the NF4 base with the adapter beside it), on held-out code."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    report = train(model, out, "qlora", options(out, steps, qlora=True))
+    report = train(model, out, "qlora", options(out, steps, batch, qlora=True))
     rows = held_out_tokens(model)
     storage = BaseStorage(torch.float32, torch.device("cpu"), nf4=True)
     held = load_base(open_base(model, nf4=True), storage).eval()
@@ -162,12 +162,13 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=12)
     given = parser.parse_args()
     if given.experiment == "data":
         write_tasks(given.model, given.out, {"describe": given.large, "complete": given.small}, given.tokens)
         return
     work = {"balance": balance, "qlora": qlora}[given.experiment]
-    print(json.dumps(work(given.model, given.out, given.steps), indent=2))
+    print(json.dumps(work(given.model, given.out, given.steps, given.batch), indent=2))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ RESULT_VERSIONS = {
     "sources": 1,
     "finetune": 1,
     "merge": 1,
-    "quantize": 2,
+    "quantize": 3,
     "build": 1,
     "sample": 1,
     "latency": 2,
-    "divergence": 1,
+    "divergence": 2,
     "accuracy": 1,
     "report": 1,
 }
