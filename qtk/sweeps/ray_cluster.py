@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from typing import Any
 
 from qtk.checkpoint.manifest import MANIFEST_NAME, canonical_digest
@@ -13,6 +14,7 @@ from qtk.progress import note
 from qtk.sweeps.step_runner import FinishedJob, StepJob, do_job
 from qtk.wording import counted
 
+_STARTING = "`ray start --head` starts one, and `ray start --address HEAD` joins another machine to it."
 _RETRIES = 3  # of a task whose worker or node died
 _GPU_STAGES = ("finetune", "quantize", "sample", "latency", "divergence", "accuracy")
 
@@ -24,13 +26,13 @@ class RayCluster:
 
     def __init__(self, address: str) -> None:
         ray = _ray()
+        _require_answer(address)
         try:
             # The output of workers is theirs: what ends a step comes back as its error.
             ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise MachineError(
-                f"There is no Ray cluster at {address!r} that can be reached: {str(error).splitlines()[0]} "
-                "`ray start --head` starts one, and `ray start --address HEAD` joins another machine to it."
+                f"There is no Ray cluster at {address!r} that can be reached: {str(error).splitlines()[0]} {_STARTING}"
             ) from None
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         self.slots = len(nodes)
@@ -73,6 +75,17 @@ class RayCluster:
 
     def close(self) -> None:
         _ray().shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """MachineError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise MachineError(f"There is no Ray cluster at {address!r}: {error}. {_STARTING}") from None
 
 
 def result_versions() -> str:
