@@ -30,7 +30,7 @@ NOT_DECLARED = {"tensorrt", "tensorrt_llm", "tensorrt_edgellm"}
 # Rooms whose every file serves one extra.
 OF_ONE_EXTRA = ("qtk.serving",)
 # Extras that qtk itself imports something of. The others serve tests, the demo and comparisons.
-EXTRAS = ("legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets", "demo", "release", "modelscope", "serve")
+EXTRAS = ("legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets", "demo", "release", "modelscope", "serve", "ray")
 
 
 def modules(requirements: list[str]) -> set[str]:
@@ -122,7 +122,7 @@ def bare_qtk():
     be imported. The first that fails is the last."""
 
     def run(*commands: list[object]) -> subprocess.CompletedProcess[str]:
-        words = json.dumps(commands, default=str)
+        words = json.dumps([[str(word) for word in command] for command in commands])
         return subprocess.run([sys.executable, "-c", RUN, words], capture_output=True, text=True)
 
     return run

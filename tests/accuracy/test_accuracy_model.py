@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
-from qtk.bench.accuracy.jsonl import read_rows
+from qtk.bench.accuracy.jsonl import chain_files, read_rows, write_row
 from qtk.bench.accuracy.log_probabilities import prompt_and_solution, scored_tokens
 from qtk.bench.accuracy.measures.likelihood import reference_likelihoods
 from qtk.bench.accuracy.model_source import ModelSource, content_digest
@@ -20,6 +20,7 @@ from qtk.bench.accuracy.programs.generation import ModelAnswers
 from qtk.bench.accuracy.programs.prompts import encode, prompt_text
 from qtk.bench.accuracy.suites.suites import SuitePart, load_suite
 from qtk.bench.accuracy.task import Task
+from qtk.checkpoint.manifest import MANIFEST_NAME
 from qtk.engines.build import build_engine
 from qtk.engines.description import ENGINE_NAME
 from qtk.engines.options import BuildOptions
@@ -155,6 +156,7 @@ def test_engines_that_give_tokens_only_write_programs_but_read_no_likelihoods(tm
     shutil.copytree(session.directory, engine)
     description = json.loads((engine / ENGINE_NAME).read_text())
     (engine / ENGINE_NAME).write_text(json.dumps({**description, "backend": "tensorrt-llm"}))
+    (engine / MANIFEST_NAME).unlink()  # which knows another engine.json
     source = ModelSource(engine, ModelOptions(), "qtk")
     with pytest.raises(
         InputError, match=r"needed for likelihood\. The engine's backend, tensorrt-llm, gives tokens only"
@@ -204,7 +206,11 @@ def test_the_likelihood_of_a_reference_counts_its_own_tokens_only(session, tmp_p
     assert len(lines) == 6
     # A stopped run's: one task changed, so that it shows that it is not read again, and half a line.
     changed = {**json.loads(lines[0]), "log_likelihood": -1.0}
-    file.write_text(json.dumps(changed) + "\n" + lines[1][:30])
+    for written in (file, *chain_files(tmp_path)):
+        written.unlink()
+    with file.open("a") as stream:
+        write_row(stream, changed)
+        stream.write(lines[1][:30])
     again = reference_likelihoods(session, PART, tasks, tmp_path)
     assert again.pop(changed["task_id"]).log_likelihood == -1.0
     for name, one in again.items():

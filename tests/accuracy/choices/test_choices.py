@@ -16,6 +16,7 @@ from qtk.bench.accuracy.choices.asking import Asking, option_losses
 from qtk.bench.accuracy.choices.loading import load_set
 from qtk.bench.accuracy.choices.questions import answer_part, certain, picked, question
 from qtk.bench.accuracy.choices.rows import QuestionRow, read_set
+from qtk.bench.accuracy.jsonl import write_row
 from qtk.bench.accuracy.model_source import ModelSource
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.accuracy.results.choices import ChoiceAnswer, score_choices
@@ -251,8 +252,10 @@ def test_questions_are_answered_in_both_ways_and_a_stopped_run_goes_on(session, 
     assert len(lines) == 12
     (tmp_path / "b").mkdir()
     # Changed, so that it shows whether they are asked again; and the half line of a killed run.
-    kept = [json.dumps({**json.loads(line), "answer": 1 - json.loads(line)["gold"]}) for line in lines[:5]]
-    (tmp_path / "b" / "choices.jsonl").write_text("\n".join(kept) + "\n" + lines[5][:20])
+    with (tmp_path / "b" / "choices.jsonl").open("a") as stream:
+        for row in map(json.loads, lines[:5]):
+            write_row(stream, {**row, "answer": 1 - row["gold"]})
+        stream.write(lines[5][:20])
     again = ask(tmp_path / "b")
     for line in map(json.loads, lines[:5]):
         assert getattr(again[line["task_id"]], line["mode"]) == 1 - line["gold"]
