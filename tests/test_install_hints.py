@@ -64,7 +64,7 @@ def calls() -> Iterator[tuple[str, tuple[str, ...]]]:
                 if node.func.id == "install_hint" and words:
                     yield words[0], tuple(words[1:])
                 elif node.func.id == "missing_package":
-                    yield words[-1], (words[-2],)
+                    yield words[-1], tuple(words[1:-1])  # a package may be known only when it is missing
 
 
 def test_every_hint_is_of_an_extra_that_lists_the_package() -> None:

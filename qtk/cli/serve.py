@@ -28,7 +28,6 @@ def command(engine: Path, **values: object) -> None:
     try:
         from qtk.serving.server import serve_engine
     except ImportError as error:
-        raise missing_package(
-            "Serving", (error.name or "uvicorn").partition(".")[0].replace("_", "-"), "serve"
-        ) from None
+        package = (error.name or "uvicorn").partition(".")[0].replace("_", "-")
+        raise missing_package("Serving an engine", package, "serve") from None
     serve_engine(engine, options, lambda line: print(line, flush=True))
