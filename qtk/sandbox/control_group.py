@@ -52,9 +52,9 @@ class ControlGroup:
         """How often the kernel has killed a process of the group because its memory was used up."""
         file = {1: "memory.oom_control", 2: "memory.events"}.get(self.version)
         for directory in self.directories:
-            with contextlib.suppress(OSError), open(f"{directory}/{file}", encoding="ascii") as stream:
-                for line in stream:
-                    if line.startswith("oom_kill "):
+            with contextlib.suppress(OSError), open(f"{directory}/{file}", "rb", buffering=0) as stream:
+                for line in stream.read().splitlines():
+                    if line.startswith(b"oom_kill "):
                         return int(line.split()[1])
         return 0
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from qtk.sandbox import kernel
@@ -49,7 +47,7 @@ class JailPlan:
 
 def readable_paths(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Programs, libraries and this interpreter: what a program needs to run at all, and `extra`."""
-    java = sorted(str(path) for path in Path("/etc").glob("java*"))
+    java = sorted(f"/etc/{name}" for name in os.listdir("/etc") if name.startswith("java"))
     paths = [*_SYSTEM, *(f"/etc/{name}" for name in _CONFIGURATION), *java, sys.base_prefix, sys.prefix, *extra]
     kept: list[str] = []
     for path in paths:
@@ -85,8 +83,17 @@ def readable_but(readable: Iterable[str], hidden: Sequence[str]) -> tuple[str, .
 def folders_of(readable: Iterable[str], hidden: Sequence[str]) -> tuple[str, ...]:
     """The folders that `readable_but` has replaced: programs may list them, as Python does to find its modules."""
     reals = [os.path.realpath(path) for path in readable]
-    above = {str(folder) for path in hidden for folder in Path(path).parents}
+    above = {folder for path in hidden for folder in _parents(path)}
     return tuple(sorted(f for f in above if any(f == real or f.startswith(real + "/") for real in reals)))
+
+
+def _parents(path: str) -> list[str]:
+    """The folders that a path lies in, from the nearest to the root."""
+    found = []
+    while (above := os.path.dirname(path)) != path:
+        found.append(above)
+        path = above
+    return found
 
 
 class NamespaceJail:
@@ -129,7 +136,8 @@ class NamespaceJail:
             ("group", f"nobody:x:{self._inside()}:\n"),
             ("hosts", "127.0.0.1 localhost\n"),
         ):
-            Path(f"{self.root}/etc/{name}").write_text(text, encoding="ascii")
+            with open(f"{self.root}/etc/{name}", "w", encoding="ascii") as stream:
+                stream.write(text)
 
     def _inside(self) -> int:
         return self.plan.user if self.plan.level == "namespaces" else _INSIDE_USER
@@ -255,6 +263,8 @@ class DirectoryJail:
                 function(path)
 
         if os.path.lexists(self.work):
+            import shutil  # large, and not needed where there are namespaces
+
             shutil.rmtree(self.work, onerror=force)
 
     def leave(self) -> None:

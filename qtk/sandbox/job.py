@@ -8,7 +8,8 @@ from typing import Any, Literal
 Level = Literal["namespaces", "bubblewrap", "user-namespaces", "landlock", "rlimits"]
 
 MIB = 2**20
-JOB_NAME, OUTCOME_NAME = "job.json", "outcome.json"  # in a worker's scratch directory
+# In a worker's scratch directory.
+JOB_NAME, ANSWER_NAME, OUTCOME_NAME = "job.json", "answer.json", "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ class Command:
     files: dict[str, str] = field(default_factory=dict)
     entry: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "apart": vars(self.apart) if self.apart else None,
+            "beside": vars(self.beside) if self.beside else None,
+        }
+
     @staticmethod
     def from_json(data: dict[str, Any]) -> Command:
         apart = Apart.from_json(data["apart"]) if data["apart"] else None
@@ -114,7 +122,10 @@ class Job:
     silent: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What `from_json` takes; without the copies that dataclasses.asdict makes, which cost as much as the JSON itself."""
+        refutation = self.refutation.as_json() if self.refutation else None
+        steps = [step.as_json() for step in self.steps]
+        return {**vars(self), "steps": steps, "limits": vars(self.limits), "refutation": refutation}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Job:
@@ -124,11 +135,37 @@ class Job:
         return Job(data["files"], steps, data["sentinel"], data["environment"], limits, refutation, data["silent"])
 
     @property
+    def answer(self) -> AnswerProgram | None:
+        """What the process of an answer is told whose tests run apart, and all that it is told; None where they do not."""
+        step = self.steps[-1]
+        if step.apart is None:
+            return None
+        return AnswerProgram(step.script, self.files[step.script], self.environment, step.cpu_seconds, self.limits)
+
+    @property
     def notice(self) -> JobNotice:
         """What the worker is told about the job."""
         apart = self.steps[-1].apart is not None
         steps = (*self.steps, *(self.refutation.steps if self.refutation else ()))
         return JobNotice(sum(step.wall_seconds for step in steps), apart, self.limits)
+
+
+@dataclass(frozen=True)
+class AnswerProgram:
+    """A Python program that its tests call from another process. script: its name."""
+
+    script: str
+    source: str
+    environment: dict[str, str]
+    cpu_seconds: int
+    limits: JobLimits
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "limits": vars(self.limits)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> AnswerProgram:
+        return AnswerProgram(**{**data, "limits": JobLimits(**data["limits"])})
 
 
 @dataclass(frozen=True)
@@ -143,7 +180,7 @@ class JobNotice:
     limits: JobLimits
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "limits": vars(self.limits)}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> JobNotice:

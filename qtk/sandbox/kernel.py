@@ -23,7 +23,10 @@ _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID = 1, 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 # Numbers that are the same on every architecture (the calls are younger than the unified table).
 _SYS_MOUNT_SETATTR, _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 442, 444, 445, 446
+_AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_CLOEXEC = 1, 1, 5, 0o2000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
+for _name in ("unshare", "setns", "mount", "umount2", "syscall", "prctl", "capset", "socketpair"):
+    getattr(_LIBC, _name)  # looked up now, and not again in each process that is forked
 
 
 def _check(result: int, call: str) -> int:
@@ -84,6 +87,17 @@ def map_user(inside: int, uid: int, gid: int) -> None:
             stream.write(text)
 
 
+def connected_pair(*, messages: bool = False) -> tuple[int, int]:
+    """The two ends of a connection, as descriptors. messages: what one write sends, one read gets.
+
+    As socket.socketpair, without the module `socket`: whatever a worker has loaded makes each of its forks slower.
+    """
+    ends = (ctypes.c_int * 2)()
+    kind = (_SOCK_SEQPACKET if messages else _SOCK_STREAM) | _SOCK_CLOEXEC
+    _check(_LIBC.socketpair(_AF_UNIX, kind, 0, ends), "socketpair")
+    return ends[0], ends[1]
+
+
 def die_with_parent() -> None:
     _check(_LIBC.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl PDEATHSIG")
 
@@ -100,8 +114,10 @@ def hide_memory() -> None:
 
 def rank_for_memory_killer(rank: int) -> None:
     """From -1000 (never) to 1000 (first): when memory is used up, whether the kernel ends this process and its children."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
-        stream.write(str(rank))
+    with contextlib.suppress(OSError):
+        file = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(file, b"%d" % rank)
+        os.close(file)
 
 
 def forbid_new_privileges() -> None:

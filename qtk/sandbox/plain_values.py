@@ -8,24 +8,30 @@ crosses in its place. Standard library only; numpy's arrays and scalars where th
 from __future__ import annotations
 
 import collections
-import datetime
-import decimal
-import fractions
+import importlib
 import json
-import socket
-import struct
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 _LONGEST = 64 * 2**20  # bytes of one message
-_LENGTH = struct.Struct(">I")
+_LENGTH = 4  # bytes before a message that say how long it is
+_WRITE = json.JSONEncoder(separators=(",", ":")).encode
 _SMALL = 2**62
 _BUILTIN_TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (int, float, complex, bool, str, bytes, list, tuple, dict, set, frozenset, type(None))
 }
 _COUNTED: dict[str, type] = {"counter": collections.Counter, "ordered": collections.OrderedDict}
+
+_POINTS = ("date", "time", "datetime")
+
+
+def _loaded(module: str, name: str) -> Any:
+    """A class of the library where its module is loaded, as it is where a value of the class is."""
+    return getattr(sys.modules.get(module), name, module)
+
 
 Place = Callable[[object], list[Any]]
 """What is sent in place of a value that has no plain form."""
@@ -95,13 +101,13 @@ class Encoder:
             return ["keys", [self.encode(item) for item in value]]
         if kind is type({}.items()):
             return ["items", [[self.encode(key), self.encode(item)] for key, item in value]]
-        if kind is decimal.Decimal:
+        if kind is _loaded("decimal", "Decimal"):
             return ["decimal", str(value)]
-        if kind is fractions.Fraction:
+        if kind is _loaded("fractions", "Fraction"):
             return ["fraction", self.encode(value.numerator), self.encode(value.denominator)]
-        if kind in (datetime.date, datetime.time, datetime.datetime) and not getattr(value, "tzinfo", None):
+        if any(kind is _loaded("datetime", name) for name in _POINTS) and not getattr(value, "tzinfo", None):
             return [kind.__name__, value.isoformat()]
-        if kind is datetime.timedelta:
+        if kind is _loaded("datetime", "timedelta"):
             return ["timedelta", value.days, value.seconds, value.microseconds]
         if kind is type and value in _BUILTIN_TYPES.values():
             return ["type", value.__name__]
@@ -156,13 +162,13 @@ class Decoder:
         if tag == "range":
             return range(rest, data[2], data[3])
         if tag == "decimal":
-            return decimal.Decimal(rest)
+            return importlib.import_module("decimal").Decimal(rest)
         if tag == "fraction":
-            return fractions.Fraction(self.decode(rest), self.decode(data[2]))
-        if tag in ("date", "time", "datetime"):
-            return getattr(datetime, tag).fromisoformat(rest)
+            return importlib.import_module("fractions").Fraction(self.decode(rest), self.decode(data[2]))
+        if tag in _POINTS:
+            return getattr(importlib.import_module("datetime"), tag).fromisoformat(rest)
         if tag == "timedelta":
-            return datetime.timedelta(rest, data[2], data[3])
+            return importlib.import_module("datetime").timedelta(rest, data[2], data[3])
         if tag == "type":
             return _BUILTIN_TYPES[rest]
         if tag == "constant":
@@ -171,33 +177,39 @@ class Decoder:
 
 
 class Line:
-    """One end of a connection that carries JSON messages."""
+    """One end of a connection that carries JSON messages. end: its descriptor."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: int) -> None:
         self._end = end
+        self._arrived = bytearray()
 
     def send(self, message: Any) -> None:
         """OSError when the other end is closed, ValueError for a message that is too long."""
-        data = json.dumps(message, separators=(",", ":")).encode("ascii")
-        if len(data) > _LONGEST:
+        text = _WRITE(message).encode("ascii")
+        if len(text) > _LONGEST:
             raise ValueError("the value is too large to be handed over")
-        self._end.sendall(_LENGTH.pack(len(data)) + data)
+        data = len(text).to_bytes(_LENGTH, "big") + text
+        sent = os.write(self._end, data)
+        while sent < len(data):
+            sent += os.write(self._end, memoryview(data)[sent:])
 
     def receive(self) -> Any:
         """The next message. EOFError when the other end is closed."""
-        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        length = int.from_bytes(self._exactly(_LENGTH), "big")
         if length > _LONGEST:
             raise ValueError("a message is too long")
         return json.loads(self._exactly(length))
 
     def _exactly(self, length: int) -> bytes:
-        data = self._end.recv(length, socket.MSG_WAITALL) if length else b""
-        while len(data) < length:
-            more = self._end.recv(length - len(data), socket.MSG_WAITALL)
+        arrived = self._arrived
+        while len(arrived) < length:
+            more = os.read(self._end, max(65536, length - len(arrived)))
             if not more:
                 raise EOFError
-            data += more
+            arrived += more
+        data = bytes(arrived[:length])
+        del arrived[:length]
         return data
 
     def close(self) -> None:
-        self._end.close()
+        os.close(self._end)

@@ -22,7 +22,17 @@ from qtk.errors import InputError, MachineError
 from qtk.machine import usable_cores
 from qtk.sandbox import kernel
 from qtk.sandbox.jail import JailPlan, hidden_paths, readable_paths
-from qtk.sandbox.job import JOB_NAME, OUTCOME_NAME, Command, Job, JobLimits, Level, ProgramOutcome, broken_sandbox
+from qtk.sandbox.job import (
+    ANSWER_NAME,
+    JOB_NAME,
+    OUTCOME_NAME,
+    Command,
+    Job,
+    JobLimits,
+    Level,
+    ProgramOutcome,
+    broken_sandbox,
+)
 
 Key = TypeVar("Key")
 
@@ -157,9 +167,10 @@ class _WorkerProcess:
 
     def run(self, job: Job) -> ProgramOutcome:
         """The worker is told that there is a job, and its supervisor reads it: see `qtk.sandbox.worker`."""
-        file = self._scratch / JOB_NAME
-        file.touch(0o600)
-        file.write_text(json.dumps(job.as_json()), encoding="utf-8")
+        if (answer := job.answer) is not None:
+            self._write(ANSWER_NAME, answer.as_json())
+            job = replace(job, files={})
+        self._write(JOB_NAME, job.as_json())
         self._send(json.dumps(job.notice.as_json()) + "\n")
         answer = self._receive()
         if answer["broken"]:
@@ -171,6 +182,11 @@ class _WorkerProcess:
         if outcome.ending == "exited" and outcome.exit_code != 0 and answer["killed_for_memory"]:
             return replace(outcome, ending="memory")
         return outcome
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
+        file = os.open(f"{self._scratch}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(file, "wb") as stream:
+            stream.write(json.dumps(data).encode())
 
     def _send(self, text: str) -> None:
         assert self._process.stdin is not None

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import json
 import os
 import resource
 import signal
-import socket
 import sys
 import types
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import NoReturn, Protocol
 
 from qtk.sandbox import kernel
 from qtk.sandbox.answer_process import AnswerProcess, exit_code_of, loaded_program, quotable
-from qtk.sandbox.job import Beside, Command, Job, JobLimits
+from qtk.sandbox.job import AnswerProgram, Beside, Command, Job, JobLimits
 from qtk.sandbox.plain_values import Line
 
 
@@ -48,13 +48,13 @@ class Streams:
 
 
 def become_program(
-    job: Job, step: Command, streams: Streams, end: socket.socket | None, confine: Confine, others: int
+    job: Job, step: Command, streams: Streams, end: int | None, confine: Confine, others: int
 ) -> NoReturn:
     """The program of a step. end: what it has as descriptor 3."""
     code = 96
     try:
         entry = _pipe_with(step.entry) if step.entry else None
-        _stand_alone(streams, {} if end is None else {3: end.fileno()}, entry)
+        _stand_alone(streams, {} if end is None else {3: end}, entry)
         _limit(job.limits, step.cpu_seconds, others)
         confine()
         if step.argv:
@@ -74,7 +74,7 @@ def become_tests(
     step: Command,
     beside: Beside,
     streams: Streams,
-    end: socket.socket,
+    end: int,
     held: int | None,
     confine: Confine,
     others: int,
@@ -82,7 +82,7 @@ def become_tests(
     """The program of tests that run beside another program. held: the program's file, or its archive, where it has no name any more."""
     try:
         files = {} if held is None else {4: held}
-        _stand_alone(streams, {3: end.fileno(), **files}, _pipe_with(beside.program))
+        _stand_alone(streams, {3: end, **files}, _pipe_with(beside.program))
         _limit(job.limits, step.cpu_seconds, others)
         confine()
         os.set_inheritable(3, True)
@@ -109,22 +109,21 @@ def _pipe_with(text: str) -> int:
     return read
 
 
-def become_answer(end: socket.socket, streams: Streams, confine: Confine) -> NoReturn:
-    """The process that waits for a program of Python: what it is sent first sets its limits."""
+def become_answer(file: int, end: int, streams: Streams, confine: Confine, others: int) -> NoReturn:
+    """The program of an answer whose tests run apart. file: says what it is, and is closed before it runs."""
     code = 96
     try:
-        _stand_alone(streams, {3: end.fileno()})
-        line = Line(socket.socket(fileno=3))
-        told = line.receive()
-        _limit(JobLimits(**told["limits"]), told["cpu_seconds"], told["others"])
+        with open(file, "rb", buffering=0) as stream:
+            program = AnswerProgram.from_json(json.loads(stream.read()))
+        _stand_alone(streams, {3: end})
+        _limit(program.limits, program.cpu_seconds, others)
         confine()
-        _ready_interpreter(told["environment"])
-        name, source = told["script"], told["source"]
-        quotable(source, name)
-        loaded = loaded_program(source, name)
+        _ready_interpreter(program.environment)
+        quotable(program.source, program.script)
+        loaded = loaded_program(program.source, program.script)
         if isinstance(loaded, types.ModuleType):
             code = 0
-            AnswerProcess(line, loaded).serve()
+            AnswerProcess(Line(3), loaded).serve()
         else:
             code = loaded
     except EOFError:

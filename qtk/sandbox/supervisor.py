@@ -6,18 +6,15 @@ process 1 there; elsewhere this process adopts every orphan. Standard library on
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import resource
 import select
-import shutil
 import signal
-import socket
-import threading
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from qtk.sandbox import kernel
 from qtk.sandbox.apart_tests import ANSWER_GONE_EXIT, TestsOutcome, run_tests
@@ -51,7 +48,7 @@ class Tree:
         """Processes, and the sum of their resident memory in bytes."""
         pids, resident = self.pids(), 0
         for pid in pids:
-            with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm", encoding="ascii") as statm:
+            with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
                 resident += int(statm.read().split()[1]) * _PAGE
         return len(pids), resident
 
@@ -106,27 +103,27 @@ class EndOfScript:
     """
 
     def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours.setblocking(False)
+        self.ours, self.theirs = kernel.connected_pair(messages=True)
+        os.set_blocking(self.ours, False)
         self._word = b""
         self.reached = False
 
     def serve(self) -> bool:
         """Answers one message of the program. False when there is no message."""
         try:
-            message = self.ours.recv(64)
+            message = os.read(self.ours, 64)
         except OSError:
             return False
         if message == b"?":
             self._word = self._word or os.urandom(16)
             with contextlib.suppress(OSError):
-                self.ours.send(self._word)
+                os.write(self.ours, self._word)
         elif message:
             self.reached = self.reached or message == self._word
         return message != b""
 
     def close(self) -> None:
-        self.ours.close()
+        os.close(self.ours)
 
 
 def _tasks_of_user() -> int:
@@ -140,27 +137,33 @@ def _tasks_of_user() -> int:
 
 
 @dataclass(frozen=True)
-class WaitingAnswer:
-    """A process that was forked before anything of the job was read, and waits for the program that it is to run."""
+class BegunAnswer:
+    """The process of an answer whose tests run apart. It was forked before anything of the job was read."""
 
     pid: int
     handle: int
-    line: socket.socket
+    line: int
     streams: Streams
+    start: float
 
 
-def waiting_answer(confine: Confine) -> WaitingAnswer:
-    """Forks the process of an answer whose tests run apart: of the job it will ever know what it is sent."""
+def begun_answer(file: int, tree: Tree, confine: Confine) -> BegunAnswer:
+    """Forks the process of an answer whose tests run apart: of the job it will ever know what the file says. Nothing can be read
+    from this process by then."""
     streams = Streams.make()
-    ours, theirs = socket.socketpair()
+    ours, theirs = kernel.connected_pair()
+    others = 0 if tree.alone else _tasks_of_user()
+    start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        become_answer(theirs, streams, confine)
-    theirs.close()
-    return WaitingAnswer(pid, os.pidfd_open(pid), ours, streams)
+        become_answer(file, theirs, streams, confine, others)
+    for descriptor in (file, theirs):
+        os.close(descriptor)
+    kernel.hide_memory()
+    return BegunAnswer(pid, os.pidfd_open(pid), ours, streams, start)
 
 
-def run_job(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer | None = None) -> ProgramOutcome:
+def run_job(job: Job, tree: Tree, confine: Confine, answer: BegunAnswer | None = None) -> ProgramOutcome:
     """Runs the job's steps in the current directory. `confine` takes a child's rights away just before the program."""
     if answer is not None:
         return _run_apart(job, tree, confine, answer)
@@ -186,6 +189,8 @@ def _sweep(tree: Tree) -> None:
         for entry in os.scandir(folder) if os.path.isdir(folder) else ():
             if entry.is_dir(follow_symlinks=False):
                 if not f"{here}/".startswith(f"{entry.path}/") and entry.name != "home":
+                    import shutil  # seldom, and large
+
                     shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 with contextlib.suppress(OSError):
@@ -232,7 +237,7 @@ def _run_step(job: Job, step: Command, tree: Tree, confine: Confine) -> ProgramO
         become_program(job, step, pipes, end.theirs if end else None, confine, others)
     pipes.close_writing()
     if end is not None:
-        end.theirs.close()
+        os.close(end.theirs)
     handle = os.pidfd_open(pid)
     streams = {pipes.out_read: bytearray(), pipes.err_read: bytearray()}
     try:
@@ -261,7 +266,7 @@ def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> Progra
     """Runs a program and the program of its tests at once. What the tests print has a pipe of its own."""
     assert step.beside is not None
     pipes, out = Streams.make(), os.pipe()
-    ours, theirs = socket.socketpair()
+    ours, theirs = kernel.connected_pair()
     others = 0 if tree.alone else _tasks_of_user()
     held = _held(step, step.beside)
     start = time.monotonic()
@@ -272,10 +277,8 @@ def _run_beside(job: Job, step: Command, tree: Tree, confine: Confine) -> Progra
     if pids[1] == 0:
         streams = Streams(out[0], out[1], pipes.err_read, pipes.err_write)
         become_tests(job, step, step.beside, streams, ours, held, confine, others)
-    for closed in (ours, theirs):
-        closed.close()
     pipes.close_writing()
-    for descriptor in (out[1], *filter(None, [held])):
+    for descriptor in (ours, theirs, out[1], *filter(None, [held])):
         os.close(descriptor)
     handles = [os.pidfd_open(pid) for pid in pids]
     streams_read = {pipes.out_read: bytearray(), pipes.err_read: bytearray(), out[0]: bytearray()}
@@ -320,6 +323,7 @@ def _held(step: Command, beside: Beside) -> int | None:
 def _packed(folder: str) -> int:
     """A zip archive of a folder's files, which are removed."""
     import zipfile  # here, because every page that a worker holds makes each of its forks slower
+    from pathlib import Path
 
     held = os.memfd_create(folder)
     with os.fdopen(os.dup(held), "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
@@ -333,11 +337,11 @@ def _packed(folder: str) -> int:
 class _Testing:
     """Runs tests in a thread, so that this process goes on to watch. `ended` becomes readable when they have ended."""
 
-    def __init__(self, line: socket.socket, apart: Apart) -> None:
+    def __init__(self, line: int, apart: Apart) -> None:
         self.ended, self._ending = os.pipe()
         self._line, self._apart = line, apart
         self._outcomes: list[TestsOutcome] = []
-        threading.Thread(target=self._run, daemon=True).start()
+        _thread.start_new_thread(self._run, ())  # without the module threading, whose care for forks costs each of them
 
     def _run(self) -> None:
         try:
@@ -351,8 +355,8 @@ class _Testing:
         return self._outcomes[0] if self._outcomes else None
 
 
-def _run_apart(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer) -> ProgramOutcome:
-    """Sends the program to the waiting process, and runs its tests here, without any rights that the program lacks.
+def _run_apart(job: Job, tree: Tree, confine: Confine, answer: BegunAnswer) -> ProgramOutcome:
+    """Runs the tests of a program that has begun here, without any rights that the program lacks.
 
     One process less than with another one for the tests, of which each costs milliseconds. The program, which has the same
     user, can neither read this process nor, where that is the first of its process space, send it a signal.
@@ -360,14 +364,9 @@ def _run_apart(job: Job, tree: Tree, confine: Confine, answer: WaitingAnswer) ->
     [step] = job.steps
     assert step.apart is not None
     answer.streams.close_writing()
-    others = 0 if tree.alone else _tasks_of_user()
-    start = time.monotonic()
-    told = {"limits": asdict(job.limits), "cpu_seconds": step.cpu_seconds, "others": others}
-    with contextlib.suppress(OSError):
-        source = job.files[step.script]
-        Line(answer.line).send({**told, "environment": job.environment, "script": step.script, "source": source})
+    start = answer.start
     confine(signals=True)
-    kernel.hide_memory()
+    kernel.hide_memory()  # again: a change of user may have undone it
     resource.setrlimit(resource.RLIMIT_DATA, (job.limits.memory_bytes, job.limits.memory_bytes))
     streams = {answer.streams.out_read: bytearray(), answer.streams.err_read: bytearray()}
     testing = _Testing(answer.line, step.apart)
@@ -443,7 +442,7 @@ def _watch(
     ended: readable when the step is over. handle: the program's process.
     """
     poll = select.poll()
-    for fd in (ended, *streams, *([end.ours.fileno()] if end else [])):
+    for fd in (ended, *streams, *([end.ours] if end else [])):
         poll.register(fd, select.POLLIN)
     next_look = start + _TICK_SECONDS
     while True:
@@ -466,7 +465,7 @@ def _watch(
         for fd, _ in poll.poll(1000 * max(0.0, min(left, next_look - now))):
             if fd == ended:
                 return "exited"
-            if end is not None and fd == end.ours.fileno():
+            if end is not None and fd == end.ours:
                 if not end.serve():
                     poll.unregister(fd)
                 continue

@@ -13,7 +13,6 @@ import ctypes
 import errno
 import functools
 import os
-import socket
 import struct
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data (little-endian: low word first)
 _X32 = 0x40000000  # the bit that marks the calls of x86's x32 form
-_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 _JOIN_SESSION_KEYRING = 1
 # io_uring came after the architectures agreed on numbers.
 _IO_URING_SETUP = 425

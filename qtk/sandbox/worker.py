@@ -18,7 +18,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -27,24 +26,37 @@ from typing import Any
 from qtk.sandbox import kernel
 from qtk.sandbox.control_group import ControlGroup, make_control_group
 from qtk.sandbox.jail import SHARED_BYTES, DirectoryJail, JailPlan, NamespaceJail, OuterJail
-from qtk.sandbox.job import JOB_NAME, OUTCOME_NAME, Job, JobLimits, JobNotice, ProgramOutcome, broken_sandbox
-from qtk.sandbox.supervisor import Tree, run_job, waiting_answer
+from qtk.sandbox.job import (
+    ANSWER_NAME,
+    JOB_NAME,
+    OUTCOME_NAME,
+    Job,
+    JobLimits,
+    JobNotice,
+    ProgramOutcome,
+    broken_sandbox,
+)
+from qtk.sandbox.rehearsal import rehearse
+from qtk.sandbox.supervisor import Tree, begun_answer, run_job
 from qtk.sandbox.system_calls import leave_session_keyring, prepare_filter
 
 _MODULE = "qtk.sandbox.worker"  # under -m this file's own name is __main__
+_ANSWER = 200  # the descriptor of what an answer's process reads, through bwrap
 _AT_ONCE = 4  # guards that may still be leaving while the next job starts
 _GRACE_SECONDS = 15.0  # beyond the steps' own clocks, which the supervisor keeps
 
 
 @dataclass(frozen=True)
 class _Papers:
-    """Open files of one job: what a supervisor reads the job from, and what it writes the outcome to."""
+    """Open files of one job: what a supervisor reads the job from, what it writes the outcome to, and what the process of an
+    answer reads whose tests run apart (None where they do not)."""
 
     job: int
     outcome: int
+    answer: int | None
 
     def read_job(self) -> Job:
-        with open(self.job, "rb", closefd=False) as stream:
+        with open(self.job, "rb", buffering=0, closefd=False) as stream:
             return Job.from_json(json.loads(stream.read()))
 
     def write_outcome(self, outcome: ProgramOutcome) -> None:
@@ -54,8 +66,9 @@ class _Papers:
             data = data[os.write(self.outcome, data) :]
 
     def close(self) -> None:
-        os.close(self.job)
-        os.close(self.outcome)
+        for file in (self.job, self.outcome, self.answer):
+            if file is not None:
+                os.close(file)
 
 
 class Worker:
@@ -80,7 +93,7 @@ class Worker:
         if self.group is None:
             self.group = self._made_group(notice)
         before = self.group.killed_for_memory()
-        papers = self._open_papers()
+        papers = self._open_papers(notice)
         read, write = os.pipe()
         start = self._fork_supervisor if self._own_space is not None else self._fork_guard
         guard = start(notice, papers, write)
@@ -103,13 +116,17 @@ class Worker:
             kernel.rank_for_memory_killer(-1000)  # not the worker, should the group's memory be used up
         return group
 
-    def _open_papers(self) -> _Papers:
-        """Opened here, where their place can be seen; what is in them is read and written by the supervisor alone."""
-        scratch = self.plan.scratch
-        job = os.open(f"{scratch}/{JOB_NAME}", os.O_RDONLY | os.O_CLOEXEC)
-        os.unlink(f"{scratch}/{JOB_NAME}")
+    def _open_papers(self, notice: JobNotice) -> _Papers:
+        """Opened here, where their place can be seen; what is in them is read and written by the processes of the job alone."""
+        job, answer = self._taken(JOB_NAME), self._taken(ANSWER_NAME) if notice.apart else None
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        return _Papers(job, os.open(f"{scratch}/{OUTCOME_NAME}", flags, 0o600))
+        return _Papers(job, os.open(f"{self.plan.scratch}/{OUTCOME_NAME}", flags, 0o600), answer)
+
+    def _taken(self, name: str) -> int:
+        """A file of the scratch directory, which has no name any more."""
+        file = os.open(f"{self.plan.scratch}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        os.unlink(f"{self.plan.scratch}/{name}")
+        return file
 
     def _bury(self, keep: int) -> None:
         """Waits for ended guards until at most `keep` are left.
@@ -148,7 +165,7 @@ class Worker:
         with contextlib.suppress(OSError):
             if self.jail is not None:
                 self.jail.leave()
-            for name in (JOB_NAME, OUTCOME_NAME):
+            for name in (JOB_NAME, ANSWER_NAME, OUTCOME_NAME):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{self.plan.scratch}/{name}")
             os.rmdir(self.plan.scratch)
@@ -207,12 +224,14 @@ def _supervise(jail: Any, notice: JobNotice, papers: _Papers, write: int, group:
     try:
         if group is not None:
             group.enter()
-        leave_session_keyring()
         if os.getsid(0) != os.getpid():  # bubblewrap has made it one already
             os.setsid()
         jail.close(notice.limits)
-        answer = waiting_answer(jail.confine) if notice.apart else None  # before the job is read
-        outcome = run_job(papers.read_job(), Tree(jail.alone), jail.confine, answer)
+        tree = Tree(jail.alone)
+        answer = (
+            None if papers.answer is None else begun_answer(papers.answer, tree, jail.confine)
+        )  # before the job is read
+        outcome = run_job(papers.read_job(), tree, jail.confine, answer)
     except BaseException as error:
         outcome = broken_sandbox(f"{type(error).__name__}: {error}")
     papers.write_outcome(outcome)
@@ -251,15 +270,21 @@ def bubblewrap_command(plan: JailPlan, limits: JobLimits, package_root: str) -> 
 
 def _exec_bubblewrap(plan: JailPlan, notice: JobNotice, papers: _Papers) -> None:
     root = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
+    import subprocess  # here, because every module that a worker holds makes each of its forks slower
+
     command = [*bubblewrap_command(plan, notice.limits, root), json.dumps(notice.as_json())]
-    answer = subprocess.run(command, stdin=papers.job, stdout=papers.outcome, stderr=subprocess.PIPE)
-    if answer.returncode:
-        raise OSError(answer.returncode, f"bwrap: {answer.stderr[-300:].decode('utf-8', 'replace')}")
+    if papers.answer is not None:
+        os.dup2(papers.answer, _ANSWER)
+    passed = () if papers.answer is None else (_ANSWER,)
+    told = subprocess.run(command, stdin=papers.job, stdout=papers.outcome, stderr=subprocess.PIPE, pass_fds=passed)
+    if told.returncode:
+        raise OSError(told.returncode, f"bwrap: {told.stderr[-300:].decode('utf-8', 'replace')}")
 
 
 def inside_bubblewrap(notice: JobNotice) -> None:
-    """Main of the supervisor that bwrap started: the job is standard input, the outcome standard output."""
-    papers = _Papers(os.dup(0), os.dup(1))
+    """Main of the supervisor that bwrap started: the job is standard input, the outcome standard output, what the answer's
+    process reads the descriptor behind those."""
+    papers = _Papers(os.dup(0), os.dup(1), _ANSWER if notice.apart else None)
     nothing = os.open("/dev/null", os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
@@ -282,7 +307,9 @@ def main() -> None:
         _answer(out, {"broken": str(error)})
         os.write(out, b"\n")
         return
+    leave_session_keyring()  # for all jobs at once: none of them may use a keyring
     prepare_filter()
+    rehearse()
     gc.collect()
     gc.freeze()  # so that a collection in a forked program does not touch, and so copy, every shared page
     gc.disable()

@@ -134,7 +134,7 @@ class JavaScriptToolchain(Toolchain):
     def _node(self) -> tuple[str, ...]:
         heap = self.limits.memory_bytes // MIB // 2
         flags = ("--single-threaded", "--v8-pool-size=0", f"--max-old-space-size={heap}")
-        return (shutil.which("node") or "node", *flags)
+        return (_node(os.environ.get("PATH", "")) or "node", *flags)
 
     def sociable(self, job: Job) -> bool:
         """Whether the program uses the language alone, and its tests besides that at most the module assert."""
@@ -278,17 +278,28 @@ class _Used:
         return _Used(text, mentioned, frozenset(words - theirs - set(helpers) - _GLOBALS - {task.entry}))
 
 
-def _module_folders() -> list[Path]:
+@functools.lru_cache(maxsize=8)
+def _node(path: str) -> str | None:
+    """The node that is found first on a search path."""
+    return shutil.which("node", path=path)
+
+
+def _module_folders() -> tuple[Path, ...]:
     """Where globally installed packages lie: NODE_PATH, and beside the node that is found first."""
-    named = [Path(word) for word in os.environ.get("NODE_PATH", "").split(":") if word]
-    node = shutil.which("node")
+    return _folders(os.environ.get("NODE_PATH", ""), os.environ.get("PATH", ""))
+
+
+@functools.lru_cache(maxsize=8)  # every job asks for them
+def _folders(named: str, path: str) -> tuple[Path, ...]:
+    node = _node(path)
     beside = [Path(node).resolve().parents[1] / "lib" / "node_modules"] if node else []
     usual = [Path("/usr/local/lib/node_modules"), Path("/usr/lib/node_modules"), Path("/usr/share/nodejs")]
-    return list(dict.fromkeys(path for path in (*named, *beside, *usual) if path.is_dir()))
+    wanted = (*(Path(word) for word in named.split(":") if word), *beside, *usual)
+    return tuple(dict.fromkeys(path for path in wanted if path.is_dir()))
 
 
 def _node_home() -> list[Path]:
-    node = shutil.which("node")
+    node = _node(os.environ.get("PATH", ""))
     return [Path(node).resolve().parents[1]] if node else []
 
 
@@ -330,7 +341,7 @@ JAVASCRIPT = Language(
         commands=("node",),
         install="apt install nodejs, or nodejs.org",
         requirements=(Requirement("Cannot find module 'js-md5'", "js-md5", "npm install -g js-md5"),),
-        company=Company(16),
+        company=Company(32),
     ),
     codefuse_rules=CodefuseRules(fence="js", ends_behind=re.compile(r"\};?")),
     bigcode_seconds=5.0,

@@ -137,7 +137,7 @@ class PythonToolchain(Toolchain):
                 modules |= dict.fromkeys(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules[node.module] = None
-        return ("typing", "math", "random", *modules)
+        return ("typing", "math", *modules)
 
     def job(self, solution: str, task: Task, environment: dict[str, str]) -> Job:
         apart = tests_apart(task)
