@@ -23,6 +23,10 @@ class InputError(QtkError):
     exit_code = 2
 
 
+class InputChanged(InputError):
+    """An input was written to while it was read: nothing that was made of it can be continued."""
+
+
 class GateFailed(QtkError):
     """A check with a threshold did not pass (exit code 3)."""
 

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from qtk.errors import InputError, listing
+from qtk.errors import InputChanged, InputError, listing
 from qtk.sizes import size_text
 
 # The largest that a file of settings may be. Model configs have some kilobytes; the index of a large model some megabytes.
@@ -100,9 +100,9 @@ def file_state(place: Path | int) -> tuple[int, int, int, int] | None:
 
 
 def require_unchanged(states: Mapping[Path, tuple[int, int, int, int] | None]) -> None:
-    """InputError naming the files that are no longer as they were: what was read of them may be of two states."""
+    """InputChanged naming the files that are no longer as they were: what was read of them may be of two states."""
     if changed := [path for path, state in states.items() if file_state(path) != state]:
-        raise InputError(
+        raise InputChanged(
             f"These files were written to while they were read:\n{listing(changed)}\n"
             "Wait until the download or training that writes them has ended, and run the command again."
         )

@@ -145,11 +145,20 @@ class ManifestRecorder:
             changed += [path / name for name in names if recorded.get(name) != found.get(name)]
         return changed
 
-    def write(self, directory: Path, final: Path, peak_memory_bytes: int, *, remove: Sequence[Path] = ()) -> Manifest:
+    def write(
+        self,
+        directory: Path,
+        final: Path,
+        peak_memory_bytes: int,
+        *,
+        remove: Sequence[Path] = (),
+        before: Callable[[Manifest, str], None] | None = None,
+    ) -> Manifest:
         """Digests inputs and outputs and writes the manifest. `directory` holds the files, `final` is its final name.
 
         remove: what served to make the outputs. It goes when the manifest is there under another name, so that a command that is
-        killed in between has lost nothing (see `settle_pending`).
+        killed in between has lost nothing (see `settle_pending`). before: writes what holds the manifest's digest; it is given the
+        manifest and its text before that is written, because a directory with a manifest counts as complete.
 
         InputError where an input is no longer what it was when it was added: the digests would be of other bytes than were used."""
         outputs = self.digest(directory, leave_out=remove)
@@ -173,7 +182,10 @@ class ManifestRecorder:
             notes=publishable(self.notes),
             warnings=publishable(warnings_since(self._warned)),
         )
-        (directory / PENDING_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        text = manifest.model_dump_json(indent=2) + "\n"
+        if before is not None:
+            before(manifest, text)
+        (directory / PENDING_NAME).write_text(text, encoding="utf-8")
         _settle(directory, remove)
         return manifest
 
@@ -200,7 +212,7 @@ def settle_pending(directory: Path) -> None:
     except (FileNotFoundError, InputError):  # there is none, or it was being written
         pending.unlink(missing_ok=True)
         return
-    kept = {directory / name for name in outputs} | {directory / CARD_NAME, pending}
+    kept = {directory / name for name in (*outputs, CARD_NAME, PENDING_NAME, SUMS_NAME, SIGNATURE_NAME)}
     kept |= {parent for path in kept for parent in path.parents}
     _settle(directory, [path for path in sorted(directory.rglob("*")) if path not in kept])
 

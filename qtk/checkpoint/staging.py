@@ -17,7 +17,7 @@ from typing import IO, Any
 from qtk.checkpoint.begun import UnfinishedWork
 from qtk.checkpoint.disk import require_text_path, written_to
 from qtk.checkpoint.manifest import MANIFEST_NAME, settle_pending
-from qtk.errors import InputError
+from qtk.errors import InputChanged, InputError
 from qtk.progress import note
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
@@ -60,7 +60,8 @@ def staged_directory(
     An existing `out` is refused (InputError) unless `overwrite`, and even then it is kept until the new one is complete.
     Also refused: an `out` that equals, or contains, one of `inputs`, and an `out` that another command is writing.
 
-    After an error the unfinished directory is removed, or kept for `--resume` where there is a `resumption`. What an earlier
+    After an error the unfinished directory is removed, or kept for `--resume` where there is a `resumption` and no input has
+    changed (InputChanged). What an earlier
     command left there is never removed in silence: work that can be resumed is refused (InputError) unless it is resumed or
     `overwrite` starts again; the remains of a killed command, which nothing can continue, are removed with a note.
     A KeyboardInterrupt that passes through says what was left behind.
@@ -89,7 +90,7 @@ def _staged(out: Path, overwrite: bool, resumption: Resumption | None) -> Iterat
             sync_tree(partial)
             _put_in_place(partial, out)
         except BaseException as error:
-            if resumption is None:
+            if resumption is None or isinstance(error, InputChanged):
                 shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, KeyboardInterrupt) and not error.args:
                 error.args = (_what_is_left(out, partial),)

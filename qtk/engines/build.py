@@ -19,7 +19,7 @@ from qtk.engines.description import (
     is_engine,
     read_description,
 )
-from qtk.engines.jobs import BuildJob, FinishJob
+from qtk.engines.jobs import BuildJob, FinishJob, require_stop_tokens
 from qtk.engines.options import BuildOptions, chosen_backend, not_for, resolved_limits
 from qtk.errors import InputError, listing
 from qtk.peak_memory import PeakMemory
@@ -66,6 +66,8 @@ def build_engine(
             on_block=lambda layer: progress.advance(1),
         )
         _require_buildable(name, job)
+        weights.require_values()
+        require_stop_tokens(weights)
         description = engine_backend(name).build(job).model_copy(update={"memory": _memory(job)})
         weights.checkpoint.require_unchanged()
         copy_companions(weights.checkpoint, directory)

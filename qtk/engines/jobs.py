@@ -161,6 +161,15 @@ class FinishJob:
         return [path for path in (self.prepared / name).rglob("*") if path.is_file()]
 
 
+def require_stop_tokens(weights: ModelWeights) -> None:
+    """InputError where the model's configuration ends an answer with tokens that the vocabulary does not have: it would never end."""
+    path, size = weights.checkpoint.path, weights.spec.vocab_size
+    if beyond := [number for number in configured_eos_ids(path) if number >= size]:
+        raise InputError(
+            f"{path}: eos_token_id names {beyond}, and the vocabulary ends at {size - 1}. Mend generation_config.json or config.json."
+        )
+
+
 def _stop_tokens(model_dir: Path) -> tuple[int, ...]:
     try:
         return TextTokenizer(model_dir).eos_ids

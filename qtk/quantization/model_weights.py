@@ -132,6 +132,14 @@ class ModelWeights:
         self._require_some(layer, (weights[f"{linear.name}.weight"] for linear in self.spec.linears()))
         return weights
 
+    def require_values(self) -> None:
+        """InputError for a float checkpoint with a block whose weights are all zeros. Reads a row of each block where all is well."""
+        for layer in range(0 if self.quantized else self.spec.num_layers):
+            prefix = self.spec.block_prefix(layer)
+            names = [f"{prefix}{linear.name}.weight" for linear in self.spec.linears()]
+            if not any(bool(self.checkpoint.rows(name, 0, 1).any()) for name in names):
+                self._require_some(layer, (self.checkpoint.tensor(name) for name in names))
+
     def _require_some(self, layer: int, weights: Iterable[torch.Tensor]) -> None:
         if not any(bool(weight.any()) for weight in weights):
             raise InputError(f"{self.checkpoint.path}: every weight of block {layer} is zero. The file is damaged.")

@@ -31,6 +31,9 @@ def resolve_scheme(spec: ModelSpec, options: QuantizeOptions) -> QuantizationSch
             "This model's lm_head is tied to its embedding, which stays in float in a checkpoint; "
             "an engine can hold an 8-bit head of its own (qtk build-engine --lm-head-bits 8)."
         )
+    patterns = [text.partition("=")[0].strip() for text in options.override]
+    if twice := sorted({pattern for pattern in patterns if patterns.count(pattern) > 1}):
+        raise InputError(f"--override is given more than once for {', '.join(twice)}: leave one of them.")
     for text in options.override:
         modules |= _overridden(text, modules)
     scheme = QuantizationScheme(default, modules)
@@ -96,6 +99,10 @@ def _overridden(text: str, modules: Mapping[str, LinearScheme]) -> dict[str, Lin
     group_size: int | None = None
     for setting in settings.split(","):
         key, _, value = (part.strip() for part in setting.partition(":"))
+        if (key in ("bits", "skip") and bits is not None) or (key == "group" and group_size is not None):
+            raise InputError(
+                f"--override {text} contradicts itself: {setting.strip()} comes after another setting of its kind."
+            )
         if setting.strip() == "skip":
             bits = 16
         elif key == "bits" and value in ("4", "8", "16"):

@@ -6,6 +6,7 @@ bill of materials, compose.yaml, the recipe, report/ and gate/, and in chain/ th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from qtk.checkpoint.hub_cache import hub_identity
 from qtk.checkpoint.manifest import (
     BLOCK,
     MANIFEST_NAME,
+    SIGNATURE_NAME,
     SUMS_NAME,
     FileDigest,
     Manifest,
@@ -159,13 +161,15 @@ def write_bundle(
         _require_chain(sources, plan, copies, work)
         recorder.know({work / name: digest for name, digest in plan.artefact.made.manifest.outputs.items()})
         _write_the_rest(plan, sources, work, signed=output.sign is not None)
-        shutil.rmtree(work / _WORK)
         for part in plan.parts:
             recorder.add_input(part.made.manifest.kind, part.made.path, [part.made.path / MANIFEST_NAME])
-        manifest = recorder.write(work, output.directory, memory.peak_bytes)
-        _write_sums(work, manifest)
-        if output.sign is not None:
-            sign_sums(work, output.sign)
+
+        def sums(manifest: Manifest, text: str) -> None:
+            _write_sums(work, manifest, text)
+            if output.sign is not None:
+                sign_sums(work, output.sign)
+
+        manifest = recorder.write(work, output.directory, memory.peak_bytes, remove=[work / _WORK], before=sums)
     return _report(output, plan.record, manifest, copies)
 
 
@@ -369,11 +373,13 @@ def _materials(plan: _Plan) -> Materials:
     )
 
 
-def _write_sums(work: Path, manifest: Manifest) -> None:
-    """SHA256SUMS, of what the manifest lists and of what no manifest lists: itself and the card."""
-    others = digest_files([work / MANIFEST_NAME, work / CARD_NAME])
+def _write_sums(work: Path, manifest: Manifest, text: str) -> None:
+    """SHA256SUMS, of what the manifest lists and of what no manifest lists: the card, and the manifest itself, whose text will be
+    `text`."""
     sums = {name: digest.sha256 for name, digest in manifest.outputs.items()}
-    sums |= {path.name: digest.sha256 for path, digest in others.items()}
+    sums |= {path.name: digest.sha256 for path, digest in digest_files([work / CARD_NAME]).items()}
+    (work / SIGNATURE_NAME).unlink(missing_ok=True)  # of a stopped command's list
+    sums[MANIFEST_NAME] = hashlib.sha256(text.encode()).hexdigest()
     write_atomic(work / SUMS_NAME, sums_text(sums))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qtk.bounded.files import file_state, require_unchanged
 from qtk.checkpoint.begun import BegunWork, UnfinishedWork
 from qtk.checkpoint.manifest import MANIFEST_NAME
 from qtk.checkpoint.staging import Resumption, partial_path, remove_partial, staged_directory
@@ -111,3 +112,16 @@ def test_an_interrupt_of_resumable_work_says_how_to_go_on(tmp_path) -> None:
     ):
         raise KeyboardInterrupt
     assert "--resume" in caught.value.args[0]
+
+
+def test_what_was_made_of_an_input_that_changed_is_not_kept(tmp_path) -> None:
+    """It could not be resumed: the model that it was begun with is not there any more."""
+    with pytest.raises(InputError), staged_directory(tmp_path / "out", resumption=resumption()) as work:
+        BegunWork.now(FACTS, total=5, unit="part").write(work / "begun.json")
+        (work / "part-0").touch()
+        source = tmp_path / "source"
+        source.write_text("before")
+        states = {source: file_state(source)}
+        source.write_text("afterwards")
+        require_unchanged(states)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

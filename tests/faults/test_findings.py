@@ -134,6 +134,16 @@ def test_quantized_tensors_are_what_they_should_be(broken, confined, container: 
     refused(confined.run(*build(broken, model.name)), broken.out, phrase)
 
 
+def test_a_float_block_of_zeros_becomes_no_engine(broken, confined) -> None:
+    def change(held: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in held if name.startswith("model.layers.1.") and "norm" not in name]:
+            held[name] = held[name] * 0
+
+    tensors(broken.m / "model.safetensors", change)
+    refused(confined.run(*build(broken)), broken.out, "every weight of block 1 is zero")
+    refused(confined.run(*quantize(broken)), broken.out, "every weight of block 1 is zero")
+
+
 CONFIG: dict[str, tuple[dict[str, Any], str]] = {
     "a thousand million layers": ({"num_hidden_layers": 10**9}, "no model is that large"),
     "2**70 layers": ({"num_hidden_layers": 2**70}, "no model is that large"),
@@ -142,6 +152,7 @@ CONFIG: dict[str, tuple[dict[str, Any], str]] = {
     "a theta of 10**400": ({"rope_parameters": None, "rope_theta": 10**400}, "rope_theta"),
     "a theta of 1e300": ({"rope_parameters": None, "rope_theta": 1e300}, "rope_theta"),
     "eos of -1": ({"eos_token_id": -1}, "eos_token_id"),
+    "eos beyond the vocabulary": ({"eos_token_id": 10**6}, "the vocabulary ends at"),
     "quantized by a list": ({"quantization_config": []}, ""),
     "quantized by a word": ({"quantization_config": "yes"}, "quantized"),
 }  # fmt: skip

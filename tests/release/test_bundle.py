@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -300,6 +301,23 @@ def test_a_stopped_bundle_is_resumed_without_copying_again(released_run: Path, r
     assert (tmp_path / "b" / "tokenizer.json").stat().st_ino == before
     assert run_qtk("verify", tmp_path / "b").returncode == 0
     assert not (tmp_path / "b" / ".bundle").exists()
+
+
+def test_a_bundle_killed_while_it_is_signed_does_not_look_complete(released_run: Path, run_qtk, tmp_path: Path) -> None:
+    """A directory with a manifest counts as complete, so the list of sums and its signature come first."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "ssh-keygen").write_text('#!/bin/sh\ncase "$*" in *sign*-n*) kill -KILL $PPID;; esac\n')
+    (tools / "ssh-keygen").chmod(0o755)
+    words = ("bundle", released_run, "-o", tmp_path / "b", "--sign", tmp_path / "key")
+    killed = run_qtk(*words, fresh=True, env={"PATH": os.pathsep.join((str(tools), os.environ["PATH"]))})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    partial = tmp_path / "b.partial"
+    assert (partial / "SHA256SUMS").is_file() and not (partial / "qtk-manifest.json").exists()
+    assert run_qtk(*words, "--resume").returncode == 0
+    assert (tmp_path / "b" / "SHA256SUMS.sig").is_file()
+    assert run_qtk("verify", tmp_path / "b", "--key", tmp_path / "key.pub").returncode == 0
 
 
 def test_large_files_share_their_blocks(tmp_path: Path) -> None:
