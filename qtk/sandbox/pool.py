@@ -172,14 +172,14 @@ class _WorkerProcess:
             job = replace(job, files={})
         self._write(JOB_NAME, job.as_json())
         self._send(json.dumps(job.notice.as_json()) + "\n")
-        answer = self._receive()
-        if answer["broken"]:
-            return broken_sandbox(answer["broken"])
+        told = self._receive()
+        if told["broken"]:
+            return broken_sandbox(told["broken"])
         try:
             outcome = ProgramOutcome(**json.loads((self._scratch / OUTCOME_NAME).read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             return broken_sandbox(f"the supervisor's answer cannot be read: {error}")
-        if outcome.ending == "exited" and outcome.exit_code != 0 and answer["killed_for_memory"]:
+        if outcome.ending == "exited" and outcome.exit_code != 0 and told["killed_for_memory"]:
             return replace(outcome, ending="memory")
         return outcome
 
