@@ -140,6 +140,7 @@ HOSTILE = {
 def test_every_hostile_program_gets_its_verdict(workers, program):
     if "getppid" in program and workers.level == "landlock":
         pytest.skip("without a process space, and as root, that is not to be tried")
-    outcome = run(workers, program, seconds=1.5)
+    # Where the clock is not what ends it, a machine with load may take its time.
+    outcome = run(workers, program, seconds=1.5 if "timeout" in HOSTILE[program] else 60)
     assert PYTHON.toolchain.verdict(outcome, "qtk") in HOSTILE[program] - {"sandbox_error"}, outcome
     still_sound(workers)
