@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qtk.bench.accuracy.shard_rows import row_files
 from qtk.checkpoint.begun import BegunWork, UnfinishedWork
 
 BEGUN_NAME = "run.json"
@@ -19,9 +20,13 @@ def unfinished_accuracy(partial: Path) -> UnfinishedWork | None:
 
 
 def kept_lines(partial: Path) -> dict[str, int]:
-    """File of finished answers or verdicts -> its lines."""
-    lines = {path.name: path.read_bytes().count(b"\n") for path in sorted(partial.glob("*.jsonl"))}
-    return {name: count for name, count in lines.items() if count}
+    """File of finished answers or verdicts -> its lines, each once, those of shards too."""
+    kept = {name: len(set().union(*map(_lines, paths))) for name, paths in row_files(partial).items()}
+    return {name: count for name, count in kept.items() if count}
+
+
+def _lines(path: Path) -> set[bytes]:
+    return set(path.read_bytes().split(b"\n")[:-1])
 
 
 def said(kept: dict[str, int]) -> str:
