@@ -120,9 +120,9 @@ PEER_llmcompressor := llmcompressor
 PEER_autoround := auto-round
 
 # Whose code the slow tests let judge our checkpoints, beside .venv-interop, each in an environment of its own: ONNX Runtime
-# GenAI's builder, ModelOpt, vLLM for processors and llama.cpp's server. llama.cpp is compiled, into ours and for the server,
+# GenAI's builder, ModelOpt, vLLM for processors, llama.cpp's server, and Triton's client with the schema of its configurations. llama.cpp is compiled, into ours and for the server,
 # which takes about ten minutes each.
-owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-llamacpp $(READY)
+owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-llamacpp .venv-triton $(READY)
 	$(BIN)/python -c "import llama_cpp" 2>/dev/null || CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install llama-cpp-python
 
 .venv-genai .venv-modelopt: .venv-%:
@@ -149,6 +149,10 @@ owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-llamacpp $(REA
 			-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF && \
 		PATH=$(CURDIR)/$@/bin:$$PATH cmake --build $@/src/build --target llama-server && \
 		mv $@/src/build/bin/llama-server $@/bin/ && rm -rf $@/src || { rm -rf $@; false; }
+
+.venv-triton:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install "tritonclient[grpc]" || { rm -rf $@; false; }
 
 OWNER_genai := onnxruntime-genai transformers onnx onnx-ir
 OWNER_modelopt := nvidia-modelopt transformers accelerate requests
