@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +13,20 @@ from support.other_servers import SUPPORT, vllm_environment
 from qtk.quantization.scheme_model import LinearScheme
 
 CONTAINERS = {
-    "gptq-symmetric": ("gptq", LinearScheme(4, 64, True)),
-    "gptq-asymmetric": ("gptq", LinearScheme(4, 64, False)),
+    "gptq": ("gptq", LinearScheme(4, 64, True)),
     "awq": ("awq", LinearScheme(4, 64, False)),
     "compressed-tensors-symmetric": ("compressed-tensors", LinearScheme(4, 64, True)),
     "compressed-tensors-asymmetric": ("compressed-tensors", LinearScheme(4, 64, False)),
 }
 COUNT, SURE = 16, 8
+
+
+def read_by_vllm(python: str, directory: Path, place: Path) -> subprocess.CompletedProcess[str]:
+    """The most likely tokens after a prompt, in place/tokens.json."""
+    words = [python, SUPPORT / "owners_vllm.py", place / "tokens.json", COUNT, "def fibonacci(n):", f"it={directory}"]
+    return subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, timeout=280, cwd=place, env=vllm_environment()
+    )
 
 
 @pytest.mark.slow
@@ -29,13 +37,9 @@ def test_vllm_writes_what_the_dequantized_model_writes(
     python = owners_python("vllm")
     container, scheme = CONTAINERS[name]
     directory = write_quantized(smollm2, tmp_path / name, container, scheme)
-    asked = [tmp_path / "tokens.json", COUNT, "def fibonacci(n):", f"{name}={directory}"]
-    done = subprocess.run(
-        [python, SUPPORT / "owners_vllm.py", *map(str, asked)],
-        capture_output=True, text=True, timeout=280, cwd=tmp_path, env=vllm_environment(),
-    )  # fmt: skip
+    done = read_by_vllm(python, directory, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    found = json.loads((tmp_path / "tokens.json").read_text())[name]
+    found = json.loads((tmp_path / "tokens.json").read_text())["it"]
     prompt, tokens = found["prompt"], found["tokens"]
     logits = transformers_logits(write_dequantized(directory, tmp_path / "float"), torch.tensor([prompt + tokens]))[0]
     ours = logits[len(prompt) - 1 : -1]
@@ -43,3 +47,12 @@ def test_vllm_writes_what_the_dequantized_model_writes(
     # They compute with 16 bits: where two tokens are as good as equal, either may come.
     short = ours.max(1).values - ours[torch.arange(COUNT), tokens]
     assert float(short.max()) < 0.2, short
+
+
+@pytest.mark.slow
+def test_vllm_takes_gptq_with_symmetric_weights_only(tiny, tmp_path, owners_python, write_quantized) -> None:
+    """What its record in targets/runtimes.py says."""
+    directory = write_quantized(tiny("llama"), tmp_path / "gptq", "gptq", LinearScheme(4, 64, False))
+    done = read_by_vllm(owners_python("vllm"), directory, tmp_path)
+    assert done.returncode != 0
+    assert "Unsupported quantization config: bits=4, sym=False" in done.stderr
