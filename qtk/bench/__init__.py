@@ -118,11 +118,11 @@ def accuracy(
     Programs run in a sandbox. InputError for what cannot be measured, before any work; MachineError when nothing could be scored.
     """
     from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
-    from qtk.bench.accuracy.named_source import NamedSource
     from qtk.bench.accuracy.ray_shards import on_ray
+    from qtk.bench.accuracy.source_place import SourcePlace
 
     stored = not is_address(str(source)) and Path(source).is_file()
-    named = NamedSource(str(source), options.rules, stored, model_options, endpoint)
+    named = SourcePlace(str(source), options.rules, stored, model_options, endpoint)
     return run_accuracy(options, named.open(), Output(Path(out), resume, overwrite), on_ray(named, ray))
 
 

@@ -65,9 +65,9 @@ def command(
     from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
     from qtk.bench.accuracy.checks import require_programs
     from qtk.bench.accuracy.model_source import ANSWERS_NAME
-    from qtk.bench.accuracy.named_source import NamedSource
     from qtk.bench.accuracy.ray_shards import on_ray
     from qtk.bench.accuracy.results.tables import score_tables
+    from qtk.bench.accuracy.source_place import SourcePlace
     from qtk.bench.results import require_writable
 
     if save_generations is not None:
@@ -75,7 +75,7 @@ def command(
         require_programs(options)
     if endpoint != EndpointOptions() and not (place is not None and is_address(place)):
         raise InputError("Options of endpoints need the address of one, such as http://127.0.0.1:8000/v1.")
-    named = NamedSource(place or str(generations), options.rules, place is None, model_options, endpoint)
+    named = SourcePlace(place or str(generations), options.rules, place is None, model_options, endpoint)
     result = run_accuracy(options, named.open(), Output(out, resume, overwrite), on_ray(named, ray))
     if save_generations is not None and (out / ANSWERS_NAME).exists():  # else no language could be scored
         shutil.copyfile(out / ANSWERS_NAME, save_generations)

@@ -13,11 +13,11 @@ import pytest
 
 from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
 from qtk.bench.accuracy.jsonl import read_rows
-from qtk.bench.accuracy.named_source import NamedSource
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.accuracy.ray_shards import RayShards, on_ray
 from qtk.bench.accuracy.shard_rows import shard_directory
 from qtk.bench.accuracy.shards import EndedShard, Shard, Sharding, do_shard
+from qtk.bench.accuracy.source_place import SourcePlace
 from qtk.bench.accuracy.unfinished import kept_lines
 from qtk.cluster.ray_tasks import told
 from qtk.engines.build import build_engine
@@ -87,13 +87,13 @@ def reading(suites: AccuracyOptions) -> AccuracyOptions:
 
 
 @pytest.fixture(scope="module")
-def source(engine: Path, suites: AccuracyOptions) -> NamedSource:
+def source(engine: Path, suites: AccuracyOptions) -> SourcePlace:
     asked = ModelOptions(max_new_tokens=6, samples=2, temperature=1.0, threads=1)
-    return NamedSource(str(engine), suites.rules, model=asked)
+    return SourcePlace(str(engine), suites.rules, model=asked)
 
 
 @pytest.fixture(scope="module")
-def here(source: NamedSource, suites: AccuracyOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def here(source: SourcePlace, suites: AccuracyOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run in this process."""
     out = tmp_path_factory.mktemp("here") / "out"
     run_accuracy(suites, source.open(), Output(out))

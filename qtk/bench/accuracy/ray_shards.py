@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from qtk.bench.accuracy.named_source import NamedSource
 from qtk.bench.accuracy.shards import EndedShard, Shard, Sharding, do_shard
+from qtk.bench.accuracy.source_place import SourcePlace
 from qtk.cluster.ray_tasks import ClusterTask, RayTasks
 
 
@@ -32,6 +32,6 @@ class RayShards:
         self._tasks.close()
 
 
-def on_ray(source: NamedSource, address: str | None) -> Sharding | None:
+def on_ray(source: SourcePlace, address: str | None) -> Sharding | None:
     """Shards on the cluster at an address; None without one."""
     return None if address is None else Sharding(source, functools.partial(RayShards, address))

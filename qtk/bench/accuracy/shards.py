@@ -13,9 +13,9 @@ from qtk.bench.accuracy.answer_source import AnswerSource
 from qtk.bench.accuracy.kinds import measure_of
 from qtk.bench.accuracy.languages.base import LanguageUnavailable
 from qtk.bench.accuracy.measures.measure import Loaded, Workplace
-from qtk.bench.accuracy.named_source import NamedSource
 from qtk.bench.accuracy.options import AccuracyOptions
 from qtk.bench.accuracy.shard_rows import deal, gather, shard_directory
+from qtk.bench.accuracy.source_place import SourcePlace
 from qtk.errors import MachineError, QtkError
 from qtk.progress import note
 from qtk.sandbox.job import Level
@@ -32,7 +32,7 @@ class Shard:
     directory: Path
     parts: tuple[Loaded, ...]
     options: AccuracyOptions
-    source: NamedSource
+    source: SourcePlace
     source_digest: str
     level: Level | None
 
@@ -64,7 +64,7 @@ class ShardRunner(Protocol):
 class Sharding:
     """Where shards get their answers from, and what opens the runner that does them."""
 
-    source: NamedSource
+    source: SourcePlace
     runner: Callable[[], ShardRunner]
 
 

@@ -20,13 +20,17 @@ def unfinished_accuracy(partial: Path) -> UnfinishedWork | None:
 
 
 def kept_lines(partial: Path) -> dict[str, int]:
-    """File of finished answers or verdicts -> its lines, each once, those of shards too."""
-    kept = {name: len(set().union(*map(_lines, paths))) for name, paths in row_files(partial).items()}
+    """File of finished answers or verdicts -> its lines, and those of shards that it does not have yet."""
+    kept = {}
+    for name, paths in row_files(partial).items():
+        own = [line for path in paths if path.parent == partial for line in _lines(path)]
+        others = {line for path in paths if path.parent != partial for line in _lines(path)}
+        kept[name] = len(own) + len(others - set(own))
     return {name: count for name, count in kept.items() if count}
 
 
-def _lines(path: Path) -> set[bytes]:
-    return set(path.read_bytes().split(b"\n")[:-1])
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1]
 
 
 def said(kept: dict[str, int]) -> str:

@@ -11,7 +11,7 @@ from qtk.bench.endpoint.options import EndpointOptions, is_address
 
 
 @dataclass(frozen=True)
-class NamedSource:
+class SourcePlace:
     """place: an engine, a checkpoint or an id of the hub, the address of an endpoint, or a file of answers (stored). An
     endpoint's key is not in it: each machine takes it from its environment."""
 
