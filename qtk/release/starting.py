@@ -143,8 +143,9 @@ def _through_qtk(what: Startable) -> Start:
 
 def _edge_llm(what: Startable) -> Start:
     """By its own server, which takes a checkpoint and builds its engine when it first starts, or through qtk."""
+    words: tuple[str, ...] = (".",)
     if what.engine is None:
-        through_qtk, words = _build_first(what), (".",)
+        through_qtk = _build_first(what)
     else:
         through_qtk, limits = _through_qtk(what), what.engine.limits
         words = (

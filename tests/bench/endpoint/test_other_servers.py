@@ -15,6 +15,8 @@ from support.other_servers import free_port, other_server, port_is_free, vllm_en
 from qtk.bench.accuracy.jsonl import read_rows
 
 COUNT = 3
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # servers take minutes to start on a busy machine
+FAST = ("--method", "rtn", "--samples", 4, "--seq-len", 128)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def qtk(*words: object) -> str:
 @pytest.fixture(scope="module")
 def int4(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantized") / "int4"
-    qtk("quantize", smollm2, "-o", out, "--method", "rtn", "--group-size", 64)
+    qtk("quantize", smollm2, "-o", out, *FAST, "--group-size", 64)
     return out
 
 
@@ -60,7 +62,7 @@ def llama_cpp(smollm2: Path, owners_python, tmp_path_factory: pytest.TempPathFac
     """llama.cpp's own server, with a file that we wrote."""
     program = Path(owners_python("llamacpp")).with_name("llama-server")
     place = tmp_path_factory.mktemp("gguf")
-    qtk("quantize", smollm2, "-o", place / "int4", "--method", "rtn", "--backend", "llama.cpp")
+    qtk("quantize", smollm2, "-o", place / "int4", *FAST, "--backend", "llama.cpp")
     made = json.loads(qtk("bundle", place / "int4", "-o", place / "b", "--json"))
     first, *words = shlex.split(made["start"][0])
     assert first == "llama-server"
@@ -92,7 +94,6 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_latency_counts_what_was_asked_for(running: Running, tmp_path: Path) -> None:
     words = ("--model", running.model, "--tokenizer", running.tokenizer, "--runs", 2, "--warmups", 1, "--seconds", 0)
     out = tmp_path / "latency"
@@ -100,7 +101,6 @@ def test_latency_counts_what_was_asked_for(running: Running, tmp_path: Path) -> 
     print(json.dumps(result, indent=1))
 
 
-@pytest.mark.slow
 def test_latency_under_load(running: Running, tmp_path: Path) -> None:
     words = ("--model", running.model, "--tokenizer", running.tokenizer, "--runs", 2, "--seconds", 1)
     out = tmp_path / "load"
@@ -109,7 +109,6 @@ def test_latency_under_load(running: Running, tmp_path: Path) -> None:
     print(json.dumps(result, indent=1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("chat_format", ["none", "model"])
 def test_programs_are_asked_for_and_run(running: Running, suite: Path, tmp_path: Path, chat_format: str) -> None:
     words = ("--model", running.model, "--suite", suite / "own.yaml", "--data", suite, "--max-new-tokens", 24)
