@@ -19,6 +19,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.qtk-ready
 LOG := $(VENV)/setup.log
 RUN := runs/smollm2-135m
+# Where it is set, every process that the tests start compiles our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: setup edgellm edgellm-test demo test test-slow test-nightly lint format docs site eval-toolchains eval-toolchains-multipl-e peers owners clean

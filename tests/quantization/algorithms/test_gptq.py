@@ -53,7 +53,7 @@ def naive_gptq(
 
 @pytest.mark.parametrize("calls", [NUMPY_CALLS, TORCH_CALLS], ids=["NumPy's, as on a CPU", "torch's, as on a GPU"])
 @both_kinds
-@pytest.mark.parametrize("in_features", [64, 320])  # 320: more than one block of columns
+@pytest.mark.parametrize("in_features", [64, 320, 576])  # more than one block of columns, and more than one span
 def test_gptq_equals_the_naive_version(scheme: LinearScheme, in_features: int, calls: Elementwise) -> None:
     W, H = problem(in_features=in_features, tokens=2000)
     linear = gptq(W, H.clone(), scheme, elementwise=calls).linear
@@ -95,7 +95,7 @@ def test_correction_takes_back_error_in_the_inputs() -> None:
     torch.testing.assert_close(closed_form, target, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("n", [64, 600])  # 600: more than one tile
+@pytest.mark.parametrize("n", [64, 600, 1400])  # more than one tile, and more than one panel
 def test_cholesky_in_place_its_ladder_and_its_solves(n: int) -> None:
     _, H = problem(in_features=n, tokens=3000)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
