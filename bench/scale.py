@@ -14,13 +14,15 @@ go to the command.
 Each command runs in a process of its own, which samples the stacks of its threads: a sample counts as reading, writing
 (with waiting for the disk), digesting or computing, by what the thread is in; threads that wait for others do not count.
 Bytes are those that the process asked the system for (rchar and wchar of /proc/self/io), less what it had read when its modules
-were imported; --trace asks strace for them, file by file (and is slower). A line of JSON on stdout holds the figures.
+were imported; --trace asks strace for them, file by file (and is slower). blocks_by_their_products: how many times as long the
+blocks took as the lines in them that multiply matrices. A line of JSON on stdout holds the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import linecache
 import os
 import re
 import resource
@@ -59,6 +61,7 @@ PLACES = {  # (module, function) of the innermost frames -> what the thread does
     ("activations", "save"): "writing",
     ("activations", "read"): "reading",
 }
+PRODUCT = re.compile(r"addmm|addmv|F\.linear|scaled_dot_product|solve_triangular|cholesky_ex| @ ")
 WAITING = {("threading", "wait"), ("threading", "_wait_for_tstate_lock"), ("thread", "_worker"), ("scale", "_sample")}
 
 
@@ -148,6 +151,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.block: Counter[str] = Counter()
         self.anonymous = 0
         self.before = _io()
         self.start, self.cpu = time.monotonic(), os.times()
@@ -161,6 +165,8 @@ class Watch:
             for thread, frame in sys._current_frames().items():
                 if thread != own and (what := _what(frame)):
                     self.counts[what] += 1
+                    if any(inner.f_code.co_name == "quantize_block" for inner in _frames(frame)):
+                        self.block["products" if _in_product(frame) else "other"] += 1
 
     def figures(self) -> dict[str, object]:
         after, cpu, total = _io(), os.times(), max(1, sum(self.counts.values()))
@@ -173,6 +179,7 @@ class Watch:
             "bytes_read": after["rchar"] - self.before["rchar"],
             "bytes_written": after["wchar"] - self.before["wchar"],
             "shares": {what: round(count / total, 3) for what, count in self.counts.most_common()},
+            "blocks_by_their_products": round(self.block.total() / max(1, self.block["products"]), 3),
         }
 
 
@@ -185,6 +192,11 @@ def _what(frame: FrameType) -> str | None:
         if key in PLACES:
             return PLACES[key]
     return "computing"
+
+
+def _in_product(frame: FrameType) -> bool:
+    """Whether the line that a thread is in multiplies matrices, or solves with one."""
+    return bool(PRODUCT.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno)))
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:

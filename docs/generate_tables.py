@@ -23,7 +23,7 @@ from qtk.engines.options import PlanOptions
 from qtk.engines.plan import EnginePlan, plan_engine
 from qtk.recipes.schema import RecipeText
 from qtk.targets.gpu import gpu_profiles
-from qtk.targets.runtimes import RUNTIMES
+from qtk.targets.runtimes import RUNTIMES, Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
@@ -173,10 +173,15 @@ def containers() -> str:
     """Which runtime reads which container."""
     titles = [record.title for record in RUNTIMES.values()]
     rows = [
-        (f"`{container}`", *("yes" if container in record.containers else "" for record in RUNTIMES.values()))
-        for container in CONTAINERS
+        (f"`{container}`", *(_reads(record, container) for record in RUNTIMES.values())) for container in CONTAINERS
     ]
     return markdown(("`--container`", *titles), rows)
+
+
+def _reads(record: Runtime, container: str) -> str:
+    if not record.reads(container, symmetric=True):
+        return ""
+    return "symmetric" if container in record.symmetric_containers else "yes"
 
 
 def runtimes() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -64,18 +65,21 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "qtk").rglob("*.py")}
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """The modules of qtk by name, parsed: at need, because every worker of the tests imports this file."""
+    return {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "qtk").rglob("*.py")}
 
 
 def third_party(name: str, *, when_loaded: bool = False) -> set[str]:
     """The top modules from outside the standard library and qtk that a module of qtk imports."""
-    tops = {dotted.split(".")[0] for dotted in imported(TREES[name], when_loaded=when_loaded)}
+    tops = {dotted.split(".")[0] for dotted in imported(trees()[name], when_loaded=when_loaded)}
     return tops - set(sys.stdlib_module_names) - {"qtk"}
 
 
 def test_every_import_is_declared() -> None:
     declared = BASE.union(*OPTIONAL.values(), NOT_DECLARED)
-    undeclared = {name: absent for name in TREES if (absent := third_party(name) - declared)}
+    undeclared = {name: absent for name in trees() if (absent := third_party(name) - declared)}
     assert undeclared == {}
 
 
@@ -101,15 +105,15 @@ def test_what_the_tests_import_is_installed_by_make_test() -> None:
 
 
 def test_every_base_dependency_is_imported() -> None:
-    assert BASE - set().union(*(third_party(name) for name in TREES)) == set()
+    assert BASE - set().union(*(third_party(name) for name in trees())) == set()
 
 
 def test_a_module_that_needs_an_extra_is_loaded_at_need_only() -> None:
     """An extra may be imported at the top of a file only where every other file imports that one inside a function. The
     files of a room that is nothing without its extra may import each other."""
     extras = set().union(*OPTIONAL.values()) - BASE
-    needy = {name for name in TREES if third_party(name, when_loaded=True) & extras}
-    for name, tree in TREES.items():
+    needy = {name for name in trees() if third_party(name, when_loaded=True) & extras}
+    for name, tree in trees().items():
         loaded = set(imported(tree, when_loaded=True))
         room = next((room for room in OF_ONE_EXTRA if name.startswith(f"{room}.")), None)
         others = {other for other in needy - {name} if room is None or not other.startswith(f"{room}.")}

@@ -12,6 +12,7 @@ from support.skips import missing, summary
         ("Skipped: no environment 'edgellm' (set QTK_EDGELLM_PYTHON to its python)", "make edgellm"),
         ("Skipped: no environment 'modelopt' (set QTK_MODELOPT_PYTHON to its python)", "make owners"),
         ("Skipped: go needs testify (apt install golang-github-stretchr-testify-dev).", "make eval-toolchains"),
+        ("Skipped: no environment 'vllm' (set QTK_VLLM_PYTHON to its python)", "make owners"),
         ("Skipped: bubblewrap: bwrap is not installed", "make eval-toolchains"),
         ("Skipped: r needs Rscript (apt install r-base-core).", "make eval-toolchains-multipl-e"),
         ("Skipped: no data folder (set QTK_DATA)", "QTK_DATA=FOLDER make test"),

@@ -19,7 +19,6 @@ from qtk.bench.options import DivergenceOptions, LatencyOptions
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from qtk.bench.accuracy.answer_source import AnswerSource
     from qtk.bench.accuracy.results.comparison import Comparison
     from qtk.bench.accuracy.results.result import AccuracyResult
     from qtk.bench.divergence_result import DivergenceResult
@@ -110,26 +109,21 @@ def accuracy(
     endpoint: EndpointOptions = EndpointOptions(),
     overwrite: bool = False,
     resume: bool = False,
+    ray: str | None = None,
 ) -> AccuracyResult:
     """Scores an engine or a checkpoint (a directory), a model of an endpoint (an address), or answers that were generated
     elsewhere (a JSONL file), on the suites of the options, and writes the directory `out`. model_options: how a model is asked;
-    endpoint: which model of an address.
+    endpoint: which model of an address. ray: "auto" or the address of a Ray cluster that does the tasks.
 
     Programs run in a sandbox. InputError for what cannot be measured, before any work; MachineError when nothing could be scored.
     """
     from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
-    from qtk.bench.accuracy.model_source import ModelSource
-    from qtk.bench.accuracy.programs.answers import AnswerFile
+    from qtk.bench.accuracy.ray_shards import on_ray
+    from qtk.bench.accuracy.source_place import SourcePlace
 
-    answers: AnswerSource
-    if is_address(str(source)):
-        from qtk.bench.accuracy.endpoint_source import EndpointSource
-
-        answers = EndpointSource(str(source), endpoint, model_options, options.rules)
-        return run_accuracy(options, answers, Output(Path(out), resume, overwrite))
-    path = Path(source)
-    answers = AnswerFile(path) if path.is_file() else ModelSource(path, model_options, options.rules)
-    return run_accuracy(options, answers, Output(Path(out), resume, overwrite))
+    stored = not is_address(str(source)) and Path(source).is_file()
+    named = SourcePlace(str(source), options.rules, stored, model_options, endpoint)
+    return run_accuracy(options, named.open(), Output(Path(out), resume, overwrite), on_ray(named, ray))
 
 
 def compare(before: str | Path, after: str | Path, options: CompareOptions = CompareOptions()) -> Comparison:

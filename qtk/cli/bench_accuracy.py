@@ -10,7 +10,7 @@ from rich.console import Console
 
 from qtk.bench.accuracy.options import AccuracyOptions, ModelOptions
 from qtk.bench.endpoint.options import EndpointOptions, is_address
-from qtk.cli.options import START_AGAIN, build, options_from, output_options
+from qtk.cli.options import START_AGAIN, build, options_from, output_options, ray_option
 from qtk.cli.output import emit, json_option, table
 
 
@@ -25,6 +25,7 @@ from qtk.cli.output import emit, json_option, table
 @options_from(EndpointOptions)
 @output_options(overwrite=START_AGAIN)
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+@ray_option("tasks, in a shard for each node,")
 @json_option
 def command(
     place: str | None,
@@ -32,6 +33,7 @@ def command(
     save_generations: Path | None,
     out: Path,
     resume: bool,
+    ray: str | None,
     overwrite: bool,
     as_json: bool,
     **values: Any,
@@ -47,6 +49,7 @@ def command(
     qtk bench accuracy engine --suite nlp:wic,copa,rte --data data --limit 100 -o scores
     qtk bench accuracy http://127.0.0.1:8000/v1 --model my-model --suite mbpp --chat-format model -o scores
     qtk bench accuracy --suite humaneval --generations answers.jsonl -o scores
+    qtk bench accuracy engine --suite multipl-e --data data --ray auto -o scores
     """
     from qtk.errors import InputError
 
@@ -60,27 +63,20 @@ def command(
     import shutil
 
     from qtk.bench.accuracy.accuracy_run import Output, run_accuracy
-    from qtk.bench.accuracy.answer_source import AnswerSource
     from qtk.bench.accuracy.checks import require_programs
-    from qtk.bench.accuracy.endpoint_source import EndpointSource
-    from qtk.bench.accuracy.model_source import ANSWERS_NAME, ModelSource
-    from qtk.bench.accuracy.programs.answers import AnswerFile
+    from qtk.bench.accuracy.model_source import ANSWERS_NAME
+    from qtk.bench.accuracy.ray_shards import on_ray
     from qtk.bench.accuracy.results.tables import score_tables
+    from qtk.bench.accuracy.source_place import SourcePlace
     from qtk.bench.results import require_writable
 
     if save_generations is not None:
         require_writable(save_generations, overwrite=overwrite)
         require_programs(options)
-    source: AnswerSource
-    if place is not None and is_address(place):
-        source = EndpointSource(place, endpoint, model_options, options.rules)
-    elif endpoint != EndpointOptions():
+    if endpoint != EndpointOptions() and not (place is not None and is_address(place)):
         raise InputError("Options of endpoints need the address of one, such as http://127.0.0.1:8000/v1.")
-    elif place is not None:
-        source = ModelSource(Path(place), model_options, options.rules)
-    elif generations is not None:
-        source = AnswerFile(generations)
-    result = run_accuracy(options, source, Output(out, resume, overwrite))
+    named = SourcePlace(place or str(generations), options.rules, place is None, model_options, endpoint)
+    result = run_accuracy(options, named.open(), Output(out, resume, overwrite), on_ray(named, ray))
     if save_generations is not None and (out / ANSWERS_NAME).exists():  # else no language could be scored
         shutil.copyfile(out / ANSWERS_NAME, save_generations)
 

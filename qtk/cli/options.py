@@ -65,6 +65,12 @@ set_option = click.option(
 )
 
 
+def ray_option(what: str) -> Callable[[Command], Command]:
+    """--ray, by which a command gives `what` to a cluster."""
+    help_text = f"Give the {what} to a Ray cluster: the one that this machine belongs to, or the one at an address."
+    return click.option("--ray", metavar="auto|ADDRESS", help=help_text)
+
+
 def old_spelling(
     old: str, new: str, *, values: Mapping[str, str] | None = None, flag: bool = False
 ) -> Callable[[Command], Command]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qtk.cli.known_names import completer
-from qtk.cli.options import output_options, set_option
+from qtk.cli.options import output_options, ray_option, set_option
 from qtk.cli.output import ResultConsole, emit, json_option, table
 from qtk.errors import InputError
 
@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 @set_option
 @output_options("The sweep's directory [default: sweeps/NAME].", required=False, overwrite="Do everything again.")
 @click.option("--resume", is_flag=True, help="Continue a sweep: do what is missing or out of date, skip the rest.")
-@click.option(
-    "--ray",
-    metavar="auto|ADDRESS",
-    help="Give the steps to a Ray cluster: the one that this machine belongs to, or the one at an address.",
-)
+@ray_option("steps")
 @json_option
 def command(
     recipe: str,
@@ -78,9 +74,9 @@ def command(
     def runner() -> StepRunner:
         if ray is None:
             return OneByOne()
-        from qtk.sweeps.ray_cluster import RayCluster
+        from qtk.sweeps.ray_steps import RaySteps
 
-        return RayCluster(ray)
+        return RaySteps(ray)
 
     mode: Mode = "overwrite" if overwrite else "resume" if resume else "new"
     swept = run_sweep(file, axes, place, settings=settings, mode=mode, runner=runner)

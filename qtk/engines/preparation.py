@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -23,6 +24,7 @@ from qtk.engines.forecast import (
 from qtk.engines.preparation_options import PreparationOptions
 from qtk.errors import InputError
 from qtk.models.registry import spec_from_config
+from qtk.quantization.model_weights import ModelWeights
 
 
 class Preparation(BaseModel):
@@ -44,12 +46,16 @@ def plan_preparation(
     model_dir: Path | str, options: PreparationOptions, rates: Callable[[Path], Rates] | None = None
 ) -> Preparation:
     """Predicts the steps for a model directory or an id of the hub; config.json is enough. rates: measures the machine (None:
-    `measured_rates`). MachineError where `memory` is too little for quantize; InputError for a directory without config.json."""
+    `measured_rates`). MachineError where `memory` is too little for quantize; InputError for a directory without config.json, and
+    where the weights that it holds are not those of the config, or not whole."""
     directory = model_directory(model_dir, "config")
     config = read_json(directory / "config.json")
     if not config:
         raise InputError(f"{directory} has no config.json.")
     spec = spec_from_config(config, str(directory / "config.json"))
+    if any(directory.glob("*.safetensors*")):
+        with closing(ModelWeights.open(directory).checkpoint):
+            pass  # hours of work end at a shard that is missing or cut off
     place = Path.cwd()
     found = (rates or measured_rates)(place)
     model = ModelSize.of(spec)

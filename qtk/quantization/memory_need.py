@@ -145,7 +145,8 @@ def _gptq_parts(spec: ModelSpec, work: Work, held: int) -> list[HeldMemory]:
             _FLOAT * weight if of_outputs else 0
         )
         stacked = weight * work.stored_itemsize if len(members) > 1 else 0
-        rounding = stacked + _FLOAT * weight + 2 * weight + _strips(weight) + 4 * 128 * (n + 4 * rows)
+        columns = _FLOAT * (512 * (n + rows) + 3 * 128 * rows)  # of a span and of a block of GPTQ
+        rounding = stacked + _FLOAT * weight + 2 * weight + _strips(weight) + columns
         parts.append(HeldMemory(f"summing the Hessian of {name}", held + codes + matrices + sums))
         parts.append(HeldMemory(f"rounding {name}", held + codes + matrices + rounding))
         codes += weight

@@ -23,7 +23,7 @@ def for_target(options: QuantizeOptions, spec: ModelSpec) -> QuantizeOptions:
     row, _ = _target(options)
     if row is None:
         return options.model_copy(update={"container": "gptq"} if options.container == "auto" else {})
-    defaults = defaults_for(row, spec.module_shapes())
+    defaults = defaults_for(row, spec.module_shapes(), symmetric=options.sym)
     decided: dict[str, object] = {}
     if options.container == "auto":
         decided["container"] = defaults.container

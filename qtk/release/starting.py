@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -88,11 +88,13 @@ def _tensorrt_llm(what: Startable) -> Start:
         place, version = "", "${TENSORRT_LLM_VERSION:?1.0 or later}"
     else:
         limits = what.engine.limits
+        place, version = "/engine", what.engine.versions.get("tensorrt-llm", "${TENSORRT_LLM_VERSION:?of the engine}")
+        # Before 1.0 engines were what it served by default, and the option had no such value.
+        backend = () if version.startswith("0.") else ("--backend", "tensorrt")
         words = (
-            *("--tokenizer", "{bundle}", "--backend", "tensorrt"),
+            *("--tokenizer", "{bundle}", *backend),
             *("--max_batch_size", str(limits.max_batch), "--max_seq_len", str(limits.max_positions)),
         )
-        place, version = "/engine", what.engine.versions.get("tensorrt-llm", "${TENSORRT_LLM_VERSION:?of the engine}")
 
     def command(bundle: str, *more: str) -> list[str]:
         return [
@@ -139,6 +141,33 @@ def _through_qtk(what: Startable) -> Start:
     return Start(commands, service, files, notes)
 
 
+def _edge_llm(what: Startable) -> Start:
+    """By its own server, which takes a checkpoint and builds its engine when it first starts, or through qtk."""
+    words: tuple[str, ...] = (".",)
+    if what.engine is None:
+        through_qtk = _build_first(what)
+    else:
+        through_qtk, limits = _through_qtk(what), what.engine.limits
+        words = (
+            *("./checkpoint", "--max-input-len", str(limits.max_input_len), "--max-batch-size", str(limits.max_batch)),
+            *("--max-kv-cache-capacity", str(limits.max_positions)),
+        )
+    serve = (
+        "tensorrt-edgellm-serve",
+        *words,
+        "--served-model-name",
+        what.name,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8000",
+    )
+    note = (
+        "`tensorrt-edgellm-serve` builds an engine of its own from the checkpoint when it first starts; not run by qtk."
+    )
+    return replace(through_qtk, commands=(*through_qtk.commands, _line(*serve)), notes=(*through_qtk.notes, note))
+
+
 def _build_first(what: Startable) -> Start:
     """A checkpoint whose runtime takes engines only."""
     engine, gpu = f"../{what.name}-engine", what.gpu or ("cpu" if what.runtime == "onnxruntime" else "GPU")
@@ -155,7 +184,7 @@ STARTERS: dict[str, Callable[[Startable], Start]] = {
     "vllm": _vllm,
     "llama.cpp": _llama_cpp,
     "tensorrt-llm": _tensorrt_llm,
-    "tensorrt-edgellm": _through_qtk,
+    "tensorrt-edgellm": _edge_llm,
     "tensorrt": _through_qtk,
     "tensorrt-full": _through_qtk,
     "onnxruntime": _through_qtk,

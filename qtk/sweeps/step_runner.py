@@ -1,4 +1,4 @@
-"""Where the steps of a sweep are done: one after another in this process, or as the tasks of a cluster (`ray_cluster`)."""
+"""Where the steps of a sweep are done: one after another in this process, or as the tasks of a cluster (`ray_steps`)."""
 
 from __future__ import annotations
 

@@ -32,13 +32,14 @@ class Defaults:
     signed_scales: bool
 
 
-def defaults_for(runtime: Runtime, linears: Mapping[str, tuple[int, int]]) -> Defaults:
-    """The preferred settings for a model of these linears [out, in]: the largest group that the runtime takes and that
+def defaults_for(runtime: Runtime, linears: Mapping[str, tuple[int, int]], *, symmetric: bool = True) -> Defaults:
+    """The preferred settings for a model of these linears [out, in], symmetric or not: the largest group that the runtime takes and that
     divides them all, else its smallest (which `refusals` then explains), and signed scales where the runtime takes them.
     """
     fitting = [g for g in runtime.group_sizes if all(inputs % g == 0 for _, inputs in linears.values())]
     group_size = max(fitting) if fitting else min(runtime.group_sizes)
-    return Defaults(runtime.containers[0], group_size, runtime.signed_scales)
+    container = next(name for name in runtime.containers if runtime.reads(name, symmetric=symmetric))
+    return Defaults(container, group_size, runtime.signed_scales)
 
 
 def refusals(
@@ -59,7 +60,7 @@ def refusals(
     quantized = {name: plan for name, plan in linears.items() if plan.bits < 16}
     return [
         *_gpu(runtime, sm),
-        *_container(runtime, container),
+        *_container(runtime, container, [name for name, plan in quantized.items() if not plan.symmetric]),
         *(scale_refusals(runtime, sm) if signed_scales else []),
         *_settings(runtime, quantized),
         *_shapes(runtime, quantized, tensor_parallel),
@@ -87,9 +88,15 @@ def _gpu(runtime: Runtime, sm: int | None) -> list[str]:
     return [f"{runtime.title} runs INT4 from SM{runtime.min_sm}{last}{but}; this GPU is SM{sm}{hint}"]
 
 
-def _container(runtime: Runtime, container: str | None) -> list[str]:
-    if container is None or container in runtime.containers:
+def _container(runtime: Runtime, container: str | None, asymmetric: list[str]) -> list[str]:
+    if container is None or runtime.reads(container, symmetric=not asymmetric):
         return []
+    if container in runtime.containers:
+        other = next(name for name in runtime.containers if runtime.reads(name, symmetric=False))
+        return [
+            f"{runtime.title} reads the container {container!r} with symmetric weights only: {compressed(asymmetric)}; quantize "
+            f"with --sym, or --container {other}"
+        ]
     return [f"{runtime.title} does not read the container {container!r}: --container {runtime.containers[0]}"]
 
 

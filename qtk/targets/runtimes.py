@@ -58,11 +58,11 @@ class EngineParts:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One runtime. `containers` are in order of preference. `multiple_of` must divide the in and out features of a
-    quantized linear, and a tensor-parallel rank's share of them. signed_scales: whether scales may be below zero. SMs are
-    inclusive; min_sm is None for a runtime on a processor. engine is None where the runtime reads checkpoints itself.
-    serve: the command that serves a checkpoint: {model} is its directory, {file} the path of a container that is one file.
-    evidence: where the record is from, and what of it was run for qtk.
+    """One runtime. `containers` are in order of preference; it reads the symmetric_containers only with symmetric weights.
+    `multiple_of` must divide the in and out features of a quantized linear, and a tensor-parallel rank's share of them.
+    signed_scales: whether scales may be below zero. SMs are inclusive; min_sm is None for a runtime on a processor. engine is
+    None where the runtime reads checkpoints itself. serve: the command that serves a checkpoint: {model} is its directory,
+    {file} the path of a container that is one file. evidence: where the record is from, and what of it was run for qtk.
     """
 
     name: str
@@ -79,6 +79,11 @@ class Runtime:
     unknown_sms: tuple[int, ...] = ()
     serve: str = ""
     engine: EngineParts | None = None
+    symmetric_containers: tuple[str, ...] = ()
+
+    def reads(self, container: str, *, symmetric: bool) -> bool:
+        """Whether it reads a container whose weights are all symmetric, or not all."""
+        return container in self.containers and (symmetric or container not in self.symmetric_containers)
 
     def runs_on(self, sm: int) -> bool:
         """Whether the runtime runs INT4 on a GPU of this SM (86 for compute capability 8.6)."""
@@ -248,8 +253,10 @@ RUNTIMES: dict[str, Runtime] = {
             group_sizes=(32, 64, 128),
             asymmetric=True,
             signed_scales=True,
-            evidence="their documentation; not run. GPTQModel and compressed-tensors read the containers in the slow tests",
+            evidence="run in the slow tests: vLLM 0.32 on a processor, where it takes 4 bits (its product with such weights needs "
+            "AVX-512; without it a stand-in multiplies); on GPUs, and SGLang, their documentation",
             min_sm=75,
+            symmetric_containers=("gptq",),
             serve="vllm serve {model}",
         ),
         Runtime(

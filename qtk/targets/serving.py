@@ -35,7 +35,7 @@ def loading_runtimes(stored: StoredAs) -> list[Runtime]:
     taking = [
         runtime
         for runtime in RUNTIMES.values()
-        if stored.container in runtime.containers
+        if runtime.reads(stored.container, symmetric=stored.symmetric)
         and stored.bits in runtime.bits
         and stored.group_size in runtime.group_sizes
         and (runtime.asymmetric or stored.symmetric)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from support.tiny_models import make_tiny
 
 from qtk.engines.forecast import Rates
 from qtk.engines.preparation import plan_preparation
 from qtk.engines.preparation_options import PreparationOptions
-from qtk.errors import MachineError
+from qtk.errors import InputError, MachineError
 from qtk.models.registry import spec_from_config
 from qtk.quantization.memory_need import Work
 from qtk.quantization.products import block_products
@@ -49,6 +51,18 @@ def test_half_the_speed_takes_twice_the_time_where_products_decide(config, monke
     seconds = [plan_preparation(config, options, lambda place, r=rates: r).steps[1].seconds for rates in (RATES, slow)]
     assert 1.7 < seconds[1] / seconds[0] < 2
     assert forecast(config, effort="fast")["quantize"].seconds < 0.7 * forecast(config)["quantize"].seconds
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut off"])
+def test_a_shard_that_is_not_whole_is_said_before_anything_is_timed(tmp_path, harm) -> None:
+    model = make_tiny(tmp_path / "model", "llama", shard_size="100KB")
+    shard = sorted(model.glob("model-*.safetensors"))[-1]
+    if harm == "missing":
+        shard.unlink()
+    else:
+        os.truncate(shard, shard.stat().st_size - 8)
+    with pytest.raises(InputError, match=shard.name):
+        plan_preparation(model, PreparationOptions(), lambda place: pytest.fail("the machine was timed"))
 
 
 def test_memory_that_is_too_little_is_refused_as_quantize_would(config) -> None:

@@ -19,7 +19,7 @@ from support.tiny_models import VARIANTS
 from qtk.calibration.options import CalibrationOptions
 from qtk.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from qtk.checkpoint.reader import Checkpoint
-from qtk.cli.quantize import command
+from qtk.cli.main import cli
 from qtk.errors import InputError
 from qtk.models import forward
 from qtk.models.registry import model_spec
@@ -265,7 +265,7 @@ def test_a_hessian_that_stays_singular_is_told_everywhere(tiny, tmp_path) -> Non
     """A warning, the summary, the log and the manifest name the linears; --verbose shows the method of each."""
     model = overflowing(tiny("llama"), tmp_path / "model")
     words = [model, "-o", tmp_path / "out", "--samples", 8, "--seq-len", 48, "--verbose"]
-    answer = CliRunner().invoke(command, [str(word) for word in words])
+    answer = CliRunner().invoke(cli, ["quantize", *map(str, words)])
     assert answer.exit_code == 0, answer.output
     named = [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
     assert all(f"{name}: the Hessian stays singular" in answer.stderr for name in named)

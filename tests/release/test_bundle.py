@@ -359,3 +359,35 @@ def test_the_limits_of_an_engine_stand_in_what_starts_it(released_run: Path) -> 
     )
     assert start.service is not None
     assert start.service["image"].endswith("release:1.1.0}")
+    # What its reference lists for 1.0 to 1.2, https://nvidia.github.io/TensorRT-LLM/commands/trtllm-serve/trtllm-serve.html
+    known = {"--tokenizer", "--backend", "--max_batch_size", "--max_seq_len", "--host", "--port"}
+    words = [*line.split(), *start.service["entrypoint"]]
+    assert {word for word in words if word.startswith("--")} <= known
+    older = start_of(Startable("m", "tensorrt-llm", engine.model_copy(update={"versions": {"tensorrt-llm": "0.18.2"}})))
+    assert "--backend" not in older.commands[0]  # which took one value then: pytorch
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_edge_llm_s_server_takes_its_command(built: bool, released_run: Path, owners_python) -> None:
+    """Its own parser of options reads the line, with the limits of the engine in the right places."""
+    python = owners_python("edgellm")
+    engine = read_description(released_run / "engine").model_copy(update={"backend": "tensorrt-edgellm"})
+    start = start_of(Startable("m", "tensorrt-edgellm", engine if built else None))
+    program, *words = shlex.split(start.commands[-1])
+    assert program == "tensorrt-edgellm-serve"
+    code = "import dataclasses, json, sys\nfrom experimental.server.config import parse_server_config\n"
+    code += "print(json.dumps(dataclasses.asdict(parse_server_config(sys.argv[1:]))))"
+    done = subprocess.run([python, "-c", code, *words], capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(done.stdout)
+    model, api = found["model"], found["api"]
+    assert (api["host"], api["port"], api["served_model_name"]) == ("127.0.0.1", 8000, "m")
+    if built:
+        read = (model["model"], model["max_input_len"], model["max_batch_size"], model["max_kv_cache_capacity"])
+        assert read == (
+            "./checkpoint",
+            engine.limits.max_input_len,
+            engine.limits.max_batch,
+            engine.limits.max_positions,
+        )
+    else:
+        assert model["model"] == "."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -130,3 +131,21 @@ def test_bundles_of_tensorrt_engines_hold_it(engine: Path) -> None:
     assert f"name: {json.dumps('my-model')}" in config
     assert "kind: KIND_GPU" in config
     assert any("tritonserver --model-repository triton" in note for note in start.notes)
+
+
+def test_triton_s_own_schema_reads_the_configuration(owners_python) -> None:
+    """By the message that its client carries: an unknown field or a wrong type is an error there."""
+    python = owners_python("triton")
+    text = triton_files("my-model", on_gpu=True)["triton/my-model/config.pbtxt"]
+    code = "import sys\nfrom google.protobuf import json_format, text_format\n"
+    code += "from tritonclient.grpc.model_config_pb2 import ModelConfig\n"
+    code += "print(json_format.MessageToJson(text_format.Parse(sys.stdin.read(), ModelConfig())))"
+    done = subprocess.run([python, "-c", code], input=text, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    config = json.loads(done.stdout)
+    assert (config["name"], config["backend"]) == ("my-model", "python")
+    assert config["modelTransactionPolicy"] == {"decoupled": True}
+    assert [entry["name"] for entry in config["output"]] == ["text_output"]
+    assert {entry["name"] for entry in config["input"] if entry.get("optional")} == {
+        "max_tokens", "temperature", "top_p", "seed",
+    }  # fmt: skip

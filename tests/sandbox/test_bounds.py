@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from support.hostile_jobs import SMALL, run, still_sound
+from support.hostile_jobs import ALIKE, SMALL, run, still_sound
 
 from qtk.sandbox.job import JobLimits
 
@@ -16,6 +16,7 @@ def test_an_allocation_of_64_gb_fails_inside(workers):
     assert "MemoryError" in started.stderr
 
 
+@ALIKE
 def test_memory_in_small_pieces_ends_too(workers):
     outcome = run(workers, "x = []\nwhile True: x.append(bytearray(2**20))\n")
     assert outcome.exit_code == 98 or outcome.ending == "memory"
@@ -51,6 +52,7 @@ def test_a_daemonised_child_does_not_outlive_the_job(workers):
     still_sound(workers)
 
 
+@ALIKE
 def test_huge_files_are_refused(workers):
     program = "f = open('big', 'wb')\nwhile True: f.write(b'x' * 2**20)\n"
     outcome = run(workers, program)

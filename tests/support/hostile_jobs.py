@@ -7,6 +7,7 @@ import sys
 import time
 
 import psutil
+import pytest
 
 from qtk.sandbox.job import MIB, Command, Job, JobLimits, ProgramOutcome
 from qtk.sandbox.pool import Workers
@@ -18,6 +19,14 @@ SENTINEL = "the-end-7f3a"
 SHUT_IN = ("namespaces", "bubblewrap", "user-namespaces")
 
 LEVELS = (*SHUT_IN, "landlock")
+
+# For what the supervisor does alike at all levels: the fast tests try the tightest and the loosest, the slow ones those between.
+ALIKE = pytest.mark.parametrize(
+    "workers",
+    [pytest.param(level, marks=[] if level in ("namespaces", "landlock") else pytest.mark.slow) for level in LEVELS],
+    indirect=True,
+    scope="module",
+)
 
 
 def python_job(program: str, seconds: float = 10.0, limits: JobLimits = SMALL, started: bool = False) -> Job:

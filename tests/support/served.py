@@ -7,14 +7,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
-from openai import OpenAI
 
 from qtk.engines.sessions.session import EngineSession, open_session
 from qtk.serving.options import ServeOptions
 from qtk.serving.served_engine import ServedEngine
 from qtk.serving.server import EngineServer
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Served:
 
     def openai(self, key: str = "none") -> OpenAI:
         """A client that does not try again by itself."""
+        from openai import OpenAI  # two seconds, which every worker of the tests would pay
+
         return OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, timeout=60)
 
     def metric(self, name: str) -> float:

@@ -73,7 +73,14 @@ def test_a_backend_that_is_not_for_a_gpu_says_why(tiny, tmp_path, gpu: str, back
         assert why in plan_engine(tiny(), PlanOptions(gpu=gpu, backend=backend)).refusals[-1]
 
 
-@pytest.mark.parametrize("gpu", [name for name in gpu_names() if gpu_profile(name).backends])
+BUILT_FOR = [name for name in gpu_names() if gpu_profile(name).backends]
+# One GPU of each kind is enough for the fast tests.
+OF_EACH_KIND = {(gpu_profile(name).backends, gpu_profile(name).compute_capability): name for name in BUILT_FOR}.values()
+
+
+@pytest.mark.parametrize(
+    "gpu", [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow) for name in BUILT_FOR]
+)
 def test_quantize_plan_and_build_agree_on_the_backend_of_a_gpu(gpu: str, tiny, tmp_path, run_qtk) -> None:
     words = ("quantize", tiny(), "-o", tmp_path / "int4", "--method", "rtn", "--gpu", gpu)
     assert run_qtk(*words).returncode == 0

@@ -10,6 +10,7 @@ from qtk.errors import InputError
 from qtk.targets.gpu import gpu_profiles
 from qtk.targets.refusals import LinearPlan, compressed, defaults_for, refusals
 from qtk.targets.runtimes import RUNTIMES, runtime
+from qtk.targets.serving import StoredAs, loading_runtimes
 
 GOOD = LinearPlan(256, 256, 4, 64, True)
 
@@ -54,6 +55,19 @@ RECORDS = {
     "vllm": ("gptq", 86, [70], [({"group_size": 16}, "--group-size 32")]),
     "llama.cpp": ("gguf", None, [], [({"symmetric": False}, "--sym"), ({"group_size": 16}, "--group-size 32")]),
 }
+
+
+def test_a_container_that_is_read_with_symmetric_weights_only() -> None:
+    """vLLM refuses gptq with zero points (tests/quantization/formats/test_vllm.py) and takes the others with them."""
+    vllm, plans = runtime("vllm"), model(replace(GOOD, symmetric=False))
+    (reason,) = refusals(vllm, 86, plans, container="gptq")
+    assert "with symmetric weights only" in reason
+    assert "--sym, or --container compressed-tensors" in reason
+    assert refusals(vllm, 86, plans, container="awq") == []
+    assert defaults_for(vllm, {"a": (256, 256)}, symmetric=False).container == "compressed-tensors"
+    stored = StoredAs("gptq", 4, 64, False, False)
+    assert "vllm" not in [record.name for record in loading_runtimes(stored)]
+    assert "vllm" in [record.name for record in loading_runtimes(replace(stored, container="awq"))]
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

@@ -21,11 +21,14 @@ from qtk.bench.accuracy.measures.measure import Loaded, Workplace
 from qtk.bench.accuracy.options import AccuracyOptions
 from qtk.bench.accuracy.results.result import AccuracyResult
 from qtk.bench.accuracy.results.score import Score
+from qtk.bench.accuracy.shard_rows import gather, put_in_order
+from qtk.bench.accuracy.shards import Sharding, do_in_shards
 from qtk.bench.accuracy.suites.suites import MissingData, SuitePart, chosen_parts
 from qtk.bench.accuracy.unfinished import BEGUN_NAME, kept_lines, said, unfinished_accuracy
 from qtk.bench.results import RESULT_NAME, write_result
 from qtk.checkpoint.begun import BegunWork
 from qtk.checkpoint.manifest import ManifestRecorder
+from qtk.checkpoint.result_versions import RESULT_VERSIONS
 from qtk.checkpoint.staging import Resumption, staged_directory
 from qtk.errors import MachineError
 from qtk.machine import machine
@@ -44,11 +47,14 @@ class Output:
     overwrite: bool = False
 
 
-def run_accuracy(options: AccuracyOptions, source: AnswerSource, output: Output) -> AccuracyResult:
+def run_accuracy(
+    options: AccuracyOptions, source: AnswerSource, output: Output, sharding: Sharding | None = None
+) -> AccuracyResult:
     """Scores the answers of a file, or those of a model (an engine or a checkpoint), and writes the output directory.
 
     It holds result.json, tasks.jsonl (one verdict a line), generations.jsonl (a model's answers), what other measures keep,
-    and the manifest. A stopped run leaves NAME.partial; with `resume` its finished tasks are not run again. InputError for
+    and the manifest. A stopped run leaves NAME.partial; with `resume` its finished tasks are not run again. sharding: what
+    does the tasks in its place; only what is read from their lines is done here. InputError for
     what cannot be measured, before anything is generated or run; MachineError when nothing could be scored.
     """
     start, warned = time.monotonic(), warnings_so_far()
@@ -62,8 +68,12 @@ def run_accuracy(options: AccuracyOptions, source: AnswerSource, output: Output)
     recorder = _recorder(options, source, loaded, warned)
     with _staged(recorder, _deciding_facts(options, source, loaded), source.path, output) as directory, closing(source):
         workplace, scores = Workplace(directory, level), list[Score]()
+        gather(directory)  # what the shards of a stopped run have finished
+        unavailable = do_in_shards(loaded, source, workplace, options, sharding) if sharding else {}
         for data in loaded:
             try:
+                if reason := unavailable.get(data.part.label):
+                    raise LanguageUnavailable(reason)
                 scores += measures[data.part.suite.kind].score(data, source, workplace)
             except LanguageUnavailable as error:
                 if len(loaded) == 1:
@@ -72,6 +82,7 @@ def run_accuracy(options: AccuracyOptions, source: AnswerSource, output: Output)
         if not scores:
             reasons = "\n".join(f"{name}: {reason}" for name, reason in skipped.items())
             raise MachineError(f"No language could be scored:\n{reasons}")
+        put_in_order(directory, loaded)
         result = AccuracyResult(
             qtk_version=qtk.__version__,
             model=source.place if source.role == "model" else None,
@@ -152,6 +163,7 @@ def _deciding_facts(options: AccuracyOptions, source: AnswerSource, loaded: Sequ
         **{f"--{name.replace('_', '-')}": value for name, value in deciding.items()},
         source.role: source.digest(),
         "tasks": [data.sha256 for data in loaded],
+        "version of qtk, with other results": RESULT_VERSIONS["accuracy"],
     }
 
 

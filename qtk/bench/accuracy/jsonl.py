@@ -63,7 +63,7 @@ def complete_rows(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    data, chain = path.read_bytes(), _chain(path)
+    data, chain = path.read_bytes(), chain_of(path)
     lines = data.split(b"\n")[:-1]
     digests = chain.read_text(encoding="ascii").split() if chain.exists() else []
     before, kept = "", 0
@@ -87,9 +87,14 @@ def write_row(stream: IO[str], row: Mapping[str, object]) -> None:
     line = json.dumps(row, ensure_ascii=False)
     stream.write(line + "\n")
     stream.flush()
-    with open(_chain(Path(stream.name)), "a+", encoding="ascii") as chain:
+    with open(chain_of(Path(stream.name)), "a+", encoding="ascii") as chain:
         chain.seek(max(0, chain.seek(0, os.SEEK_END) - _DIGEST_LENGTH - 1))
         chain.write(f"{_digest(chain.read().strip(), line.encode())}\n")
+
+
+def chain_of(path: Path) -> Path:
+    """The file of the digests of a file's lines."""
+    return path.with_name(path.name + _CHAIN)
 
 
 def chain_files(directory: Path) -> list[Path]:
@@ -98,10 +103,6 @@ def chain_files(directory: Path) -> list[Path]:
 
 
 _CHAIN, _DIGEST_LENGTH = ".chain", 64
-
-
-def _chain(path: Path) -> Path:
-    return path.with_name(path.name + _CHAIN)
 
 
 def _digest(before: str, line: bytes) -> str:

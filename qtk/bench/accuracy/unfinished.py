@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qtk.bench.accuracy.shard_rows import row_files
 from qtk.checkpoint.begun import BegunWork, UnfinishedWork
 
 BEGUN_NAME = "run.json"
@@ -19,9 +20,17 @@ def unfinished_accuracy(partial: Path) -> UnfinishedWork | None:
 
 
 def kept_lines(partial: Path) -> dict[str, int]:
-    """File of finished answers or verdicts -> its lines."""
-    lines = {path.name: path.read_bytes().count(b"\n") for path in sorted(partial.glob("*.jsonl"))}
-    return {name: count for name, count in lines.items() if count}
+    """File of finished answers or verdicts -> its lines, and those of shards that it does not have yet."""
+    kept = {}
+    for name, paths in row_files(partial).items():
+        own = [line for path in paths if path.parent == partial for line in _lines(path)]
+        others = {line for path in paths if path.parent != partial for line in _lines(path)}
+        kept[name] = len(own) + len(others - set(own))
+    return {name: count for name, count in kept.items() if count}
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1]
 
 
 def said(kept: dict[str, int]) -> str:

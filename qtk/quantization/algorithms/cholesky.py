@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 _TILE = 256
+_PANEL = 1024  # columns that take what all columns before them say as one product: wide enough for its full speed
 
 
 class SingularHessian(Exception):
@@ -49,17 +50,27 @@ def damped_cholesky_(H: torch.Tensor, ladder: tuple[float, ...]) -> float:
 def solve_(B: torch.Tensor, L: torch.Tensor) -> None:
     """B [rows, n] becomes B (L L^T)^-1, in place. L: as `damped_cholesky_` leaves it."""
     n = L.shape[0]
-    tiles = [(start, min(start + _TILE, n)) for start in range(0, n, _TILE)]
-    for start, end in tiles:  # Y L^T = B
-        if start:
-            B[:, start:end].addmm_(B[:, :start], L[start:end, :start].t(), alpha=-1)
-        own = L[start:end, start:end].tril().t()
-        B[:, start:end] = torch.linalg.solve_triangular(own, B[:, start:end], upper=True, left=False)
-    for start, end in reversed(tiles):  # X L = Y
-        if end < n:
-            B[:, start:end].addmm_(B[:, end:], L[end:, start:end], alpha=-1)
-        own = L[start:end, start:end].tril()
-        B[:, start:end] = torch.linalg.solve_triangular(own, B[:, start:end], upper=False, left=False)
+    for first, last in spans(0, n, _PANEL):  # Y L^T = B
+        if first:
+            B[:, first:last].addmm_(B[:, :first], L[first:last, :first].t(), alpha=-1)
+        for start, end in spans(first, last, _TILE):
+            if start > first:
+                B[:, start:end].addmm_(B[:, first:start], L[start:end, first:start].t(), alpha=-1)
+            own = L[start:end, start:end].tril().t()
+            B[:, start:end] = torch.linalg.solve_triangular(own, B[:, start:end], upper=True, left=False)
+    for first, last in reversed(spans(0, n, _PANEL)):  # X L = Y
+        if last < n:
+            B[:, first:last].addmm_(B[:, last:], L[last:, first:last], alpha=-1)
+        for start, end in reversed(spans(first, last, _TILE)):
+            if end < last:
+                B[:, start:end].addmm_(B[:, end:last], L[end:last, start:end], alpha=-1)
+            own = L[start:end, start:end].tril()
+            B[:, start:end] = torch.linalg.solve_triangular(own, B[:, start:end], upper=False, left=False)
+
+
+def spans(start: int, end: int, width: int) -> list[tuple[int, int]]:
+    """(start, end) of neighbouring stretches of start..end-1, each `width` wide, the last perhaps less."""
+    return [(first, min(first + width, end)) for first in range(start, end, width)]
 
 
 def mirror_lower_(H: torch.Tensor, tile: int = _TILE) -> None:
@@ -77,18 +88,25 @@ def _mirror_upper_(H: torch.Tensor) -> None:
 
 
 def _decompose_(A: torch.Tensor) -> bool:
-    """Whether A was positive definite, as far as its pivots tell. Left-looking: each tile of columns is read and written once."""
+    """Whether A was positive definite, as far as its pivots tell. Left-looking: what lies below a panel is brought up to date by
+    one product, and within it each tile of columns is read and written once."""
     n = A.shape[0]
-    for start in range(0, n, _TILE):
-        end = min(start + _TILE, n)
-        own = A[start:end, start:end]
-        update = A[start:end, :start]
-        lower, failed = torch.linalg.cholesky_ex(own - update @ update.t())
-        if failed:
-            return False
-        own.copy_(lower + own.triu(1))
-        if end < n:
-            below = A[end:, start:end]
-            below.addmm_(A[end:, :start], update.t(), alpha=-1)
-            below.copy_(torch.linalg.solve_triangular(lower.t(), below, upper=True, left=False))
+    for first, last in spans(0, n, _PANEL):
+        if first and last < n:
+            A[last:, first:last].addmm_(A[last:, :first], A[first:last, :first].t(), alpha=-1)
+        for start, end in spans(first, last, _TILE):
+            own = A[start:end, start:end]
+            update = A[start:end, :start]
+            lower, failed = torch.linalg.cholesky_ex(own - update @ update.t())
+            if failed:
+                return False
+            own.copy_(lower + own.triu(1))
+            # Rows of the panel itself take all columns before the tile at once, rows below it those of the panel alone.
+            for rows, known in ((slice(end, last), 0), (slice(last, n), first)):
+                below = A[rows, start:end]
+                if not len(below):
+                    continue
+                if start > known:
+                    below.addmm_(A[rows, known:start], A[start:end, known:start].t(), alpha=-1)
+                below.copy_(torch.linalg.solve_triangular(lower.t(), below, upper=True, left=False))
     return True

@@ -19,7 +19,7 @@ from typing import Any
 import numpy
 import torch
 
-from qtk.quantization.algorithms.cholesky import damped_cholesky_, reorder_, reorder_columns_, solve_
+from qtk.quantization.algorithms.cholesky import damped_cholesky_, reorder_, reorder_columns_, solve_, spans
 from qtk.quantization.algorithms.grid import search_grid
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme
@@ -27,7 +27,11 @@ from qtk.quantization.scheme_model import LinearScheme
 # Fractions of mean(diag H) tried in turn until the Cholesky decomposition succeeds. The paper's 0.01 fits a few rows of
 # calibration text too closely: 0.05 lowers the KL divergence by a tenth with the correction below (docs/benchmarks.md).
 DAMPING_LADDER = (0.05, 0.15, 0.5, 1.5)
-_BLOCK = 128  # columns that take the errors of all columns before them as one matrix product
+# What the first rung is where tokens are few: this times the columns a token has to speak for (docs/benchmarks.md).
+_DAMPING_OF_FEW = 0.15
+_MOST_DAMPING = 0.5
+_SPAN = 512  # columns that take the errors of all columns before them as one matrix product
+_BLOCK = 128  # columns of a span that take those of the span
 _PANEL = 16  # columns updated one by one inside a block
 _ROWS_ELEMENTS = 1 << 23  # of W that are float32 at once: 32 MB
 
@@ -62,6 +66,15 @@ class Elementwise:
 # On the CPU, NumPy's calls on the same memory cost a third of torch's each.
 NUMPY_CALLS = Elementwise(lambda matrix: list(matrix.numpy()), numpy.rint, numpy)
 TORCH_CALLS = Elementwise(torch.unbind, torch.round, torch)
+
+
+def damping_ladder(tokens: int, columns: int) -> tuple[float, ...]:
+    """The ladder for a Hessian of so many columns that was summed over so many tokens: with fewer than three a column, what H says of
+    their correlations is noise in part, and more damping keeps GPTQ from following it."""
+    first = min(_DAMPING_OF_FEW * columns / max(tokens, 1), _MOST_DAMPING)
+    if first <= DAMPING_LADDER[0]:
+        return DAMPING_LADDER
+    return tuple(first * rung / DAMPING_LADDER[0] for rung in DAMPING_LADDER)
 
 
 def gptq(
@@ -156,32 +169,37 @@ def _round_columns(Wt: torch.Tensor, L: torch.Tensor, grid: _Grid, elementwise: 
     scale_of, inverse_of, lowest, highest = map(rows_of, (scales, scales.reciprocal(), -Zt, top - Zt))
     group_of = grid.group.tolist()
     codes = torch.empty(n, rows, dtype=torch.uint8, device=Wt.device)
-    for start in reversed(range(0, n, _BLOCK)):
-        end = min(start + _BLOCK, n)
+    for first, last in reversed(spans(0, n, _SPAN)):
         # Each column of M: what the differences of the columns that were taken before it move its weight by.
-        M = L[start:, start:end] / L.diagonal()[start:end]
-        D = Wt[start:end]
-        T = torch.addmm(D, M[end - start :].t(), Wt[end:]) if end < n else D.clone()
-        own, E = torch.empty_like(D), torch.zeros_like(D)
-        targets, w_rows, target_rows, code_rows, error_rows = T.unbind(), *map(rows_of, (D, T, own, E))
-        for panel_end in range(end - start, 0, -_PANEL):
-            panel = max(panel_end - _PANEL, 0)
-            # Differences of the panel's columns to come are still zero, so every column may read them all: no view is cut.
-            E_columns = E[panel:panel_end].t()
-            M_columns = M[panel:panel_end, panel:panel_end].t().contiguous().unbind()
-            for i in reversed(range(panel, panel_end)):
-                target, code, error, g = target_rows[i], code_rows[i], error_rows[i], group_of[start + i]
-                if i + 1 < panel_end:
-                    targets[i].addmv_(E_columns, M_columns[i - panel])
-                multiply(target, inverse_of[g], out=code)
-                nearest(code, out=code)
-                maximum(code, lowest[g], out=code)
-                minimum(code, highest[g], out=code)
-                multiply(code, scale_of[g], out=target)
-                subtract(w_rows[i], target, out=error)
-            if panel:
-                T[:panel].addmm_(M[panel:panel_end, :panel].t(), E[panel:panel_end])
-        D.copy_(E)
-        own += Zt[grid.group[start:end]]
-        codes[start:end] = own
+        M = L[first:, first:last] / L.diagonal()[first:last]
+        moved = Wt[first:last].clone()
+        if last < n:
+            moved.addmm_(M[last - first :].t(), Wt[last:])
+        for start, end in reversed(spans(first, last, _BLOCK)):
+            D, T = Wt[start:end], moved[start - first : end - first]
+            if end < last:
+                T.addmm_(M[end - first : last - first, start - first : end - first].t(), Wt[end:last])
+            own, E = torch.empty_like(D), torch.zeros_like(D)
+            targets, w_rows, target_rows, code_rows, error_rows = T.unbind(), *map(rows_of, (D, T, own, E))
+            within = M[start - first : end - first, start - first : end - first]
+            for panel_end in range(end - start, 0, -_PANEL):
+                panel = max(panel_end - _PANEL, 0)
+                # Differences of the panel's columns to come are still zero, so every column may read them all: no view is cut.
+                E_columns = E[panel:panel_end].t()
+                M_columns = within[panel:panel_end, panel:panel_end].t().contiguous().unbind()
+                for i in reversed(range(panel, panel_end)):
+                    target, code, error, g = target_rows[i], code_rows[i], error_rows[i], group_of[start + i]
+                    if i + 1 < panel_end:
+                        targets[i].addmv_(E_columns, M_columns[i - panel])
+                    multiply(target, inverse_of[g], out=code)
+                    nearest(code, out=code)
+                    maximum(code, lowest[g], out=code)
+                    minimum(code, highest[g], out=code)
+                    multiply(code, scale_of[g], out=target)
+                    subtract(w_rows[i], target, out=error)
+                if panel:
+                    T[:panel].addmm_(within[panel:panel_end, :panel].t(), E[panel:panel_end])
+            D.copy_(E)
+            own += Zt[grid.group[start:end]]
+            codes[start:end] = own
     return codes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ from qtk.sandbox.pool import Workers, choose_level
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node")
 TASK = Task("T/0", "javascript", "const f = (x) => {\n", "  return x\n}\n", "console.assert(f(3) === 3)\n", "f")
 SUITE = Suite(
-    name="own", summary="ours", source="ours", licence="Apache-2.0", layout="humaneval-x", seconds=8,
+    name="own", summary="ours", source="ours", licence="Apache-2.0", layout="humaneval-x", seconds=60,
     languages={"javascript": SuiteLanguage(file="x", tasks=1)},
 )  # fmt: skip
 GOOD = "const f = (x) => { return x }\n"
@@ -37,7 +38,6 @@ PROGRAMS = {
     "const f = (x) => { return f(x) }\n": "failed",
     "const f = (x) => {\n": "compile_error",
     "}); const f = (x) => x; (() => {\n": "compile_error",
-    "const f = (x) => { while (true) {} }\n": "timeout",
     "const f = (x) => x\nreturn\n": "failed",
     "const f = (x) => { process.exit(0) }\n": "failed",
     "const f = (x) => { [].map['con' + 'structor']('return pro' + 'cess')().exit(0) }\n": "failed",
@@ -46,11 +46,14 @@ PROGRAMS = {
     "const f = (x) => { require('fs'); return x }\n": "passed",
     "const f = (x) => { setTimeout(() => 1, 1); return x }\n": "passed",
 }
+# It uses all the time that it gets, so it is run with less.
+LOOP = "const f = (x) => { while (true) {} }\n"
 
 
-def verdicts(programs: dict[str, str], rules: str = "qtk") -> list[str]:
+def verdicts(programs: Iterable[str], rules: str = "qtk", seconds: float = SUITE.seconds) -> list[str]:
     answers = [Answer("own", "javascript", "T/0", n, f"```js\n{text}```") for n, text in enumerate(programs)]
-    with Scorer(SUITE, "javascript", level=choose_level(), rules=rules, workers=2) as scorer:
+    suite = SUITE.model_copy(update={"seconds": seconds})
+    with Scorer(suite, "javascript", level=choose_level(), rules=rules, workers=2) as scorer:
         found = {scored.answer.sample: scored.verdict for scored in scorer.score([TASK], answers)}
     return [found[number] for number in range(len(answers))]
 
@@ -58,6 +61,7 @@ def verdicts(programs: dict[str, str], rules: str = "qtk") -> list[str]:
 def test_verdicts_are_the_same_in_company_and_alone(monkeypatch):
     monkeypatch.setattr(Scorer, "extracted", lambda self, task, text: Extracted(text[6:-3], "whole"))
     assert verdicts(PROGRAMS) == list(PROGRAMS.values())
+    assert verdicts([GOOD, GOOD, GOOD, LOOP], seconds=1) == ["passed"] * 3 + ["timeout"]
     noise = {text: verdict for text, verdict in PROGRAMS.items() if text == GOOD or "noise" in text}
     assert verdicts(noise, "codefuse:stored") == ["passed", "failed"]  # those rules take any output for a failure
     # All others have had their verdict alone already.
@@ -70,7 +74,7 @@ def test_verdicts_are_the_same_in_company_and_alone(monkeypatch):
 def test_only_silent_passes_of_the_plain_language_come_from_company():
     toolchain = replace(JAVASCRIPT.toolchain, seconds=4)
     with Workers(choose_level(), count=1, readable=toolchain.readable) as workers:
-        jobs = {text: toolchain.job(text, TASK, workers.environment) for text in PROGRAMS}
+        jobs = {text: toolchain.job(text, TASK, workers.environment) for text in (*PROGRAMS, LOOP)}
         apart = [text for text, job in jobs.items() if not toolchain.sociable(job)]
         assert [text.split("(")[0] for text in apart] == ["const f = "] * 3
         assert [word for text in apart for word in ("process", "fs", "setTimeout") if word in text] == [
@@ -132,7 +136,7 @@ def test_no_program_in_company_changes_what_the_others_get():
     ],
 )
 def test_a_program_cannot_say_itself_that_its_tests_have_ended(early):
-    toolchain = replace(JAVASCRIPT.toolchain, seconds=4)
+    toolchain = replace(JAVASCRIPT.toolchain, seconds=60)
     with Workers(choose_level(), count=1, readable=toolchain.readable) as workers:
         job = toolchain.job(early + "const f = (x) => x + 1\n", TASK, workers.environment)
         [(_, outcome)] = workers.run([(0, job)])

@@ -54,16 +54,12 @@ def fragments(codes):
     n, k = codes.shape
     whole = np.full((-(-n // 128) * 128, -(-k // 64) * 64), 8, np.uint32)
     whole[:n, :k] = codes
-    words, whole, (rows, columns) = [], whole.tolist(), whole.shape
-    for nb in range(0, rows, 128):
-        for kt in range(0, columns, 64):
-            for kbl in range(4):
-                for half in range(2):
-                    for t in range(128):
-                        row, column = nb + 64 * half + t // 4, kt + 16 * kbl + 2 * (t % 4)
-                        nibbles = [whole[row + 32 * hi][column + 8 * up + one] for one in (0, 1) for hi in (0, 1) for up in (0, 1)]
-                        words.append(sum(x << 4 * i for i, x in enumerate(nibbles)))
-    return np.array(words, np.uint32).view(np.int8).reshape(-1, 512)
+    rows, columns = whole.shape
+    nb, kt, kbl, half, t = np.ix_(range(0, rows, 128), range(0, columns, 64), range(4), range(2), range(128))
+    row, column = nb + 64 * half + t // 4, kt + 16 * kbl + 2 * (t % 4)
+    nibbles = [whole[row + 32 * hi, column + 8 * up + one] for one in (0, 1) for hi in (0, 1) for up in (0, 1)]
+    words = sum(x << np.uint32(4 * i) for i, x in enumerate(nibbles))
+    return words.reshape(-1).view(np.int8).reshape(-1, 512)
 
 config = json.loads(pathlib.Path("checkpoint/config.json").read_text())
 heads, kv, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]

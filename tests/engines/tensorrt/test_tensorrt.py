@@ -66,7 +66,14 @@ def layers_of(engine: Path, stage: int = 0) -> list[dict]:
 @needs_tensorrt
 @pytest.mark.parametrize(
     ("gpu", "variant"),
-    [("a10", "llama"), ("a30", "qwen2"), ("l4", "qwen3"), ("rtx5090", "mistral-window"), ("a10", "llama-tied")],
+    [
+        ("a10", "llama"),
+        ("rtx5090", "mistral-window"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("a30", "qwen2"), ("l4", "qwen3"), ("a10", "llama-tied"))
+        ),
+    ],
 )
 def test_plans_hold_four_bit_weights_and_real_attention(int4, tmp_path, gpu: str, variant: str) -> None:
     engine = tmp_path / "engine"

@@ -127,8 +127,14 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.suffix in (".gguf", ".safetensors"))
 
 
-@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3", "llama-tied"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("bits", "variant"),
+    [
+        *((4, variant) for variant in ("llama", "qwen2", "qwen3", "llama-tied")),
+        (8, "llama-tied"),
+        *(pytest.param(8, variant, marks=pytest.mark.slow) for variant in ("llama", "qwen2", "qwen3")),
+    ],
+)
 def test_the_file_alone_is_read_as_the_checkpoint_it_was_made_from(tiny_bpe, tmp_path, variant: str, bits: int) -> None:
     model = tiny_bpe(variant)
     override = ("*.layers.1.mlp.down_proj=bits:16", "*.layers.0.mlp.*=group:32")

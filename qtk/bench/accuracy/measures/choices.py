@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from qtk.bench.accuracy.answer_source import AnswerSource
 from qtk.bench.accuracy.choices.asking import Asking
@@ -21,6 +21,15 @@ class LoadedQuestions(Loaded):
     """rows: the questions to ask."""
 
     rows: list[QuestionRow]
+
+    @property
+    def task_ids(self) -> list[str]:
+        return [row.id for row in self.rows]
+
+    def share(self, number: int, count: int) -> Self | None:
+        """Every count-th question, with its examples."""
+        rows = self.rows[number::count]
+        return replace(self, rows=rows) if rows else None
 
 
 class ChoicesMeasure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, Self, TypeVar
 
 from qtk.bench.accuracy.answer_source import AnswerSource
 from qtk.bench.accuracy.results.score import Score, TaskSource
@@ -29,6 +29,15 @@ class Loaded:
     @property
     def source(self) -> TaskSource:
         return TaskSource(self.part.suite.name, self.part.name, self.file, self.sha256, self.whole)
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The tasks, in their order; empty for a part that is one piece of work."""
+        return []
+
+    def share(self, number: int, count: int) -> Self | None:
+        """One of `count` shares of the work, None where it is empty. What is one piece of work is whole in the first."""
+        return self if number == 0 else None
 
 
 @dataclass(frozen=True)

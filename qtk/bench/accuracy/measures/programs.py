@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from qtk.bench.accuracy.answer_source import AnswerSource
 from qtk.bench.accuracy.jsonl import complete_rows, write_row
@@ -26,6 +26,20 @@ from qtk.progress import warn
 TASKS_NAME, CANARIES_NAME = "tasks.jsonl", "canaries.jsonl"
 
 
+@dataclass(frozen=True)
+class LoadedPrograms(LoadedTasks):
+    """impossible: the tasks that are scored once more with tests that contradict themselves."""
+
+    impossible: list[Task]
+
+    def share(self, number: int, count: int) -> Self | None:
+        share = super().share(number, count)
+        if share is None:
+            return None
+        own = set(share.task_ids)
+        return replace(share, impossible=[task for task in self.impossible if task.task_id in own])
+
+
 class ProgramsMeasure:
     """pass@k of one language: the references first, then all answers, then their programs."""
 
@@ -34,11 +48,14 @@ class ProgramsMeasure:
     def __init__(self, options: AccuracyOptions) -> None:
         self.options = options
 
-    def load(self, part: SuitePart) -> LoadedTasks:
+    def load(self, part: SuitePart) -> LoadedPrograms:
         # The rules of another harness include its clocks and its choice of tests.
-        return load_tasks(replace(part, suite=as_the_harness(part.suite, self.options.rules)), self.options)
+        loaded = load_tasks(replace(part, suite=as_the_harness(part.suite, self.options.rules)), self.options)
+        count = self.options.canaries
+        impossible = canaries(loaded.tasks, count, self.options.canary_seed) if count else []
+        return LoadedPrograms(**vars(loaded), impossible=impossible)
 
-    def refusals(self, loaded: Sequence[LoadedTasks], source: AnswerSource) -> list[str]:
+    def refusals(self, loaded: Sequence[LoadedPrograms], source: AnswerSource) -> list[str]:
         reasons = processor_refusals(self.options.rules) if source.role == "model" else []
         if ambiguous := source.ambiguous([(data.part, data.tasks) for data in loaded]):
             reasons.append(
@@ -56,12 +73,11 @@ class ProgramsMeasure:
             )
         return reasons
 
-    def score(self, loaded: LoadedTasks, source: AnswerSource, workplace: Workplace) -> Sequence[ProgramsScore]:
-        part, tasks = loaded.part, loaded.tasks
+    def score(self, loaded: LoadedPrograms, source: AnswerSource, workplace: Workplace) -> Sequence[ProgramsScore]:
+        part, tasks, impossible = loaded.part, loaded.tasks, loaded.impossible
         file, other = workplace.directory / TASKS_NAME, workplace.directory / CANARIES_NAME
         finished, suspicious = _finished(file), _suspicious(file)
         keys = source.keys(part, tasks)
-        impossible = canaries(tasks, self.options.canaries, self.options.canary_seed)
         chosen = {task.task_id for task in impossible}
         canary_keys = [key for key in keys if key.task_id in chosen]
         ended = _finished(other)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from qtk.bench.accuracy.measures.measure import Loaded
 from qtk.bench.accuracy.options import AccuracyOptions
@@ -17,6 +18,16 @@ class LoadedTasks(Loaded):
 
     tasks: list[Task]
     references: list[Task]
+
+    @property
+    def task_ids(self) -> list[str]:
+        return [task.task_id for task in self.tasks]
+
+    def share(self, number: int, count: int) -> Self | None:
+        """Every count-th task. References that are those of the tasks are shared with them."""
+        tasks = self.tasks[number::count]
+        references = tasks if self.references == self.tasks else self.references
+        return replace(self, tasks=tasks, references=references) if tasks else None
 
 
 def load_tasks(part: SuitePart, options: AccuracyOptions) -> LoadedTasks:

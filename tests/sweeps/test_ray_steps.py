@@ -27,9 +27,9 @@ class _LosesANode:
     """A cluster whose second node is killed when the third step has been given out."""
 
     def __init__(self, cluster) -> None:
-        from qtk.sweeps.ray_cluster import RayCluster
+        from qtk.sweeps.ray_steps import RaySteps
 
-        self._cluster, self._ray = cluster, RayCluster(cluster.address)
+        self._cluster, self._ray = cluster, RaySteps(cluster.address)
         self.slots, self._started = self._ray.slots, 0
         self.where: set[str] = set()
 
