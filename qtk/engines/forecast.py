@@ -31,6 +31,10 @@ _STORED_BYTES = 2  # of a float weight: bfloat16 or float16
 # Seconds a weight, on one core of this kind: the search for grids and the columns that are rounded one by one.
 _ROUNDING_SECONDS = 2.0e-7
 _MERGING_SECONDS = 1.0e-9  # a weight: to float32, back, and looked through for NaN
+_PACKING_SECONDS = (
+    1.5e-8  # a weight of an engine: codes taken apart, turned, and put together; of embedding and head in one thread
+)
+_BUILD_START_SECONDS = 3.0
 _NO_LIMIT = 1 << 60  # a prediction is given even where the memory is not free just now
 _SLICES = 10 * 8 << 20  # of a merge
 _SHARE_OF_DISK = 8  # a write is timed with four pieces of at most this part of what is free, so with half of it at most
@@ -150,15 +154,14 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def merge_forecast(model: ModelSize, rank: int, rates: Rates) -> StepForecast:
-    """Of adapters of this rank, all together, on all linears. Digests are taken by one thread, slices are changed by the others, and
-    the disk writes: what takes longest decides."""
+    """Of adapters of this rank, all together, on all linears. Slices are changed and digests taken on all cores; the disk's time comes on
+    top, because writes wait for what is being flushed (docs/benchmarks.md)."""
     factors = sum(
         (linear.in_features + linear.out_features) * rank * model.spec.num_layers for linear in model.spec.linears()
     )
     compute = model.weights * (rank / rates.products + _MERGING_SECONDS / rates.threads)
     digest = (2 * model.float_bytes + 4 * factors) / rates.digest
-    on_cores = compute + digest / rates.threads
-    seconds = max(on_cores, digest, model.float_bytes / rates.disk)
+    seconds = max(compute + digest / rates.threads, digest) + model.float_bytes / rates.disk
     largest = max(linear.in_features + linear.out_features for linear in model.spec.linears()) * rank * 12
     return StepForecast(
         step="merge",
@@ -207,7 +210,13 @@ def build_forecast(
     read = model.quantized_bytes if read is None else read
     written = model.quantized_bytes if written is None else written
     head = spec.vocab_size * spec.hidden_size
-    seconds = (read + written) / rates.digest / rates.threads + written / rates.disk + model.weights * 1.0e-9
+    seconds = (
+        _BUILD_START_SECONDS
+        + (read + written) / rates.digest / rates.threads
+        + written / rates.disk
+        + model.weights * _PACKING_SECONDS / rates.threads
+        + 2 * head * _PACKING_SECONDS
+    )
     return StepForecast(
         step="build-engine --gpu cpu",
         seconds=round(seconds, 1),

@@ -27,6 +27,9 @@ from qtk.quantization.scheme_model import LinearScheme
 # Fractions of mean(diag H) tried in turn until the Cholesky decomposition succeeds. The paper's 0.01 fits a few rows of
 # calibration text too closely: 0.05 lowers the KL divergence by a tenth with the correction below (docs/benchmarks.md).
 DAMPING_LADDER = (0.05, 0.15, 0.5, 1.5)
+# What the first rung is where tokens are few: this times the columns a token has to speak for (docs/benchmarks.md).
+_DAMPING_OF_FEW = 0.15
+_MOST_DAMPING = 0.5
 _SPAN = 512  # columns that take the errors of all columns before them as one matrix product
 _BLOCK = 128  # columns of a span that take those of the span
 _PANEL = 16  # columns updated one by one inside a block
@@ -63,6 +66,15 @@ class Elementwise:
 # On the CPU, NumPy's calls on the same memory cost a third of torch's each.
 NUMPY_CALLS = Elementwise(lambda matrix: list(matrix.numpy()), numpy.rint, numpy)
 TORCH_CALLS = Elementwise(torch.unbind, torch.round, torch)
+
+
+def damping_ladder(tokens: int, columns: int) -> tuple[float, ...]:
+    """The ladder for a Hessian of so many columns that was summed over so many tokens: with fewer than three a column, what H says of
+    their correlations is noise in part, and more damping keeps GPTQ from following it."""
+    first = min(_DAMPING_OF_FEW * columns / max(tokens, 1), _MOST_DAMPING)
+    if first <= DAMPING_LADDER[0]:
+        return DAMPING_LADDER
+    return tuple(first * rung / DAMPING_LADDER[0] for rung in DAMPING_LADDER)
 
 
 def gptq(

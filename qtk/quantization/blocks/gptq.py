@@ -15,7 +15,7 @@ import torch
 from qtk.models.spec import Linear
 from qtk.progress import note
 from qtk.quantization.algorithms.cholesky import SingularHessian
-from qtk.quantization.algorithms.gptq import gptq
+from qtk.quantization.algorithms.gptq import damping_ladder, gptq
 from qtk.quantization.algorithms.rtn import rtn
 from qtk.quantization.blocks.layer_log import RoundedSet, layer_records
 from qtk.quantization.blocks.quantized import FloatBlock, QuantizedBlock
@@ -82,7 +82,8 @@ class GptqBlocks:
         W = torch.cat(weights) if len(weights) > 1 else weights[0]
         method, damping = "gptq", None
         try:
-            result = gptq(W, statistics.H, scheme, drift=statistics.drift)
+            ladder = damping_ladder(statistics.tokens, W.shape[1])
+            result = gptq(W, statistics.H, scheme, drift=statistics.drift, ladder=ladder)
             stacked, damping = result.linear, result.damping
         except SingularHessian:
             method, stacked = "rtn", rtn(W, scheme)

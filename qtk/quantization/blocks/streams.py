@@ -83,16 +83,18 @@ class RowContext:
 @dataclass(frozen=True)
 class Statistics:
     """Of what a set of linears reads, per real token: H = X^T X [in, in] float32; drift: C = (X_float - X)^T X, or W C (None
-    without a float stream); sample: a few tokens of X and X_float (X itself without a float stream), [tokens, in] float32."""
+    without a float stream); sample: a few tokens of X and X_float (X itself without a float stream), [tokens, in] float32; tokens: how
+    many there were."""
 
     H: torch.Tensor
     drift: Drift | None
     sample: tuple[torch.Tensor, torch.Tensor]
+    tokens: int
 
     def copy(self) -> Statistics:
         """The same with matrices of its own."""
         drift = None if self.drift is None else Drift(self.drift.matrix.clone(), self.drift.of_outputs)
-        return Statistics(self.H.clone(), drift, self.sample)
+        return Statistics(self.H.clone(), drift, self.sample, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class BlockStreams:
         count = max(tokens, 1)
         mirror_lower_(H, _gram_step(size))
         drift = None if C is None else Drift(C.div_(count), of_outputs)
-        return Statistics(H.div_(count), drift, (X, X_float[0] if X_float else X))
+        return Statistics(H.div_(count), drift, (X, X_float[0] if X_float else X), tokens)
 
     def _stores(self, streams: Sequence[Stream], width: int) -> list[RowStore]:
         return [self.budget.store(*s.hidden.shape[:2], width, s.hidden.dtype) for s in streams]

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from qtk.quantization.algorithms.cholesky import SingularHessian, damped_cholesky_, reorder_, solve_
-from qtk.quantization.algorithms.gptq import DAMPING_LADDER, NUMPY_CALLS, TORCH_CALLS, Drift, Elementwise, gptq
+from qtk.quantization.algorithms.gptq import (
+    DAMPING_LADDER,
+    NUMPY_CALLS,
+    TORCH_CALLS,
+    Drift,
+    Elementwise,
+    damping_ladder,
+    gptq,
+)
 from qtk.quantization.algorithms.grid import round_to_grid, search_grid
 from qtk.quantization.algorithms.rtn import rtn
 from qtk.quantization.scheme_model import LinearScheme
@@ -117,6 +125,26 @@ def test_cholesky_in_place_its_ladder_and_its_solves(n: int) -> None:
             damped_cholesky_(one_bad, DAMPING_LADDER)
     with pytest.raises(SingularHessian):
         damped_cholesky_(torch.full((8, 8), float("nan")), DAMPING_LADDER)
+
+
+def test_few_tokens_are_damped_more() -> None:
+    assert damping_ladder(3 * 1024, 1024) == DAMPING_LADDER
+    assert damping_ladder(1024, 1024) == pytest.approx([0.15, 0.45, 1.5, 4.5])
+    assert damping_ladder(1, 1024)[0] == damping_ladder(128, 1024)[0] == 0.5
+
+
+def test_more_damping_of_few_tokens_loses_less_on_others() -> None:
+    """Of a Hessian of a third of the tokens that there are columns, on inputs that it has not seen."""
+    draw = torch.Generator().manual_seed(5)
+    mix = torch.randn(192, 192, generator=draw) * torch.linspace(0.05, 1, 192)
+    few, others = (torch.randn(tokens, 192, generator=draw) @ mix for tokens in (64, 4000))
+    W = torch.randn(96, 192, generator=draw)
+
+    def loss(ladder: tuple[float, ...]) -> float:
+        linear = gptq(W, few.t() @ few / 64, SYMMETRIC, ladder=ladder).linear
+        return float((others @ (linear.dequantize() - W).t()).square().mean())
+
+    assert loss(damping_ladder(64, 192)) < 0.95 * loss(DAMPING_LADDER)
 
 
 @pytest.mark.parametrize("n", [64, 600])

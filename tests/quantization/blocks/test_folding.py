@@ -39,7 +39,7 @@ def test_folding_leaves_the_float_block_as_it_was(tiny, variant: str) -> None:
     for reads in FED_BY:
         size = width(spec, reads)
         X = torch.randn(100, size, generator=draw) * torch.logspace(-1, 1, size)
-        fold = fold_scales(spec, block, reads, folded, Statistics(X.t() @ X / 100, None, (X, X)))
+        fold = fold_scales(spec, block, reads, folded, Statistics(X.t() @ X / 100, None, (X, X), 100))
         assert fold.columns.unique().numel() > 1
         folded |= fold.weights
     assert not torch.equal(folded["self_attn.v_proj.weight"], before["self_attn.v_proj.weight"])
@@ -57,6 +57,6 @@ def test_nothing_is_folded_into_what_stays_in_float(tiny, reads: str) -> None:
     floats = {name: weight.float() for name, weight in block.weights.items()}
     size = width(weights.spec, reads)
     X = torch.ones(1, size)
-    fold = fold_scales(weights.spec, block, reads, floats, Statistics(torch.eye(size), None, (X, X)))
+    fold = fold_scales(weights.spec, block, reads, floats, Statistics(torch.eye(size), None, (X, X), 100))
     assert torch.equal(fold.columns, torch.ones(size))
     assert not fold.weights
