@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 SUPPORT = Path(__file__).resolve().parent
-_PATIENCE = 240  # seconds until a server answers
+_PATIENCE = 600  # seconds until a server answers
 
 
 def vllm_environment() -> dict[str, str]:

@@ -15,7 +15,7 @@ from support.other_servers import free_port, other_server, port_is_free, vllm_en
 from qtk.bench.accuracy.jsonl import read_rows
 
 COUNT = 3
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # servers take minutes to start on a busy machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # servers take minutes to start on a busy machine
 FAST = ("--method", "rtn", "--samples", 4, "--seq-len", 128)
 
 
