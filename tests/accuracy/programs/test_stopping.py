@@ -62,7 +62,11 @@ def session(tmp_path_factory) -> DecoderSession:
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            parameter.fill_(0.0)
+            if (
+                name.endswith("norm.weight") or "q_proj" in name
+            ):  # queries reach no output; a block of zeros alone is refused
+                parameter.fill_(1.0)
         model.model.embed_tokens.weight[:] = torch.eye(size, width)
         for token, after in following.items():
             model.lm_head.weight[after, token] = 1.0
