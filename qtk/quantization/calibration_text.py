@@ -20,7 +20,7 @@ from qtk.quantization.options import QuantizeOptions
 _COLUMNS_PER_TOKEN = 8
 _FEWEST_TOKENS = 16
 # Tokens a column, from which on; what they cost beside two or more, on two widths of SmolLM2 (docs/benchmarks.md).
-_COSTS = ((0.5, "16 to 41 % more"), (0.25, "19 to 57 % more"), (0.0, "at least 16 % more"))
+_COSTS = ((0.5, "3 to 19 % more"), (0.25, "11 to 29 % more"), (0.0, "at least 11 % more"))
 _SHARE_OF_ROWS = {"fast": 0.25, "default": 0.5, "best": 1.0}
 
 
