@@ -9,7 +9,7 @@ RESULT_VERSIONS = {
     "sources": 1,
     "finetune": 1,
     "merge": 1,
-    "quantize": 3,
+    "quantize": 4,
     "build": 1,
     "sample": 1,
     "latency": 2,
