@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -188,10 +189,14 @@ class BlockStreams:
         of_outputs = W is not None and 2 * W.shape[0] < size
         C: torch.Tensor | None = None
         tokens = 0
-        samples: list[list[torch.Tensor]] = []
+        samples: list[torch.Tensor] = []
+        sampled = 0
         for chunk, xs in inputs:
             keep = self.keep(chunk)
             flat = [x.reshape(-1, size) if keep is None else x[keep] for x in xs]
+            if not samples:
+                # Once, for every chunk: small copies between the chunks kept these from being reused, and views keep them whole.
+                samples = [torch.empty(2 * _SAMPLE_TOKENS + len(inputs), size, device=self.device) for _ in flat]
             x = flat[0].float()
             bound = _outlier_bound(x).to(flat[0].dtype)
             if bool((bound < 1).any()):
@@ -207,10 +212,12 @@ class BlockStreams:
                     C.addmm_(difference.t(), x)
             tokens += flat[0].shape[0]
             stride = max(1, flat[0].shape[0] * len(inputs) // _SAMPLE_TOKENS)
-            # A copy: a view would keep the whole chunk in memory until the last one is read.
-            samples.append([x[::stride].to(torch.float32, copy=True) for x in flat])
+            taken = slice(sampled, sampled + math.ceil(flat[0].shape[0] / stride))
+            for sample, values in zip(samples, flat, strict=True):
+                sample[taken] = values[::stride]
+            sampled = taken.stop
             del xs, flat, x  # before the next chunk is read
-        X, *X_float = (torch.cat(parts) for parts in zip(*samples, strict=True))
+        X, *X_float = (sample[:sampled] for sample in samples)
         count = max(tokens, 1)
         mirror_lower_(H, _gram_step(size))
         drift = None if C is None else Drift(C.div_(count), of_outputs)

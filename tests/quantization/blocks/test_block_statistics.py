@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qtk.checkpoint.reader import Checkpoint
+from qtk.machine import keep_freed_memory
 from qtk.models.registry import model_spec
 from qtk.peak_memory import PeakMemory
 from qtk.quantization.blocks.activations import ActivationBudget
@@ -42,8 +43,8 @@ def test_statistics_keep_float32_whatever_their_inputs_are(tiny, tmp_path, dtype
 
 
 def test_statistics_hold_a_few_chunks_whatever_the_number_of_rows(tiny, tmp_path) -> None:
-    """Of rows on disk: a view as the sample kept every chunk in memory, 134 MB here."""
-    size, rows = 1024, 128
+    """Of rows on disk, 268 MB here: samples as views, or as copies between the chunks, kept nearly all of it in memory."""
+    size, rows = 1024, 256
     budget = ActivationBudget(0, tmp_path, chunk_tokens=2048)
     streams = [Stream(budget.store(rows, 256, size, torch.float32))]
     for row in range(rows):
@@ -51,6 +52,7 @@ def test_statistics_hold_a_few_chunks_whatever_the_number_of_rows(tiny, tmp_path
     blocks = BlockStreams(
         model_spec(Checkpoint(tiny("llama"))), RowContext(None, *[torch.empty(0)] * 2), budget, torch.device("cpu")
     )
+    keep_freed_memory()  # as `qtk quantize` does
     with PeakMemory() as memory:
         blocks.statistics(blocks.stored(streams, [stream.hidden for stream in streams]), size)
-    assert memory.above < 80e6
+    assert memory.above < 100e6  # of the whole process, whose libraries have buffers of their own
