@@ -39,6 +39,7 @@ from qtk.engines.description import is_engine, read_description
 from qtk.errors import GateFailed, InputError, listing
 from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress, warn
+from qtk.redaction import copy_redacted
 from qtk.release.bundle_card import BundleCard, Origin, write_bundle_card
 from qtk.release.bundle_parts import (
     ChainPart,
@@ -325,7 +326,10 @@ def _write_the_rest(plan: _Plan, sources: BundleSources, work: Path, *, signed: 
     """Everything beside the artefact, but the manifest and the sums."""
     for name, path in plan.carried.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, work / name)
+        if path == sources.recipe or path.name in (*plan.origin.licence_files, BASE_CARD_NAME, CARD_NAME):
+            copy_redacted(path, work / name)
+        else:  # a manifest has its digest
+            shutil.copyfile(path, work / name)
     (work / SBOM_NAME).write_text(sbom_json(_materials(plan)), encoding="utf-8")
     files = dict(plan.start.files)
     if (compose := plan.start.compose(plan.record.name)) is not None:
