@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtk.checkpoint.publishing import redact_tree
-from qtk.checkpoint.reader import INDEX_NAME, Checkpoint
+from qtk.checkpoint.reader import INDEX_NAME, LICENCE_PATTERNS, Checkpoint
 from qtk.checkpoint.safetensors_file import format_dtype
 from qtk.errors import InputError, MachineError
+from qtk.redaction import copy_redacted
 from qtk.sizes import size_text
 
 if TYPE_CHECKING:
@@ -172,12 +173,15 @@ def _without_secrets(config: bytes) -> bytes:
 
 
 def copy_companions(source: Checkpoint, directory: Path, *, config: bytes | None = None) -> None:
-    """Copies tokenizer, chat template and licence files byte for byte, and config.json verbatim unless one is given or it
-    holds a secret."""
+    """Copies tokenizer and chat template byte for byte, licences without secrets, and config.json verbatim unless one is given
+    or it holds a secret."""
     for path in source.companion_files:
         target = directory / path.relative_to(source.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        if any(path.match(pattern) for pattern in LICENCE_PATTERNS):
+            copy_redacted(path, target)
+        else:
+            shutil.copyfile(path, target)
     (directory / "config.json").write_bytes(_without_secrets(source.config_bytes if config is None else config))
 
 

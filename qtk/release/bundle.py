@@ -32,7 +32,7 @@ from qtk.checkpoint.manifest import (
     digest_files,
     verify_chain,
 )
-from qtk.checkpoint.reader import CARD_NAME
+from qtk.checkpoint.reader import CARD_NAME, LICENCE_PATTERNS
 from qtk.checkpoint.staging import Resumption, staged_directory
 from qtk.checkpoint.sums import sums_text
 from qtk.engines.description import is_engine, read_description
@@ -61,7 +61,6 @@ from qtk.release.starting import COMPOSE_NAME, Start, start_of
 
 RECIPE_NAME = "recipe.yaml"
 _WORK = ".bundle"  # what a stopped command leaves; removed before the directory is complete
-_LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 _UNBUILT = "unbuilt"
 
 
@@ -262,7 +261,9 @@ def _origin(line: Sequence[ChainPart], starts: Sequence[ChainStart]) -> tuple[Or
         for start in first
         if start.record.path.startswith("hf://")
     )
-    licences = {path.name: path for place in reversed(places) for pattern in _LICENCES for path in place.glob(pattern)}
+    licences = {
+        path.name: path for place in reversed(places) for pattern in LICENCE_PATTERNS for path in place.glob(pattern)
+    }
     names = tuple(sorted(licences))
     card = next((place / BASE_CARD_NAME for place in places if (place / BASE_CARD_NAME).is_file()), None)
     if card is None:
