@@ -66,7 +66,9 @@ def vllm(smollm2: Path, owners_python, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def llamacpp(smollm2: Path, owners_python, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     program = Path(owners_python("llamacpp")).with_name("llama-server")
-    bundle = bundled(smollm2, tmp_path_factory.mktemp("llamacpp"), "llama.cpp", "--container", "gguf", "--group-size", 32)
+    bundle = bundled(
+        smollm2, tmp_path_factory.mktemp("llamacpp"), "llama.cpp", "--container", "gguf", "--group-size", 32
+    )
     first, *words = bundle.command
     assert (first, words[-2:]) == ("llama-server", ["--port", "8080"])
     port = 8080 if port_is_free(8080) else free_port()
