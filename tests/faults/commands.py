@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from faults.conftest import Workshop
+from support.confined import Confined
 
 Words = tuple[object, ...]
 _SMALL = ("--samples", 2, "--seq-len", 16, "--group-size", 32, "--threads", 1)
@@ -41,6 +43,9 @@ COMMANDS: dict[str, Callable[[Workshop, Path], Words]] = {
 }  # fmt: skip
 
 
+# Commands that keep what they had done when they fail, for --resume.
+RESUMED = [name for name in COMMANDS if name.startswith("quantize ")] + ["bench accuracy", "finetune", "bundle"]
+
 # Keys whose values are times, or memory that depends on them. Files that repeat these, or digests of what has them, are left to
 # `qtk verify`, or are no part of a result.
 _TELL_TIME = {"seconds", "tokens_per_second", "peak_memory_bytes"}
@@ -68,6 +73,23 @@ def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_times(inner) for key, inner in value.items() if key not in _TELL_TIME}
     return [_without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+def require_whole_or_absent(confined: Confined, out: Path, where: str) -> None:
+    """What stands under a final name verifies: `out`, or each step's directory of a run."""
+    done = [out] if out.exists() else []
+    if done and not (out / "qtk-manifest.json").exists() and (out / "recipe.yaml").exists():
+        done = [path for path in out.glob("*") if path.is_dir() and path.suffix != ".partial"]
+    for directory in done:
+        verified = confined.run("verify", directory)
+        assert verified.code == 0, f"{where}: {verified.said}"
+
+
+def empty(folder: Path) -> Path:
+    """Makes a folder that holds nothing. Outputs repeat their own names, so those that are compared lie in two folders."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def left_behind(out: Path) -> list[str]:

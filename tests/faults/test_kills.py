@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from faults.commands import COMMANDS, contents, left_behind
+from faults.commands import COMMANDS, contents, empty, left_behind, require_whole_or_absent
 from faults.conftest import Workshop
 from support.confined import Confined
 
@@ -23,38 +23,25 @@ MOMENTS = int(os.environ.get("QTK_TEST_KILLS", MANY))
 def _killed(confined: Confined, w: Workshop, name: str, moments: int, seed: int) -> Counter[str]:
     """Kills a command at random moments and finishes its work. Returns how often what was found."""
     words, counts = COMMANDS[name], Counter[str]()
-    whole, out = (_empty(w.root / folder) / "out" for folder in ("whole", "killed"))  # with one name, which outputs repeat
+    whole, out = (
+        empty(w.root / folder) / "out" for folder in ("whole", "killed")
+    )  # with one name, which outputs repeat
     first = confined.run(*words(w, whole), seconds=240)
     assert first.code == 0, first.said
     expected, chooser = contents(whole), random.Random(seed)
     for moment in (chooser.uniform(0, first.seconds * 1.1) for _ in range(moments)):
         where = f"{name}, killed after {moment:.3f} s (seed {seed})"
-        _empty(out.parent)
+        empty(out.parent)
         killed = confined.run(*words(w, out), seconds=moment, alone=True)
         assert killed.code in (0, 124), f"{where}: {killed.said}"
         assert killed.survivors == [], where
-        _require_whole_or_absent(confined, name, out, where)
+        require_whole_or_absent(confined, out, where)
         counts["killed at work" if killed.code else "done before"] += 1
         counts[_finish(confined, w, name, out)] += 1
         assert confined.run("verify", out).code == 0, where
         assert contents(out) == expected, where
         assert left_behind(out) == [], where
     return counts
-
-
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
-
-
-def _require_whole_or_absent(confined: Confined, name: str, out: Path, where: str) -> None:
-    done = [out] if out.exists() else []
-    if name == "run" and done:
-        done = [path for path in out.glob("*") if path.is_dir() and not path.name.endswith(".partial")]
-    for directory in done:
-        verified = confined.run("verify", directory)
-        assert verified.code == 0, f"{where}: {verified.said}"
 
 
 def _finish(confined: Confined, w: Workshop, name: str, out: Path) -> str:
