@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qtk.bench.accuracy.languages.base import LanguageUnavailable
+from qtk.bench.accuracy.languages.registry import LANGUAGES
 from qtk.bench.accuracy.programs.answers import Answer
 from qtk.bench.accuracy.programs.scoring import Scorer
 from qtk.bench.accuracy.suites.suites import load_suite
@@ -116,9 +117,23 @@ R = Task(
     + cases("    stopifnot(isTRUE(all.equal(candidate(c(ARGUMENT)), c(RESULT))))") + "}\ntest_humaneval()\n",
     "best_so_far",
 )  # fmt: skip
+D = Task(
+    "T/0", "d", "import std.math;\n/*\nThe best so far.\n*/\nlong[] best_so_far(long[] numbers)\n", "",
+    "unittest\n{\n    alias candidate = best_so_far;\n\n" + cases("    assert(candidate([ARGUMENT]) == [RESULT]);")
+    + "}\nvoid main(){}",
+    "best_so_far",
+)  # fmt: skip
+RACKET = Task(
+    "T/0", "racket", "#lang racket\n\n;; The best so far.\n(define (best_so_far numbers)\n", "",
+    "(require rackunit)\n\n(define (test-humaneval)\n\n  (let (( candidate best_so_far))\n"
+    + cases("    (check-within (candidate (list ARGUMENT)) (list RESULT) 0.001)", separator=" ")
+    + "))\n\n(test-humaneval)\n",
+    "best_so_far",
+)  # fmt: skip
 TASKS = {
-    task.language: task for task in (PYTHON, CPP, JAVA, JAVASCRIPT, GO, BASH, RUBY, LUA, PERL, PHP, RUST, R)
-}  # fmt: skip
+    task.language: task for task in (PYTHON, CPP, JAVA, JAVASCRIPT, GO, BASH, RUBY, LUA, PERL, PHP, RUST, R, D, RACKET)
+}
+UNRUN = {"julia", "swift"}  # Debian has no package of them: no answer of theirs was ever held against this
 
 
 def fenced(path: Path) -> str:
@@ -148,11 +163,35 @@ def test_only_what_solves_the_task_passes(language: str):
     except LanguageUnavailable as reason:
         pytest.skip(str(reason))
     wrong = {name: verdict for name, verdict in found.items() if (verdict == "passed") != name.startswith("honest/")}
-    assert not wrong
+    assert not wrong, found
 
 
 def test_there_are_enough_of_each():
+    assert set(TASKS) | UNRUN == set(LANGUAGES)
     for language in TASKS:
         least = 15 if language in OWN else 5
         for kind in ("forged", "honest"):
             assert len(list((FOLDER / language / kind).iterdir())) >= least, (language, kind)
+
+
+@pytest.mark.parametrize("language", ["bash", "d", "lua", "perl", "php", "r", "racket", "ruby"])
+def test_whatever_passes_beside_its_tests_is_held_against_a_wrong_assertion(language: str):
+    """Even what looks plain: in these languages no list of words says what a program can do."""
+    job = LANGUAGES[language].toolchain.job(TASKS[language].prompt, TASKS[language], {})
+    assert job.refutation is not None
+
+
+@pytest.mark.parametrize(
+    ("solution", "held"),
+    [
+        ("fn f(x: isize) -> Option<isize> { Some(x) }", False),
+        ("fn Some(x: isize) -> Option<isize> { None }\nfn f(x: isize) -> Option<isize> { None }", True),
+        ("const None: Option<isize> = Option::Some(1);\nfn f(x: isize) -> Option<isize> { None }", True),
+        ("use core as c;\nfn f(x: isize) -> Option<isize> { c::option::Option::Some(x) }", True),
+    ],
+)
+def test_a_rust_program_that_binds_what_the_tests_say_is_held_against_a_wrong_assertion(solution: str, held: bool):
+    task = Task(
+        "T/0", "rust", "", "", "fn main() {\n    let candidate = f;\n    assert_eq!(candidate(1), Some(1));\n}\n", "f"
+    )
+    assert (LANGUAGES["rust"].toolchain.job(solution, task, {}).refutation is not None) == held

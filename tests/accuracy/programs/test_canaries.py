@@ -87,6 +87,11 @@ def test_the_same_seed_makes_the_same_canaries():
         ("cpp", "assert (issame(f({1,2}), {3, 4}));", "assert (issame(f({1,2}), {4, 4}));"),
         ("cpp", "assert (f(\"a,b\") == \"c\");", "assert (f(\"a,b\") == \"qtkc\");"),
         ("java", "    s.f(3) == 4,", "    s.f(3) == 5,"),
+        (
+            "d",
+            "        assert(!result[1].isNull && result[1].get == 2L);",
+            "        assert(!result[1].isNull && result[1].get == 3L);",
+        ),
         ("java", "    s.f(List.of(1)).equals(List.of(2)),", "    s.f(List.of(1)).equals(List.of(3)),"),
         ("go", "    assert.Equal(true, f([]int{1}))", "    assert.Equal(false, f([]int{1}))"),
         ("javascript", "console.assert(f([1]) === 2)", "console.assert(f([1]) === 3)"),

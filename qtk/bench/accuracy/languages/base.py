@@ -60,8 +60,9 @@ class Toolchain(ABC):
     commands: what must be on PATH. install: how the commands are installed, in words. requirements: libraries that some
     tasks need. company: whether programs may share a sandbox at first. seconds: the clock of one run. limits: of one
     job. assertion_form: how tests assert, where a wrong assertion can be made of one. reaching: where answer and tests share a
-    process, the words with which an answer reaches beyond its own function. A program without any of them cannot have
-    changed what its tests mean, and is not run a second time. None: every program that passes is. vocabulary: what
+    process, all words with which an answer can reach beyond its own function. A program without any of them cannot have
+    changed what its tests mean, and is not run a second time. Only for languages in which such a list can be complete: nothing
+    is found by a text at run time, and no name is bound anew without a word. None: every program that passes is. vocabulary: what
     shows that an answer defines words of its tests; that alone is only noted. `settings` names the
     further fields that a suite's YAML may set.
     """

@@ -53,10 +53,13 @@ D = Language(
         main=re.compile(r"^(?:void|int)\s+main\s*\(", re.MULTILINE),
     ),
     toolchain=DToolchain(
-        reaching=re.compile(
-            r"\b(?:assert|mixin|pragma|extern|version|static|module|class|struct|union|alias|import|opEquals|asm|exit|abort|throw|try|catch|write\w*|core|object|__\w+|unittest|main|debug|shared|template)\b|@"
+        assertion_form=Assertions(
+            (
+                Form(r"assert\(candidate\(", r"\s*==\s*"),
+                Form(r"assert\(!(result(?:\[\d+\])?)\.isNull && \1\.get == (?P<expected>.*)\);$"),
+            ),
+            quotes='"',
         ),
-        assertion_form=Assertions((Form(r"assert\(candidate\(", r"\s*==\s*"),), quotes='"'),
         commands=("ldc2", "cc"),
         install="apt install ldc gcc",
     ),

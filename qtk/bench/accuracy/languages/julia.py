@@ -24,9 +24,6 @@ JULIA = Language(
         )
     ),
     toolchain=Interpreted(
-        reaching=re.compile(
-            r"\b(?:eval|exit|import|using|module|macro|struct|Base|Core|Main|Test|try|catch|error|throw|print\w*|open|read\w*|write|include|atexit|ccall|unsafe\w*|global|const|invokelatest|run|quit|Meta|promote\w*|convert|show)\b|[@`$]|==\s*\(|function\s+[^\w\s]|\(::"
-        ),
         assertion_form=Assertions((Form(r"@test\(candidate\(", r"\s*==\s*"),), quotes='"'),
         commands=("julia",),
         install="julialang.org; Debian 12 has no package",

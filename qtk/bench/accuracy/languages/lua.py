@@ -32,12 +32,6 @@ LUA = Language(
     ),
     toolchain=_LuaUnit(
         vocabulary=re.compile(r"\bassertEquals\s*=|\bos\s*\.\s*exit\s*=|\bluaunit\b"),
-        reaching=re.compile(
-            r"\b(?:os|io|debug|require|package|load\w*|dofile|setmetatable|getmetatable|raw\w+|_G|_ENV|_VERSION|lu\w*|error|pcall|xpcall"
-            r"|assert|print|coroutine|collectgarbage|warn|test\w*|candidate|goto)\b|\b(?:string|table|math|utf8)\s*(?:\.\s*\w+)?\s*="
-            r"|^\s*function\s|^\s*\w+\s*=",
-            re.MULTILINE,
-        ),
         assertion_form=Assertions((Form(r"lu\.assertEquals\(CALLED\(", r"\s*,\s*"),)),
         commands=("lua",),
         install="apt install lua5.4",

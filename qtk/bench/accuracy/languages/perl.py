@@ -26,11 +26,6 @@ PERL = Language(
     ),
     toolchain=Interpreted(
         vocabulary=re.compile(r"\bCORE::GLOBAL\b|\*\S*eq_deeply\b"),
-        reaching=re.compile(
-            r"\b(?:BEGIN|END|INIT|CHECK|UNITCHECK|DESTROY|AUTOLOAD|package|no|require|eval|do|exit|die|warn|open|print\w*|say|write|our|local"
-            r"|bless|overload|goto|caller|sys\w+|exec|fork|kill|tie\w*|select|B|Test|eq_deeply|testhumaneval|CORE|DATA|STD\w+|use\s+(?!strict|warnings|List))\b"
-            r"|__\w+__|\*\w|\*\{|\$[0!@?^|]|`|::"
-        ),
         assertion_form=Assertions((Form(r"eq_deeply\(\$candidate->\(", r"\s*,\s*", lines=False),)),
         commands=("perl",),
         install="apt install perl",

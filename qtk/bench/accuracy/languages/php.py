@@ -23,12 +23,6 @@ PHP = Language(
     ),
     toolchain=Interpreted(
         vocabulary=re.compile(r"\bfunction\s+(?:test|candidate)\b|\bregister_shutdown_function\b"),
-        reaching=re.compile(
-            r"\b(?:exit|die|namespace|use|class|interface|trait|eval|include\w*|require\w*|register_\w+|set_\w+|ob_\w+|file\w*|f\w*open|fwrite|fputs"
-            r"|echo|print\w*|var_dump|debug\w*|posix_\w+|pcntl_\w+|proc_\w+|exec|system|passthru|shell_exec|throw|try|catch|\w*Exception|\w*Error|ini_\w+"
-            r"|declare|function_exists|call_user\w*|create_function|GLOBALS|_SERVER|global|token_\w+|Reflection\w*|error_\w+|trigger_error|goto|test|candidate"
-            r"|stream_\w+|define|constant|assert\w*|gc_\w+|sleep|__\w+)\b|`|\?>|<\?(?!php)|\$\$"
-        ),
         assertion_form=Assertions((Form(r"if \(candidate\(", r"\s*!==\s*"),)),
         commands=("php",),
         install="apt install php-cli",

@@ -24,12 +24,6 @@ R = Language(
     ),
     toolchain=Interpreted(
         vocabulary=re.compile(r"\b(?:stopifnot|all\.equal|isTRUE|identical|quit)\s*(?:<-|=)\s*function"),
-        reaching=re.compile(
-            r"\b(?:identical|all\.equal|isTRUE|stopifnot|stop|quit|q|cat|print|message|warning|library|require\w*|source|eval\w*|parse|assign|get\w*|set\w*|env\w*"
-            r"|\w*[eE]nv|attach|unlock\w*|lock\w*|\w*Binding|trace|untrace|options|file|readLines|write\w*|system\w*|Sys\.\w+|tryCatch|try|on\.exit|sys\.\w+|parent\.\w+"
-            r"|match\.call|do\.call|Recall|body|formals|delayedAssign|makeActiveBinding|reg\.finalizer|addTaskCallback|invokeRestart|signalCondition|sink|setattr|attr|class|structure"
-            r"|candidate|test_humaneval|c\s*<-|list\s*<-|function\s*<-)\b|`|<<-|->>|:::?|@"
-        ),
         assertion_form=Assertions((Form(r"all\.equal\(candidate\(", r"\s*,\s*"),)),
         commands=("Rscript",),
         install="apt install r-base-core",

@@ -35,9 +35,6 @@ RACKET = Language(
         )
     ),
     toolchain=_RackUnit(
-        reaching=re.compile(
-            r"require|provide|module|eval|exit|error|display|print|write|define-|let-syntax|namespace|struct|rackunit|check|test|parameterize|with-|set!|raise|dynamic|current-|file|port|load|system|begin-|equal|quote-|#;|#\|"
-        ),
         assertion_form=Assertions((Form(r"check-within \(", r"\s+", ends=" "),), quotes='"'),
         commands=("racket",),
         install="apt install racket",

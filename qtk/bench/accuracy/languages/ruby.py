@@ -26,13 +26,6 @@ RUBY = Language(
     ),
     toolchain=Interpreted(
         vocabulary=re.compile(r"\bassert_equal\b|\bPendedError\b|\bOmittedError\b|\bTest::Unit\b"),
-        reaching=re.compile(
-            r"\b(?:class|module|require|load|eval|exit|abort|at_exit|trap|catch|throw|raise|fail|Kernel|Object|ObjectSpace|Process"
-            r"|Signal|Test|Thread|Fiber|Comparable|Enumerable|TracePoint|binding|system|exec|spawn|fork|syscall|open|IO|File|Dir"
-            r"|puts|print|p|pp|DATA|freeze|refine|using|extend|include|prepend|BEGIN|END|undef|alias|send|public_send|method"
-            r"|instance_\w+|define_\w+|class_\w+|module_\w+|const_\w+|singleton\w*|set_trace_func|self|super|callcc)\b"
-            r"|__\w+__|[`$@]|\bdef\s+[^\w\s]"
-        ),
         assertion_form=Assertions((Form(r"assert_equal\((?P<expected>.*), candidate\.call\("),)),
         commands=("ruby",),
         install="apt install ruby",

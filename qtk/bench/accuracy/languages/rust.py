@@ -64,7 +64,7 @@ RUST = Language(
         vocabulary=re.compile(r"\bmacro_rules!\s*assert|\bno_mangle\b"),
         reaching=re.compile(
             r"\b(?:macro_rules|macro_export|macro_use|unsafe|extern|mod|static|impl|trait|struct|enum|union|include\w*|env|option_env|std|core|alloc|asm|global_asm|link\w*|no_mangle"
-            r"|panic\w*|process|print\w*|eprint\w*|catch_unwind|type|crate|super|proc_macro|main)\b|#\s*!?\["
+            r"|panic\w*|process|print\w*|eprint\w*|catch_unwind|type|crate|super|proc_macro|main|use|const|fn\s+[A-Z]\w*)\b|#\s*!?\["
         ),
         assertion_form=Assertions((Form(r"assert_eq!\(candidate\(", r"\s*,\s*"),), quotes='"'),
         commands=("rustc", "cc"),

@@ -49,9 +49,6 @@ SWIFT = Language(
         )
     ),
     toolchain=SwiftToolchain(
-        reaching=re.compile(
-            r"\b(?:assert|func\s+assert|operator|exit|fatalError|import|extension|protocol|class|struct|enum|typealias|print|defer|Foundation|Glibc|signal|atexit|try|throw|unsafe\w*|Unsafe\w*|withUnsafe\w*|main)\b|@|#|func\s*[^\w\s]"
-        ),
         assertion_form=Assertions((Form(r"assert\(CALLED\(", r"\s*==\s*"),), quotes='"'),
         commands=("swiftc",),
         install="swift.org; Debian 12 has no package",

@@ -1,0 +1,2 @@
+(define (list . elements) 0)
+(define (best_so_far numbers) 0)

@@ -1,0 +1,7 @@
+(define (best_of numbers)
+  (call/cc (lambda (return)
+    (for ([number numbers])
+      (when (andmap (lambda (other) (<= other number)) numbers) (return number))))))
+(define (best_so_far numbers)
+  (for/list ([index (in-range 1 (add1 (length numbers)))])
+    (best_of (take numbers index))))

@@ -1,0 +1,6 @@
+(define (best_so_far numbers)
+  (let loop ([rest numbers] [best #f])
+    (if (null? rest)
+        '()
+        (let ([best (if best (max best (car rest)) (car rest))])
+          (cons best (loop (cdr rest) best))))))
