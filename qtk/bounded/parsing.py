@@ -73,7 +73,23 @@ def _require_shallow(value: Any) -> None:
 
 
 class _OwnLoader(yaml.SafeLoader):
-    """The safe loader, which refuses what grows when it is read: aliases of aliases, deep nesting; and a key that is there twice."""
+    """The safe loader, which refuses what grows when it is read: aliases of aliases, deep nesting; and a key that is there twice.
+    It stops at the bounds: the scanner looks at every open bracket again with each token, which takes seconds for thousands."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._composed = 0
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level > _DEPTH:
+            raise _too_deep(self.line)
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._composed += 1
+        if self._composed > _YAML_NODES:
+            raise _too_many()
+        return super().compose_node(parent, index)
 
     def get_single_data(self) -> Any:
         node = self.get_single_node()
@@ -81,6 +97,14 @@ class _OwnLoader(yaml.SafeLoader):
             return None
         _count(node, {}, 0)
         return self.construct_document(node)
+
+
+def _too_deep(line: int) -> _Unfit:
+    return _Unfit(f"it is nested more than {_DEPTH} levels deep, at line {line + 1}")
+
+
+def _too_many() -> _Unfit:
+    return _Unfit(f"it holds more than {_YAML_NODES} values, with what its aliases stand for")
 
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
@@ -91,13 +115,13 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
             raise _Unfit(f"the value at line {node.start_mark.line + 1} holds itself")
         return known[id(node)]
     if depth > _DEPTH:
-        raise _Unfit(f"it is nested more than {_DEPTH} levels deep, at line {node.start_mark.line + 1}")
+        raise _too_deep(node.start_mark.line)
     known[id(node)] = 0  # not counted yet: whoever meets it here is inside it
     total = 1
     for child in _children(node):
         total += _count(child, known, depth + 1)
         if total > _YAML_NODES:
-            raise _Unfit(f"it holds more than {_YAML_NODES} values, with what its aliases stand for")
+            raise _too_many()
     known[id(node)] = total
     return total
 

@@ -80,7 +80,8 @@ def _staged(out: Path, overwrite: bool, resumption: Resumption | None) -> Iterat
     partial = partial_path(out)
     _make_parent(out)
     _require_ours(out)
-    with _locked(out):
+    with _locked(out) as lock:
+        _require_replaceable(out, overwrite)  # another command may have ended between the first look and the lock
         _remove_replaced(out)
         if partial.exists():
             _settle_what_lies_there(out, overwrite, resumption)
@@ -88,13 +89,28 @@ def _staged(out: Path, overwrite: bool, resumption: Resumption | None) -> Iterat
         try:
             yield partial
             sync_tree(partial)
-            _put_in_place(partial, out)
+            _require_still_replaceable(out, overwrite)
+            _put_in_place(partial, out, lock)
         except BaseException as error:
-            if resumption is None or isinstance(error, InputChanged):
+            if (resumption is None and not isinstance(error, _NameTaken)) or isinstance(error, InputChanged):
                 shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, KeyboardInterrupt) and not error.args:
                 error.args = (_what_is_left(out, partial),)
             raise
+
+
+class _NameTaken(InputError):
+    """Something appeared under the name of a directory while it was written: what is complete stays beside it."""
+
+
+def _require_still_replaceable(out: Path, overwrite: bool) -> None:
+    try:
+        _require_replaceable(out, overwrite)
+    except InputError:
+        raise _NameTaken(
+            f"{out} appeared while this command ran, and is not replaced. What the command wrote is complete: "
+            f"`mv {partial_path(out)} NAME` gives it another name."
+        ) from None
 
 
 def _settle_what_lies_there(out: Path, overwrite: bool, resumption: Resumption | None) -> None:
@@ -207,17 +223,22 @@ def _what_is_left(out: Path, partial: Path) -> str:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Holds the lock of `out`. The lock file stays where an unfinished directory does. InputError while another command
-    holds the lock."""
-    path = _lock_path(out)
-    handle = _lock(path, out)
+def _locked(out: Path) -> Iterator[IO[str]]:
+    """Holds the lock of `out`. The lock file stays where an unfinished directory does: one that is complete is known by its manifest.
+    InputError while another command holds the lock."""
+    handle = _lock(_lock_path(out), out)
     try:
-        yield
+        yield handle
     finally:
-        if not partial_path(out).exists():
-            path.unlink(missing_ok=True)
+        partial = partial_path(out)
+        if not partial.exists() or (partial / MANIFEST_NAME).exists():
+            _remove_lock(out, handle)
         handle.close()
+
+
+def _remove_lock(out: Path, handle: IO[str]) -> None:
+    if _names(_lock_path(out), handle):  # else it is the lock of another command, which came since this one was removed
+        _lock_path(out).unlink()
 
 
 def _lock(path: Path, out: Path) -> IO[str]:
@@ -259,12 +280,15 @@ def flush_file(path: Path | str) -> None:
         os.close(fd)
 
 
-def _put_in_place(partial: Path, out: Path) -> None:
+def _put_in_place(partial: Path, out: Path, lock: IO[str]) -> None:
     """Renames `partial` to `out`. An existing `out` is exchanged with it in one step where the system can, so that there is
-    always a complete directory of that name."""
+    always a complete directory of that name. For a new name the lock's file goes first: a command that is killed behind the rename
+    leaves nothing but its output."""
     old = out.parent / f"{_replaced(out)}{os.getpid()}"
     replaces = out.exists()
     if not replaces:
+        if (partial / MANIFEST_NAME).exists():
+            _remove_lock(out, lock)
         os.rename(partial, out)
     elif exchange(partial, out):
         os.rename(partial, old)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,15 +32,54 @@ _FORMS = {"NFKC": 18, "NFKD": 18, "Precompiled": 18, "NFD": 4, "Lowercase": 3}
 ChatFormat = Literal["none", "model", "codefuse"]
 
 
+_stderr = threading.Lock()
+
+
+@contextmanager
+def _told_as(complaint: str) -> Iterator[None]:
+    """InputError for what the library raises: plain Exception, and a panic of Rust, for what it cannot use."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{complaint}: {error}") from None
+
+
+@contextmanager
+def _panics_unprinted() -> Iterator[None]:
+    """Keeps from stderr where in the library a panic of Rust happened, with its backtrace: the error that is raised says enough."""
+    with _stderr:
+        try:
+            kept = os.dup(2)
+        except OSError:  # closed
+            kept = -1
+        if kept >= 0:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        try:
+            yield
+        finally:
+            if kept >= 0:
+                os.dup2(kept, 2)
+                os.close(kept)
+
+
 class TextTokenizer:
     """`encode`, `decode`, `render` for one model directory. `bos_ids` is what the model expects before every text."""
 
     def __init__(self, directory: Path | str) -> None:
         """Raises InputError when the directory has no tokenizer that can be read."""
         self.directory = Path(directory)
-        self._tokenizer = _load(self.directory)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        with _panics_unprinted():
+            self._tokenizer = _load(self.directory)
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            with self._its_errors():
+                self._tokenizer.decode(self._tokenizer.encode("a").ids)  # rules that work on no text at all
         # Older models name their special tokens in a file of their own.
         self._special: dict[str, Any] = {
             **read_json(self.directory / "special_tokens_map.json"),
@@ -60,17 +101,8 @@ class TextTokenizer:
         with self._its_errors():
             return self._tokenizer.encode(text, add_special_tokens=special)
 
-    @contextmanager
-    def _its_errors(self) -> Iterator[None]:
-        """InputError for what the library raises: plain Exception, and a panic of Rust, for rules of the file that do not work."""
-        try:
-            yield
-        except (InputError, MemoryError):
-            raise
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise InputError(f"{self.directory}: its tokenizer fails on a text: {error}") from None
+    def _its_errors(self) -> AbstractContextManager[None]:
+        return _told_as(f"{self.directory}: its tokenizer fails on a text")
 
     def special_token(self, name: str) -> str | None:
         """The text of "bos_token", "eos_token", "pad_token", ... or None."""
@@ -180,10 +212,8 @@ def _load(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if path.is_file():
         content = read_bounded_text(path, _LIMIT)
-        try:
+        with _told_as(f"{path} cannot be read as a tokenizer"):
             tokenizer = Tokenizer.from_str(content)
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{path} cannot be read as a tokenizer: {error}") from None
         _require_bounded(path, tokenizer)
         return tokenizer
     if has_tokenizer(directory):
@@ -192,10 +222,8 @@ def _load(directory: Path) -> Tokenizer:
         except ImportError:
             reading = f"{directory} has no tokenizer.json; reading its older tokenizer files"
             raise missing_package(reading, "transformers", "legacy-tokenizers") from None
-        try:
+        with _told_as(f"{directory}: its tokenizer files cannot be read"):
             return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, use_fast=True).backend_tokenizer
-        except Exception as error:  # whatever its many readers raise
-            raise InputError(f"{directory}: its tokenizer files cannot be read: {error}") from None
     raise InputError(
         f"{directory} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json), so it cannot read text."
     )

@@ -92,10 +92,61 @@ def test_a_complete_directory_that_only_lacks_its_name_is_not_thrown_away(tmp_pa
     for options in ({}, {"resumption": resumption(wanted=True)}):
         with pytest.raises(InputError, match=r"is complete.*`mv "), staged_directory(tmp_path / "out", **options):
             pass
-        assert (partial / MANIFEST_NAME).exists()
+        assert [path.name for path in tmp_path.iterdir()] == [partial.name]  # so that `mv` leaves nothing behind
     with staged_directory(tmp_path / "out", overwrite=True):
         pass
     assert "the complete output of an earlier command" in capfd.readouterr().err
+
+
+AT_A_CALL = """
+import os, pathlib, sys
+from qtk.checkpoint.manifest import MANIFEST_NAME
+from qtk.checkpoint.staging import staged_directory
+from qtk.errors import InputError
+out = pathlib.Path(sys.argv[1])
+def hook(event, arguments):
+    {hook}
+sys.addaudithook(hook)
+try:
+    with staged_directory(out) as work:
+        (work / MANIFEST_NAME).write_text("new")
+except InputError as error:
+    print(error)
+"""
+
+
+def at_a_call(out: Path, hook: str) -> str:
+    """What a command says that writes `out`, where `hook` is done before the system's calls."""
+    script = AT_A_CALL.format(hook=hook)
+    return subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True).stdout
+
+
+def test_a_command_that_is_killed_behind_the_rename_leaves_its_output_alone(tmp_path) -> None:
+    at_a_call(
+        tmp_path / "out", "if event == 'open' and str(arguments[0]) == str(out.parent) and out.exists(): os._exit(9)"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_another_command_finished_before_the_lock_is_not_replaced(tmp_path) -> None:
+    said = at_a_call(
+        tmp_path / "out",
+        "if event == 'fcntl.flock' and not out.exists(): out.mkdir(); (out / MANIFEST_NAME).write_text('theirs')",
+    )
+    assert "exists already" in said
+    assert (tmp_path / "out" / MANIFEST_NAME).read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_appears_under_the_name_meanwhile_is_not_replaced(tmp_path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="appeared while this command ran"), staged_directory(out) as work:
+        (work / MANIFEST_NAME).write_text("ours")
+        out.mkdir()
+        (out / "mine").touch()
+    assert (out / "mine").exists()
+    assert (partial_path(out) / MANIFEST_NAME).read_text() == "ours"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
 
 
 def test_a_run_says_why_it_removes_what_is_unfinished(tmp_path, capfd) -> None:

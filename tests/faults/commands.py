@@ -1,13 +1,16 @@
-"""The commands that write, on the workshop's files, each in a fraction of a second, and what their outputs hold."""
+"""The commands that write, on the workshop's files, each in seconds, and what their outputs hold."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from faults.conftest import Workshop
+from support.confined import Confined
 
 Words = tuple[object, ...]
 _SMALL = ("--samples", 2, "--seq-len", 16, "--group-size", 32, "--threads", 1)
@@ -15,7 +18,7 @@ _ENGINE = ("--max-input-len", 16, "--max-output-len", 16)
 
 
 def _finetune(w: Workshop, out: Path) -> Words:
-    words = ("finetune", w.m, "--data", w.root / "chats.jsonl", "-o", out, "--epochs", 1, "--rank", 2, "--seq-len", 32)
+    words = ("finetune", w.m, "--data", w.root / "chats.jsonl", "-o", out, "--epochs", 1, "--rank", 2, "--seq-len", 192)
     return *words, "--batch-size", 4, "--micro-batch", 2, "--threads", 1, "--device", "cpu", "--chat-format", "codefuse"
 
 
@@ -36,38 +39,59 @@ COMMANDS: dict[str, Callable[[Workshop, Path], Words]] = {
         "-o", out, "--allow-unsandboxed"),
     "finetune": _finetune,
     "run": lambda w, out: ("run", w.root / "recipe.yaml", "-o", out),
+    "bundle": lambda w, out: ("bundle", w.e, "-o", out),
 }  # fmt: skip
+
+
+# Commands that keep what they had done when they fail, for --resume.
+RESUMED = [name for name in COMMANDS if name.startswith("quantize ")] + ["bench accuracy", "finetune", "bundle"]
+
+# Keys whose values are times, or memory that depends on them. Files that repeat these, or digests of what has them, are left to
+# `qtk verify`, or are no part of a result.
+_TELL_TIME = {"seconds", "tokens_per_second", "peak_memory_bytes"}
+_HOLD_TIMES = ("qtk-manifest.json", "qtk-run.json", "report.md", "report.html", "SHA256SUMS", "events.out.tfevents.0")
 
 
 def contents(directory: Path) -> dict[str, str]:
     """The digests of what a command wrote, by name, without what says when it was written and how long it took."""
-    found = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name not in TELLS_TIME:
-            found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(_timeless(path)).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name not in _HOLD_TIMES
+    }
 
 
-# Manifests, times of layers and of runs, and the pages that show them.
-TELLS_TIME = (
-    "qtk-manifest.json",
-    "quantization-log.jsonl",
-    "result.json",
-    "qtk-run.json",
-    "report.md",
-    "report.html",
-    "training.json",
-    "metrics.jsonl",
-    "engine.json",
-    "README.md",
-)
+def _timeless(path: Path) -> bytes:
+    if path.suffix == ".json":
+        return json.dumps(_without_times(json.loads(path.read_bytes()))).encode()
+    if path.suffix == ".jsonl":
+        return b"".join(json.dumps(_without_times(json.loads(line))).encode() for line in path.open())
+    return path.read_bytes()
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(inner) for key, inner in value.items() if key not in _TELL_TIME}
+    return [_without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+def require_whole_or_absent(confined: Confined, out: Path, where: str) -> None:
+    """What stands under a final name verifies: `out`, or each step's directory of a run."""
+    done = [out] if out.exists() else []
+    if done and not (out / "qtk-manifest.json").exists() and (out / "recipe.yaml").exists():
+        done = [path for path in out.glob("*") if path.is_dir() and path.suffix != ".partial"]
+    for directory in done:
+        verified = confined.run("verify", directory)
+        assert verified.code == 0, f"{where}: {verified.said}"
+
+
+def empty(folder: Path) -> Path:
+    """Makes a folder that holds nothing. Outputs repeat their own names, so those that are compared lie in two folders."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def left_behind(out: Path) -> list[str]:
-    """What lies beside `out` that is neither it nor of the workshop: hidden files and unfinished directories of its name."""
-    return sorted(path.name for path in out.parent.iterdir() if out.name in path.name and path != out)
-
-
-def is_complete(directory: Path) -> bool:
-    manifest = directory / "qtk-manifest.json"
-    return manifest.is_file() and "outputs" in json.loads(manifest.read_text())
+    """What lies beside `out`, in a directory that was made for it alone."""
+    return sorted(path.name for path in out.parent.iterdir() if path != out)

@@ -1,23 +1,28 @@
 """Mutations in number, for docs/reliability.md: `python tests/faults/fuzz.py FOLDER [TARGET ...] --cases N --by seeds|hypothesis|atheris`.
 
-FOLDER is where the workshop is made, or was. seeds: numbered mutations. hypothesis and atheris draw the mutators' choices themselves:
-atheris follows the branches of qtk that a case reaches. Prints a line for each target, then the faults.
+FOLDER is where the workshop is made, unless it is there. seeds: numbered mutations. hypothesis and atheris draw the mutators' choices
+themselves: atheris follows the branches of qtk that a case reaches. Prints a line for each target, then the faults.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
-from faults.mutations import BYTES, TARGETS, Tally, answer_of, mutate, run_cases  # noqa: E402
-from support.confined import limited_fork  # noqa: E402
+from faults.mutations import BYTES, TARGETS, Tally, how_it_ended, judge_of, judged_fork, mutate, run_cases  # noqa: E402
+
+Take = Callable[[bytes], None]
 
 
 def by_seeds(name: str, root: Path, seed: int, cases: int) -> Tally:
@@ -25,15 +30,11 @@ def by_seeds(name: str, root: Path, seed: int, cases: int) -> Tally:
 
 
 def by_hypothesis(name: str, root: Path, seed: int, cases: int) -> Tally:
-    """Hypothesis chooses, and shrinks what it finds."""
+    """Hypothesis chooses."""
     import hypothesis
     from hypothesis import strategies
 
-    target = TARGETS[name]
-    whole = (root / target.file).read_bytes()
-    expected = answer_of(target, root)
-
-    def work() -> int:
+    def draw(take: Take, mutated: Callable[[random.Random], bytes]) -> None:
         @hypothesis.seed(seed)
         @hypothesis.settings(
             max_examples=cases, deadline=None, database=None, derandomize=False, suppress_health_check=list(hypothesis.HealthCheck),
@@ -41,33 +42,20 @@ def by_hypothesis(name: str, root: Path, seed: int, cases: int) -> Tally:
         )  # fmt: skip
         @hypothesis.given(strategies.randoms(use_true_random=False))
         def try_one(chooser: random.Random) -> None:
-            (root / target.file).write_bytes(mutate(target, whole, chooser))
-            _count(root, answer_of(target, root), expected)
+            take(mutated(chooser))
 
-        (root / "counts").write_text("")
         try_one()
-        return 0
 
-    return _collected(name, root, whole, target.file, work, cases)
+    return _drawn(name, root, draw)
 
 
 def by_atheris(name: str, root: Path, seed: int, cases: int) -> Tally:
     """Atheris chooses, by which branches of qtk's modules its last choices reached."""
-    target = TARGETS[name]
-    whole = (root / target.file).read_bytes()
-    expected = answer_of(target, root)
 
-    def work() -> int:
+    def draw(take: Take, mutated: Callable[[random.Random], bytes]) -> None:
         import atheris
 
-        for module in [module for key, module in sys.modules.items() if key.startswith("qtk.")]:
-            for key, value in list(vars(module).items()):
-                if (
-                    callable(value)
-                    and getattr(value, "__module__", "") == module.__name__
-                    and hasattr(value, "__code__")
-                ):
-                    setattr(module, key, atheris.instrument_func(value))
+        _instrument(atheris)
 
         class Choices(random.Random):
             def __init__(self, data: bytes) -> None:
@@ -81,46 +69,52 @@ def by_atheris(name: str, root: Path, seed: int, cases: int) -> Tally:
                 return self.getrandbits(53) / (1 << 53)
 
         def try_one(data: bytes) -> None:
-            chooser = Choices(data) if data else random.Random(0)
-            (root / target.file).write_bytes(mutate(target, whole, chooser))
-            _count(root, answer_of(target, root), expected)
+            take(mutated(Choices(data) if data else random.Random(0)))
 
-        (root / "counts").write_text("")
-        atheris.Setup(
-            [sys.argv[0], f"-runs={cases}", f"-seed={seed}", "-max_len=256", "-rss_limit_mb=0", "-verbosity=0"], try_one
-        )
+        words = [f"-runs={cases}", f"-seed={seed}", "-max_len=256", "-rss_limit_mb=0", "-verbosity=0"]
+        atheris.Setup([sys.argv[0], *words], try_one)
         atheris.Fuzz()
+
+    return _drawn(name, root, draw)
+
+
+def _instrument(atheris: ModuleType) -> None:
+    for module in [module for key, module in sys.modules.items() if key.startswith("qtk.")]:
+        for key, value in list(vars(module).items()):
+            own = callable(value) and getattr(value, "__module__", "") == module.__name__
+            if own and hasattr(value, "__code__"):
+                setattr(module, key, atheris.instrument_func(value))
+
+
+def _drawn(name: str, root: Path, draw: Callable[[Take, Callable[[random.Random], bytes]], None]) -> Tally:
+    """Reads what `draw` draws, in a process of its own."""
+    judge, tally = judge_of(name, root), Tally()
+    whole = (root / judge.target.file).read_bytes()
+
+    def work() -> int:
+        judged = judge.watching()
+        draw(lambda content: judged(content, name), lambda chooser: mutate(judge.target, whole, chooser))
         return 0
 
-    return _collected(name, root, whole, target.file, work, cases)
-
-
-def _count(root: Path, answer: tuple[str, str], expected: tuple[str, str]) -> None:
-    outcome = (
-        answer[0]
-        if answer[0] != "read"
-        else "read as the whole file"
-        if answer == expected
-        else "read as something else"
-    )
-    with (root / "counts").open("a") as stream:
-        stream.write(json.dumps([outcome, answer[1] if outcome == "fault" else ""]) + "\n")
-
-
-def _collected(name: str, root: Path, whole: bytes, file: str, work, cases: int) -> Tally:
-    tally = Tally()
-    code, _, _ = limited_fork(work, seconds=1200, more_bytes=2 * BYTES)
-    for line in (root / "counts").read_text().splitlines():
-        outcome, said = json.loads(line)
-        tally.counts[outcome] += 1
-        tally.faults += [f"{name}: {said}"] if said else []
+    code, tally.most = judged_fork(judge, work, 3600, 2 * BYTES)
+    tally.take(name, judge.log)
     if code:
-        (root / "found").mkdir(exist_ok=True)
         kept = root / "found" / f"{name}-{os.getpid()}"
-        kept.write_bytes((root / file).read_bytes())
-        tally.faults.append(f"{name}: the process ended with {code}; what it read last is {kept}")
-    (root / file).write_bytes(whole)
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copy(root / judge.target.file, kept)
+        tally.faults.append(f"{name}: {how_it_ended(code)}; what it read last is {kept}")
+    (root / judge.target.file).write_bytes(whole)
     return tally
+
+
+def _make_workshop(folder: Path) -> None:
+    if (folder / "m").exists():
+        return
+    with tempfile.TemporaryDirectory() as beside:
+        words = ("-q", "-p", "no:cacheprovider", "-k", "few and recipe", "--basetemp", f"{beside}/t")
+        test = Path(__file__).with_name("test_mutations.py")
+        subprocess.run([sys.executable, "-m", "pytest", test, *words], check=True, stdout=subprocess.DEVNULL)
+        shutil.copytree(f"{beside}/t/workshop0", folder)
 
 
 BY = {"seeds": by_seeds, "hypothesis": by_hypothesis, "atheris": by_atheris}
@@ -134,17 +128,19 @@ def main() -> int:
     words.add_argument("--by", choices=BY, default="seeds")
     words.add_argument("targets", nargs="*")
     given = words.parse_args()
-    total = Tally()
+    folder, total = given.folder.resolve(), Tally()
+    _make_workshop(folder)
     for name in given.targets or TARGETS:
         began = time.monotonic()
-        tally = BY[given.by](name, given.folder.resolve(), given.seed, given.cases)
+        tally = BY[given.by](name, folder, given.seed, given.cases)
         total.add(tally)
-        print(f"{name}: {dict(tally.counts)}, {len(tally.faults)} faults, {time.monotonic() - began:.0f} s", flush=True)
+        took = time.monotonic() - began
+        counts = f"{sum(tally.counts.values())} cases {dict(tally.counts)}, {len(tally.faults)} faults"
+        print(f"{name}: {counts}, {tally.measured()}, {took:.0f} s in all", flush=True)
         for fault in dict.fromkeys(tally.faults[:5]):
             print(f"  {fault}", flush=True)
-    print(
-        f"{given.by}: {sum(total.counts.values())} cases {dict(total.counts)}, {len(total.faults)} faults", flush=True
-    )
+    counts = f"{sum(total.counts.values())} cases {dict(total.counts)}, {len(total.faults)} faults"
+    print(f"{given.by}: {counts}, {total.measured()}", flush=True)
     return bool(total.faults)
 
 

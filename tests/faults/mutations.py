@@ -329,12 +329,27 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    slowest: float = 0.0
+    slowest: float = 0.0  # seconds of processor time
+    most: int = 0  # bytes that a process held at its peak, what it had imported included
 
     def add(self, other: Tally) -> None:
         self.counts += other.counts
         self.faults += other.faults
         self.slowest = max(self.slowest, other.slowest)
+        self.most = max(self.most, other.most)
+
+    def take(self, name: str, log: Path) -> int:
+        """Counts the cases that a log tells of, and returns their number."""
+        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        for row in rows:
+            self.counts[row["outcome"]] += 1
+            self.slowest = max(self.slowest, row["seconds"])
+            if row["outcome"] == "fault":
+                self.faults.append(f"{name}, case {row['case']}: {row['said']}")
+        return len(rows)
+
+    def measured(self) -> str:
+        return f"slowest {self.slowest:.2f} s, {self.most >> 20} MB"
 
 
 def answer_of(target: Target, root: Path) -> tuple[str, str]:
@@ -351,75 +366,93 @@ def answer_of(target: Target, root: Path) -> tuple[str, str]:
         return "fault", traceback.format_exc()[-2500:]
 
 
+@dataclass(frozen=True)
+class Judge:
+    """What becomes of one mutated file after the other, a line of a log each. Made in the process that reads them."""
+
+    target: Target
+    root: Path
+    expected: str
+    log: Path
+
+    def watching(self) -> Callable[[bytes, object], None]:
+        """Returns what takes a case: its content, and how it is called."""
+        # Standard streams may be anywhere: what a command would say of a case is not looked at here.
+        quiet = os.open(os.devnull, os.O_RDWR)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        outside = _watch_files(self.root)
+        rows = self.log.open("w")
+
+        def judge(content: bytes, name: object) -> None:
+            (self.root / self.target.file).write_bytes(content)
+            signal.setitimer(signal.ITIMER_REAL, SECONDS * 2)  # of wall clock: the machine has other work too
+            outside.clear()  # of what drew this case
+            began = time.process_time()
+            outcome, said = answer_of(self.target, self.root)
+            took = time.process_time() - began
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if outside:
+                outcome, said = "fault", f"opened outside its folder: {outside}"
+            if took > SECONDS:
+                outcome, said = "fault", f"took {took:.1f} s of processor time"
+            if outcome == "read":
+                outcome = "read as the whole file" if said == self.expected else "read as something else"
+            row = {"case": name, "outcome": outcome, "seconds": took, "said": said if outcome == "fault" else ""}
+            rows.write(json.dumps(row) + "\n")
+            rows.flush()
+
+        return judge
+
+
+def judge_of(name: str, root: Path) -> Judge:
+    target = TARGETS[name]
+    expected = answer_of(target, root)
+    assert expected[0] == "read", expected
+    return Judge(target, root, expected[1], root / "cases.log")
+
+
+def judged_fork(judge: Judge, work: Callable[[], int], seconds: float, more_bytes: int = BYTES) -> tuple[int, int]:
+    """Reads cases in a process of their own. Returns its exit code and the bytes that it held at its peak."""
+    judge.log.unlink(missing_ok=True)
+    code, _, peak = limited_fork(work, seconds=seconds, more_bytes=more_bytes)
+    return code, peak
+
+
 def run_cases(name: str, root: Path, seed: int, first: int, count: int) -> Tally:
     """Reads mutations `first` to `first + count` - 1 of a seed, in forked processes. A case that ends its process is a fault, and the
     next process goes on behind it."""
-    target, tally = TARGETS[name], Tally()
-    whole = (root / target.file).read_bytes()
-    expected = answer_of(target, root)
-    assert expected[0] == "read", expected
-    (root / target.file).write_bytes(whole)
+    judge, tally = judge_of(name, root), Tally()
+    whole = (root / judge.target.file).read_bytes()
     number, end = first, first + count
-    log = root / "cases.log"
     while number < end:
-        log.unlink(missing_ok=True)
-        stop = min(end, number + _BATCH)
-        code, _, _ = limited_fork(
-            lambda start=number, stop=stop: _cases(
-                target, root, whole, expected[1], f"{seed} {name}", start, stop, log
-            ),  # type: ignore[misc]
-            seconds=SECONDS * _BATCH,
-            more_bytes=BYTES,
-        )
-        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        done = [row for row in rows if "outcome" in row]
-        for row in done:
-            tally.counts[row["outcome"]] += 1
-            tally.slowest = max(tally.slowest, row["seconds"])
-            if row["outcome"] == "fault":
-                tally.faults.append(f"{name}, seed {seed}, case {row['case']}: {row['said']}")
-        number += len(done)
+        cases = range(number, min(end, number + _BATCH))
+
+        def work(cases: range = cases) -> int:
+            take = judge.watching()
+            for number in cases:
+                take(case(name, whole, seed, number), number)
+            return 0
+
+        code, peak = judged_fork(judge, work, SECONDS * _BATCH)
+        tally.most = max(tally.most, peak)
+        number += tally.take(f"{name}, seed {seed}", judge.log)
         if code:
-            how = {142: f"took more than {SECONDS:g} s"}.get(code, f"ended its process ({code})")
             tally.counts["fault"] += 1
-            tally.faults.append(f"{name}, seed {seed}, case {number}: {how}")
+            tally.faults.append(f"{name}, seed {seed}, case {number}: {how_it_ended(code)}")
             number += 1
-    (root / target.file).write_bytes(whole)
+    (root / judge.target.file).write_bytes(whole)
     return tally
+
+
+def how_it_ended(code: int) -> str:
+    return f"took more than {SECONDS:g} s" if code == 128 + signal.SIGALRM else f"ended its process ({code})"
 
 
 def case(name: str, whole: bytes, seed: int, number: int) -> bytes:
     """The mutation of a number."""
     return mutate(TARGETS[name], whole, random.Random(f"{seed} {name} {number}"))
-
-
-def _cases(target: Target, root: Path, whole: bytes, expected: str, seed: str, start: int, stop: int, log: Path) -> int:
-    # Standard streams may be anywhere: what a command would say of a case is not looked at here.
-    quiet = os.open(os.devnull, os.O_RDWR)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    outside = _watch_files(root)
-    with log.open("w") as rows:
-        for number in range(start, stop):
-            content = mutate(target, whole, random.Random(f"{seed} {number}"))
-            (root / target.file).write_bytes(content)
-            signal.setitimer(signal.ITIMER_REAL, SECONDS * 2)  # of wall clock: the machine has other work too
-            began = time.process_time()
-            outcome, said = answer_of(target, root)
-            took = time.process_time() - began
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            if outside:
-                outcome, said = "fault", f"opened outside its folder: {outside}"
-                outside.clear()
-            if took > SECONDS:
-                outcome, said = "fault", f"took {took:.1f} s of processor time"
-            if outcome == "read":
-                outcome = "read as the whole file" if said == expected else "read as something else"
-            row = {"case": number, "outcome": outcome, "seconds": took, "said": said if outcome == "fault" else ""}
-            rows.write(json.dumps(row) + "\n")
-            rows.flush()
-    return 0
 
 
 def _watch_files(root: Path) -> list[str]:

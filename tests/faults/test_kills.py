@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shlex
 import shutil
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from faults.commands import COMMANDS, contents, left_behind
+from faults.commands import COMMANDS, contents, empty, left_behind, require_whole_or_absent
 from faults.conftest import Workshop
 from support.confined import Confined
 
@@ -16,50 +20,51 @@ FEW, MANY = 2, 50
 MOMENTS = int(os.environ.get("QTK_TEST_KILLS", MANY))
 
 
-def _killed(confined: Confined, w: Workshop, name: str, moments: int, seed: int) -> None:
-    words = COMMANDS[name]
-    whole, out = w.root / "whole", w.root / "killed"
+def _killed(confined: Confined, w: Workshop, name: str, moments: int, seed: int) -> Counter[str]:
+    """Kills a command at random moments and finishes its work. Returns how often what was found."""
+    words, counts = COMMANDS[name], Counter[str]()
+    whole, out = (
+        empty(w.root / folder) / "out" for folder in ("whole", "killed")
+    )  # with one name, which outputs repeat
     first = confined.run(*words(w, whole), seconds=240)
     assert first.code == 0, first.said
     expected, chooser = contents(whole), random.Random(seed)
     for moment in (chooser.uniform(0, first.seconds * 1.1) for _ in range(moments)):
-        shutil.rmtree(out, ignore_errors=True)
-        killed = confined.run(*words(w, out), seconds=moment)
-        assert killed.code in (0, 124), killed.said
-        _require_whole_or_absent(confined, name, out, moment)
-        _finish(confined, w, name, out)
-        assert contents(out) == expected, f"{name}, killed after {moment:.3f} s (seed {seed})"
-        assert left_behind(out) == [], f"{name}, killed after {moment:.3f} s (seed {seed})"
+        where = f"{name}, killed after {moment:.3f} s (seed {seed})"
+        empty(out.parent)
+        killed = confined.run(*words(w, out), seconds=moment, alone=True)
+        assert killed.code in (0, 124), f"{where}: {killed.said}"
+        assert killed.survivors == [], where
+        require_whole_or_absent(confined, out, where)
+        counts["killed at work" if killed.code else "done before"] += 1
+        counts[_finish(confined, w, name, out)] += 1
+        assert confined.run("verify", out).code == 0, where
+        assert contents(out) == expected, where
+        assert left_behind(out) == [], where
+    return counts
 
 
-def _require_whole_or_absent(confined: Confined, name: str, out: Path, moment: float) -> None:
-    if name == "run":
-        done = (
-            [path for path in out.glob("*") if path.is_dir() and not path.name.endswith(".partial")]
-            if out.exists()
-            else []
-        )
-    else:
-        done = [out] if out.exists() else []
-    for directory in done:
-        verified = confined.run("verify", directory)
-        assert verified.code == 0, f"{name}, killed after {moment:.3f} s: {verified.said}"
-
-
-def _finish(confined: Confined, w: Workshop, name: str, out: Path) -> None:
-    """Does the command again as its messages say, until it is done."""
+def _finish(confined: Confined, w: Workshop, name: str, out: Path) -> str:
+    """Does the command again as its messages say, until it is done. Returns what there was to do."""
     words = COMMANDS[name](w, out)
+    partial = out.with_name(f"{out.name}.partial")
     if out.exists() and name != "run":
-        return
+        return "nothing to do"
+    begun = out.exists() or (partial.exists() and any(partial.iterdir()))
     again = confined.run(*words, seconds=240)
     if again.code == 2 and "--resume continues it" in again.said:
         again = confined.run(*words, "--resume", seconds=240)
-    elif again.code == 2 and "`mv " in again.said:
-        out.with_name(f"{out.name}.partial").rename(out)
-        assert confined.run("verify", out).code == 0
-        out.with_name(f".{out.name}.qtk-lock").unlink(missing_ok=True)
-        return
+        assert again.code == 0, again.said
+        return "resumed"
+    if again.code == 2 and "`mv " in again.said:
+        (move,) = re.findall(r"`(mv .*?)`", again.said)
+        subprocess.run(shlex.split(move), check=True)
+        return "moved"
     assert again.code == 0, again.said
+    if name == "run":
+        return "resumed" if begun else "begun again"
+    assert not begun or "nothing in it can be continued" in again.err, again.said
+    return "begun again"
 
 
 @pytest.mark.parametrize("name", ["merge", "quantize gptq fast", "bench divergence"])
@@ -68,9 +73,10 @@ def test_a_few_random_kills(workshop, tmp_path, confined, name: str) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_many_random_kills(workshop, tmp_path, confined, name: str) -> None:
-    _killed(confined, workshop.copy(tmp_path / "w"), name, MOMENTS, seed=2)
+    print(f"{name}: {dict(_killed(confined, workshop.copy(tmp_path / 'w'), name, MOMENTS, seed=2))}")
 
 
 def test_what_a_killed_overwrite_left_is_removed_by_the_next(broken, confined) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -38,13 +39,14 @@ _LATE = ("encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.ut
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended. code: 124 where its time was up, 128 + the number of a signal that ended it. peak: the most memory
-    that was resident, in bytes, what was imported included."""
+    that was resident, in bytes, what was imported included. survivors: processes of it that went on for seconds after its end."""
 
     code: int
     out: str
     err: str
     seconds: float
     peak: int
+    survivors: list[str]
 
     @property
     def said(self) -> str:
@@ -76,9 +78,10 @@ class Confined:
         megabytes: int = MEGABYTES,
         env: Mapping[str, str] = {},
         user: int | None = None,
+        alone: bool = False,
     ) -> Outcome:
         """Runs a command. seconds: after which it is killed. env: what is set for it beside what this process has. user: the number
-        of the user that it becomes."""
+        of the user that it becomes. alone: what it has started is not killed with it."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         request = {
@@ -87,6 +90,7 @@ class Confined:
             "seconds": seconds,
             "env": dict(env),
             "user": user,
+            "alone": alone,
         }
         self._server.stdin.write(json.dumps({**request, "bytes": megabytes << 20}) + "\n")
         self._server.stdin.flush()
@@ -98,9 +102,11 @@ class Confined:
         self._server.wait(timeout=30)
 
 
-def limited_fork(work: Callable[[], int], *, seconds: float, more_bytes: int) -> tuple[int, float, int]:
+def limited_fork(
+    work: Callable[[], int], *, seconds: float, more_bytes: int, alone: bool = False
+) -> tuple[int, float, int]:
     """Does `work` in a forked process that may take `more_bytes` of address space beyond what this one has. Returns its exit code,
-    the seconds that it took, and its peak memory in bytes."""
+    the seconds that it took, and its peak memory in bytes. After `seconds` it is killed, with what it has started unless `alone`."""
     began = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -113,7 +119,13 @@ def limited_fork(work: Callable[[], int], *, seconds: float, more_bytes: int) ->
             code = work()
         finally:
             os._exit(code)
-    signal.signal(signal.SIGALRM, lambda number, frame: os.killpg(child, signal.SIGKILL))
+    end = os.kill if alone else os.killpg
+
+    def kill(number: int, frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            end(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, kill)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         _, status, usage = os.wait4(child, 0)
@@ -155,12 +167,37 @@ def _answer(request: dict[str, object]) -> dict[str, object]:
             work,
             seconds=float(request["seconds"]),  # type: ignore[arg-type]
             more_bytes=int(request["bytes"]),  # type: ignore[call-overload]
+            alone=bool(request["alone"]),
         )
+        survivors = _survivors()
         texts = []
         for stream in (out, err):
             stream.seek(0)
             texts.append(stream.read().decode(errors="replace"))
-    return {"code": code, "out": texts[0], "err": texts[1], "seconds": took, "peak": peak}
+    return {"code": code, "out": texts[0], "err": texts[1], "seconds": took, "peak": peak, "survivors": survivors}
+
+
+def _survivors(seconds: float = 5) -> list[str]:
+    """The command lines of the processes that a command left behind and that do not end by themselves; they are killed."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.005)
+            continue
+        return []
+    children = Path("/proc/thread-self/children").read_text().split()
+    lines = [Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ") for child in children]
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+        os.waitpid(int(child), 0)
+    return lines
+
+
+def _adopt_orphans() -> None:
+    """The processes of commands that are gone become this one's children."""
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
 
 
 def _serve() -> None:
@@ -179,6 +216,7 @@ def _serve() -> None:
     import torch
 
     torch.set_num_threads(1)
+    _adopt_orphans()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         answers.write(json.dumps(_answer(json.loads(line))) + "\n")
