@@ -39,7 +39,7 @@ def contradictions(checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
     for name in checkpoint.names:
         for figure, size in _figures(name, checkpoint.info(name)):
             stored[figure].add(size)
-    blocks = {int(found[1]) for name in checkpoint.names if (found := _IN_BLOCK.match(name))}
+    blocks = {int(match[1]) for name in checkpoint.names if (match := _IN_BLOCK.match(name))}
     stored[_LAYERS] = {max(blocks, default=-1) + 1}
     stated = {
         _LAYERS: spec.num_layers,
