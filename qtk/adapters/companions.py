@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from qtk.adapters.adapter import Adapter
-from qtk.checkpoint.reader import COMPANION_PATTERNS, Checkpoint
+from qtk.checkpoint.reader import COMPANION_PATTERNS, LICENCE_PATTERNS, Checkpoint
 from qtk.checkpoint.writer import copy_companions
 from qtk.errors import InputError
 from qtk.progress import note, warn
 
 # What of the companions belongs to the model or its licence, and so stays the base's whoever brings the tokenizer.
-_MODELS_OWN = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+_MODELS_OWN = ("generation_config.json", *LICENCE_PATTERNS)
 
 
 def choose_tokenizer(

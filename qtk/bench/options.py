@@ -40,7 +40,10 @@ class LatencyOptions(BaseModel):
         10.0, ge=0, description="Time for each shape and engine, in seconds: as many calls as fit into it."
     )
     threads: int | None = Field(None, ge=1, le=4096, description=_THREADS)
-    seed: int = Field(0, description="Seed of the random prompts.")
+    seed: int = Field(
+        0,
+        description="Seed of the random prompts; of an endpoint, whose prompts are always new, of the times of requests.",
+    )
 
 
 class SampleOptions(BaseModel):

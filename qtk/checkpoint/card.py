@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from qtk.checkpoint.hub_cache import hub_identity
 from qtk.checkpoint.publishing import shell_line
 from qtk.checkpoint.reader import CARD_NAME, Checkpoint
 from qtk.errors import InputError
+from qtk.redaction import copy_redacted, redact
 
 BASE_CARD_NAME = "README-base.md"
 _MERGE_CARD_NAME = "README-merge.md"
@@ -68,17 +68,17 @@ def write_card(directory: Path, title: str, metadata: Mapping[str, Any], section
     if line := shell_line():
         sections = [*sections, ("Made with", code(line))]
     parts += [f"## {heading}\n\n{text}" if heading else text for heading, text in sections if text]
-    (directory / CARD_NAME).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (directory / CARD_NAME).write_text(redact("\n\n".join(parts)) + "\n", encoding="utf-8")
 
 
 def carry_cards(base: BaseCard, directory: Path) -> list[str]:
-    """Copies the base's cards beside the new one, under names of their own; returns these names."""
+    """Copies the base's cards, without secrets, beside the new one, under names of their own; returns these names."""
     carried = []
     earlier = base.directory / BASE_CARD_NAME
     own = _MERGE_CARD_NAME if base.made_by_qtk else BASE_CARD_NAME
     for source, name in ((earlier, BASE_CARD_NAME), (base.directory / CARD_NAME, own)):
         if source.is_file() and name not in carried:
-            shutil.copyfile(source, directory / name)
+            copy_redacted(source, directory / name)
             carried.append(name)
     return carried
 

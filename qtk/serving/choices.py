@@ -82,9 +82,8 @@ class ChoiceStream:
             self._token(work, event)
 
     def _token(self, work: ChoiceWork, event: TokenMade) -> None:
-        now = time.perf_counter()
-        (self._metrics.between_tokens if self.tokens else self._metrics.first_token).observe(now - self._last)
-        self._last = now
+        (self._metrics.between_tokens if self.tokens else self._metrics.first_token).observe(event.made - self._last)
+        self._last = event.made
         self.tokens += 1
         offset = self._before + self._answer.seen
         text = self._with_prompt(self._answer.add(event.token))

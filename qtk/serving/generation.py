@@ -73,6 +73,7 @@ class RunningRequest:
                 choice=index,
                 top_logprobs=prepared.top_logprobs,
                 score_prompt=scored is not None and prepared.top_logprobs is not None,
+                waits=prepared.request.stream or bool(prepared.request.stop),
             )
         )
 

@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from qtk.serving.refusals import RefusedRequest
 from qtk.serving.runners import Runner
 from qtk.serving.waiting import WaitingWorks
-from qtk.serving.work import ChoiceWork, Event, WorkFailed
+from qtk.serving.work import ChoiceWork, Event, TokenMade, WorkFailed
 
 Post = Callable[[Callable[[], None]], object]
+_TOGETHER = (
+    32  # tokens for which nobody waits that are told at once: each time the server's thread interrupts the engine's
+)
 
 
 class Scheduler:
@@ -24,6 +27,7 @@ class Scheduler:
         self._waiting = WaitingWorks()
         self._changed = threading.Condition()
         self._draining = False
+        self._kept: list[tuple[ChoiceWork, Event]] = []  # tokens for which nobody waits; of the engine's thread
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="qtk-engine")
         self._thread.start()
@@ -63,7 +67,7 @@ class Scheduler:
             self._draining = True
             left = self._take_all()
             self._changed.notify()
-        self._tell([(work, WorkFailed("The server is stopping.", 503)) for work in left])
+        self._post(functools.partial(_tell_all, [(work, WorkFailed("The server is stopping.", 503)) for work in left]))
 
     def join(self) -> None:
         """Waits until the thread has ended, after `drain`."""
@@ -104,8 +108,11 @@ class Scheduler:
         return True
 
     def _tell(self, told: list[tuple[ChoiceWork, Event]]) -> None:
-        if told:
-            self._post(functools.partial(_tell_all, told))
+        """From the engine's thread."""
+        self._kept += told
+        if len(self._kept) >= _TOGETHER or any(work.waits or not isinstance(event, TokenMade) for work, event in told):
+            self._post(functools.partial(_tell_all, self._kept))
+            self._kept = []
 
 
 def _tell_all(told: Sequence[tuple[ChoiceWork, Event]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,10 +21,11 @@ class PromptScored:
 
 @dataclass(frozen=True)
 class TokenMade:
-    """A new token, with its log probability where that was asked for."""
+    """A new token, with its log probability where that was asked for. made: time.perf_counter()."""
 
     token: int
     logprob: TokenLogprob | None
+    made: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ Event = PromptScored | TokenMade | WorkEnded | WorkFailed
 class ChoiceWork:
     """One choice. prompt: token ids. choice: its number in the request, which its draws depend on, as the number of a prompt
     in `qtk generate`. top_logprobs: how many tokens are named beside each new one; None for no log probabilities.
-    score_prompt: whether the prompt's tokens get theirs. client: whose it is. tell: called with this work and each event, in
-    the thread of the server, in order.
+    score_prompt: whether the prompt's tokens get theirs. waits: whether somebody waits for each token, because it is sent or
+    may be the last one; the others may be told of together. client: whose it is. tell: called with this work and each event,
+    in the thread of the server, in order.
     """
 
     prompt: tuple[int, ...]
@@ -60,6 +63,7 @@ class ChoiceWork:
     choice: int = 0
     top_logprobs: int | None = None
     score_prompt: bool = False
+    waits: bool = True
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
 
 from qtk.bench.options import DivergenceOptions, LatencyOptions
 from qtk.bench.results import measure_into
@@ -49,6 +50,62 @@ def test_a_float_model_is_not_quantized(tiny, run_qtk) -> None:
     shown = run_qtk("inspect", tiny()).stdout
     assert "query 4, key value 2, size 32" in shown
     assert "peak_memory_bytes" not in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 1}, "num_hidden_layers: config.json says 1, the tensors 3"),
+        ({"vocab_size": 7}, "vocab_size: config.json says 7, the tensors 256"),
+        ({"hidden_size": 96, "head_dim": 32}, "hidden_size: config.json says 96, the tensors 128"),
+        ({"intermediate_size": 100}, "intermediate_size: config.json says 100, the tensors 192"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads x head_dim: config.json says 32, the tensors 64"),
+        (
+            {"num_attention_heads": 8, "head_dim": 32},
+            "num_attention_heads x head_dim: config.json says 256, the tensors 128",
+        ),
+    ],
+)
+@pytest.mark.parametrize("container", ["", "gptq", "compressed-tensors"])
+def test_a_figure_that_the_tensors_contradict_is_named(
+    tiny, tmp_path, run_qtk, write_quantized, container: str, change: dict, said: str
+) -> None:
+    model = tmp_path / "model"
+    if container:
+        write_quantized(tiny(), model, container, LinearScheme(4, 32, True), {})
+    else:
+        shutil.copytree(tiny(), model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **change}))
+    done = run_qtk("inspect", model, "--json")
+    assert json.loads(done.stdout)["facts"]["contradictions"] == [said], done.stderr
+    shown = " ".join(run_qtk("inspect", model).stdout.replace("│", " ").split())
+    assert said in shown
+
+
+def test_an_absent_head_and_absent_blocks_are_named(tiny, tmp_path) -> None:
+    model = shutil.copytree(tiny(), tmp_path / "model")
+    kept = {
+        name: tensor
+        for name, tensor in load_file(model / "model.safetensors").items()
+        if name != "lm_head.weight" and not name.startswith("model.layers.1.")
+    }
+    save_file(kept, model / "model.safetensors")
+    assert inspect_directory(model).facts["contradictions"] == [
+        "num_hidden_layers: of block 1 no tensor is stored, though of later ones",
+        "tie_word_embeddings: config.json says false, and no lm_head is stored",
+    ]
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama-tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("container", ["", "gptq", "awq", "compressed-tensors", "modelopt"])
+def test_nothing_is_contradicted_where_config_and_tensors_agree(
+    tiny, tmp_path, write_quantized, container: str, variant: str
+) -> None:
+    model = tiny(variant)
+    if container:
+        model = write_quantized(model, tmp_path / "model", container, LinearScheme(4, 64, True), {})
+    assert "contradictions" not in inspect_directory(model).facts
 
 
 class _Figures(BaseModel):

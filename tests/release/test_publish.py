@@ -183,13 +183,12 @@ def test_a_target_that_is_none(target: str) -> None:
         destination(target, Wishes())
 
 
-@pytest.mark.parametrize("secret", ["hf_" + "a" * 34, "{token}", "{home}/models/x", "/home/somebody/run/engine"])
-def test_a_secret_or_a_place_is_found_and_the_file_named(
-    released_run: Path, writable_hub, run_qtk, tmp_path: Path, monkeypatch, secret: str
+@pytest.mark.parametrize("place", ["{home}/models/x", "/home/somebody/run/engine"])
+def test_a_place_is_found_and_the_file_named(
+    released_run: Path, writable_hub, run_qtk, tmp_path: Path, monkeypatch, place: str
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", "an-unusual-token-value")
     monkeypatch.setenv("HOME", "/somewhere/else")
-    text = secret.format(token="an-unusual-token-value", home="/somewhere/else")
+    text = place.format(home="/somewhere/else")
     run = shutil.copytree(released_run.parent, tmp_path / "place") / "run"
     recipe = run / "recipe.yaml"
     recipe.write_text(f"{recipe.read_text()}\n# {text}\n")
@@ -199,6 +198,27 @@ def test_a_secret_or_a_place_is_found_and_the_file_named(
     assert answer.returncode == 3
     assert "recipe.yaml: a" in answer.stderr
     assert text not in answer.stderr + answer.stdout
+    assert writable_hub.repositories == {}
+
+
+@pytest.mark.parametrize("secret", ["hf_" + "a" * 34, "an-unusual-token-value"])
+def test_a_secret_in_a_file_of_the_model_is_found_and_the_file_named(
+    tiny, writable_hub, run_qtk, tmp_path: Path, monkeypatch, secret: str
+) -> None:
+    """What qtk itself writes holds none; the model's files stay as they are, byte for byte."""
+    monkeypatch.setenv("HF_TOKEN", "an-unusual-token-value")
+    base = shutil.copytree(tiny(), tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps({"note": secret}))
+    for words in (
+        ("quantize", base, "-o", tmp_path / "int4", "--method", "rtn", "--group-size", 32),
+        ("bundle", tmp_path / "int4", "-o", tmp_path / "b"),
+    ):
+        done = run_qtk(*words)
+        assert done.returncode == 0, done.stderr
+    answer = run_qtk("publish", tmp_path / "b", TARGET, "--yes", "--despite-gate")
+    assert answer.returncode == 3
+    assert "generation_config.json: a" in answer.stderr
+    assert secret not in answer.stderr + answer.stdout
     assert writable_hub.repositories == {}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from qtk.bench.endpoint.client import EndpointClient, EndpointDown, RefusedByEndpoint, StreamedAnswer, streamed_answer
 from qtk.bench.endpoint.load_result import LoadLevel
 from qtk.bench.endpoint.options import LoadOptions
-from qtk.bench.endpoint.timed_endpoint import TimedEndpoint, new_tokens, token_times
+from qtk.bench.endpoint.timed_endpoint import TimedEndpoint, new_tokens, times_between, token_times
 from qtk.bench.latency_result import Quantiles
 from qtk.bench.options import LatencyOptions, parse_shapes
 from qtk.bench.timed import Shape, shape_name
@@ -37,14 +37,6 @@ class _Sent:
     answer: StreamedAnswer | None
     failure: str
     ended: float
-
-
-@dataclass(frozen=True)
-class _Client:
-    """One client: its connection, and what its prompts are drawn from."""
-
-    connection: EndpointClient
-    random: np.random.Generator
 
 
 def measure_load(endpoint: TimedEndpoint, options: LatencyOptions, load: LoadOptions) -> list[LoadLevel]:
@@ -95,25 +87,20 @@ def _by_clients(
     """Each client's warm-ups, then requests until the time is over, at least `runs` of all clients together."""
     least = -(-options.runs // count)
 
-    def warm(asked: _Client) -> None:
+    def warm(client: EndpointClient) -> None:
         for _ in range(options.warmups):
-            _send(endpoint, asked.connection, asked.random, shape)
+            _send(endpoint, client, shape)
 
-    def ask(asked: _Client) -> list[_Sent]:
+    def ask(client: EndpointClient) -> list[_Sent]:
         sent: list[_Sent] = []
         while time.perf_counter() - begin < options.seconds or len(sent) < least:
             if sent and sent[-1].failure:
                 time.sleep(_AFTER_A_REFUSAL)
-            sent.append(_send(endpoint, asked.connection, asked.random, shape))
+            sent.append(_send(endpoint, client, shape))
         return sent
 
-    clients = [
-        _Client(EndpointClient(endpoint.model.endpoint), np.random.default_rng([options.seed, number]))
-        for number in range(count)
-    ]
     with ThreadPoolExecutor(count) as threads, contextlib.ExitStack() as connections:
-        for asked in clients:
-            connections.enter_context(asked.connection)
+        clients = [connections.enter_context(EndpointClient(endpoint.model.endpoint)) for _ in range(count)]
         list(threads.map(warm, clients))
         begin = time.perf_counter()
         found = list(threads.map(ask, clients))
@@ -127,33 +114,31 @@ def _by_rate(endpoint: TimedEndpoint, options: LatencyOptions, shape: Shape, rat
     arrivals = np.cumsum(random.exponential(1 / rate, count))
     idle: queue.SimpleQueue[EndpointClient] = queue.SimpleQueue()
 
-    def request(number: int, due: float) -> _Sent:
+    def request(due: float) -> _Sent:
         try:
             client = idle.get_nowait()
         except queue.Empty:
             client = EndpointClient(endpoint.model.endpoint)
         try:
-            return _send(endpoint, client, np.random.default_rng([options.seed, number]), shape, due)
+            return _send(endpoint, client, shape, due)
         finally:
             idle.put(client)
 
     for _ in range(options.warmups):
-        request(count, time.perf_counter())
+        request(time.perf_counter())
     with ThreadPoolExecutor(min(count, _MOST_IN_FLIGHT)) as threads:
         begin, running = time.perf_counter(), list[Future[_Sent]]()
-        for number, arrival in enumerate(arrivals.tolist()):
+        for arrival in arrivals.tolist():
             time.sleep(max(0.0, begin + arrival - time.perf_counter()))
-            running.append(threads.submit(request, number, begin + arrival))
+            running.append(threads.submit(request, begin + arrival))
         sent = [done.result() for done in running]
     while not idle.empty():
         idle.get().close()
     return sent, begin
 
 
-def _send(
-    endpoint: TimedEndpoint, client: EndpointClient, random: np.random.Generator, shape: Shape, due: float | None = None
-) -> _Sent:
-    body = endpoint.model.body(endpoint.model.prompt(random, shape[0]), shape[1])
+def _send(endpoint: TimedEndpoint, client: EndpointClient, shape: Shape, due: float | None = None) -> _Sent:
+    body = endpoint.model.body(endpoint.model.prompt(shape[0]), shape[1])
     try:
         answer = streamed_answer(client, body, due)
     except RefusedByEndpoint as error:
@@ -167,9 +152,9 @@ def _send(
 def _level(endpoint: TimedEndpoint, load: LoadOptions, shape: Shape, sent: Sequence[_Sent], begin: float) -> LoadLevel:
     answers = [one.answer for one in sent if one.answer is not None]
     seconds = max((one.ended for one in sent), default=begin) - begin
-    times = [token_times(answer) for answer in answers]
-    between = [(found[-1] - found[0]) / (len(found) - 1) for found in times if len(found) > 1]
-    within = sum(_is_within(found, load) for found in times)
+    first = [token_times(answer)[0] for answer in answers]
+    between = [float(np.mean(times)) if times else None for times in map(times_between, answers)]
+    within = sum(_is_within(*times, load) for times in zip(first, between, strict=True))
     limited = load.max_ttft is not None or load.max_inter_token is not None
     return LoadLevel(
         endpoint=endpoint.model.label,
@@ -179,17 +164,15 @@ def _level(endpoint: TimedEndpoint, load: LoadOptions, shape: Shape, sent: Seque
         seconds=seconds,
         tokens_per_s=sum(map(new_tokens, answers)) / seconds,
         requests_per_s=len(answers) / seconds,
-        ttft_ms=Quantiles.of([found[0] for found in times]),
-        inter_token_ms=Quantiles.of(between),
+        ttft_ms=Quantiles.of(first),
+        inter_token_ms=Quantiles.of([seconds for seconds in between if seconds is not None]),
         request_ms=Quantiles.of([answer.seconds for answer in answers]),
         within=within / seconds if limited else None,
     )
 
 
-def _is_within(times: Sequence[float], load: LoadOptions) -> bool:
-    """Whether a request kept the stated limits."""
-    if load.max_ttft is not None and times[0] * 1e3 > load.max_ttft:
+def _is_within(first: float, between: float | None, load: LoadOptions) -> bool:
+    """Whether a request kept the stated limits. In seconds; between: the mean time between tokens, None of a single one."""
+    if load.max_ttft is not None and first * 1e3 > load.max_ttft:
         return False
-    if load.max_inter_token is None or len(times) == 1:
-        return True
-    return (times[-1] - times[0]) / (len(times) - 1) * 1e3 <= load.max_inter_token
+    return load.max_inter_token is None or between is None or between * 1e3 <= load.max_inter_token

@@ -45,8 +45,8 @@ class TimedEndpoint:
         """An endpoint says by itself what it does not take."""
 
     def call(self, random: np.random.Generator, shape: Shape, batch: int) -> TimedCall:
-        """A request for each row, sent at once. The times are those of the request that ended last."""
-        bodies = [self.model.body(self.model.prompt(random, shape[0]), shape[1]) for _ in range(batch)]
+        """A request for each row, sent at once. The times are those of the request that ended last. Its prompts are new ones."""
+        bodies = [self.model.body(self.model.prompt(shape[0]), shape[1]) for _ in range(batch)]
         while len(self._clients) < batch:
             self._clients.append(EndpointClient(self.model.endpoint))
         if batch == 1:
@@ -57,8 +57,7 @@ class TimedEndpoint:
         for answer in answers:
             self.observe(answer, shape)
         last = max(answers, key=lambda answer: answer.seconds)
-        times = token_times(last)
-        return TimedCall(sum(map(new_tokens, answers)), times[0], np.diff(times).tolist())
+        return TimedCall(sum(map(new_tokens, answers)), token_times(last)[0], times_between(last))
 
     def figures(self, first_call_seconds: float, shapes: list[ShapeLatency]) -> EngineLatency:
         return EngineLatency(
@@ -109,3 +108,12 @@ def token_times(answer: StreamedAnswer) -> list[float]:
     if not pieces or not count:
         return [answer.seconds]
     return [float(time) for time in np.interp(np.linspace(0, len(pieces) - 1, count), range(len(pieces)), pieces)]
+
+
+def times_between(answer: StreamedAnswer) -> list[float]:
+    """Seconds between each token and the next. Of tokens that all came in one piece they cannot be seen: the whole answer's
+    time, spread over its tokens, is the most that they can have been."""
+    count = new_tokens(answer)
+    if len(answer.pieces) < 2 <= count:
+        return [answer.seconds / count] * (count - 1)
+    return [float(seconds) for seconds in np.diff(token_times(answer))]

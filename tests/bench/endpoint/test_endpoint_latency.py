@@ -19,7 +19,7 @@ from support.tiny_models import write_byte_tokenizer
 from qtk.bench.endpoint.client import Endpoint, StreamedAnswer
 from qtk.bench.endpoint.options import LoadOptions, is_address
 from qtk.bench.endpoint.prompts import random_ids, random_text
-from qtk.bench.endpoint.timed_endpoint import token_times
+from qtk.bench.endpoint.timed_endpoint import times_between, token_times
 from qtk.checkpoint.manifest import read_manifest
 from qtk.engines.build import build_engine
 from qtk.engines.options import BuildOptions
@@ -145,7 +145,7 @@ def test_goodput_leaves_out_what_was_too_slow(server: Served, engine: Path, run_
         [level] = measured(run_qtk(*words, limit, "0.000001", "--json"))["load"]
         assert (level["within"], level["requests"] > 0) == (0, True)
     shown = run_qtk(*words)
-    assert "under load" in shown.stdout
+    assert "under load" in shown.stdout, shown.stderr
 
 
 def asked(run_qtk: Any, fake: FakeEndpoint, tokenizer: Path, *more: object, shapes: str = "8/4") -> Any:
@@ -178,6 +178,19 @@ def without(field: str) -> Callable[[Body], Reply]:
         return stream(min(3, body["max_tokens"]), len(body["prompt"]), usage="stream_options" in body)
 
     return answer
+
+
+@pytest.mark.parametrize(
+    "load", [(), ("--concurrency", "1,2"), ("--rate", "100", "--runs", "4")], ids=["calls", "clients", "rate"]
+)
+def test_no_prompt_is_sent_twice(tokenizer: Path, run_qtk, load: tuple[str, ...]) -> None:
+    """Of one that a server has seen, in this run or an earlier one, it may have kept what it computed."""
+    with fake_endpoint(counted) as fake:
+        for _ in range(2):
+            measured(asked(run_qtk, fake, tokenizer, "--warmups", "1", *load, "--json", shapes="19/4"))
+    prompts = [tuple(body["prompt"]) for body in fake.asked if len(body["prompt"]) == 19]
+    assert len(prompts) >= 2 * 4
+    assert len(set(prompts)) == len(prompts)
 
 
 def test_an_endpoint_that_ends_texts_early_is_said_so(tokenizer: Path, run_qtk) -> None:
@@ -224,6 +237,23 @@ def test_pieces_of_several_tokens_are_said_so(tokenizer: Path, run_qtk) -> None:
     with fake_endpoint(lambda body: stream(body["max_tokens"], len(body["prompt"]), pieces=2)) as fake:
         report = measured(asked(run_qtk, fake, tokenizer, "--json"))
     assert any("streamed 4 tokens in 2 pieces" in said for said in report["warnings"])
+
+
+def test_tokens_in_one_piece_do_not_seem_to_take_no_time(tokenizer: Path, run_qtk) -> None:
+    words = ("--concurrency", "1", "--max-inter-token", "0.000001", "--json")
+    with fake_endpoint(lambda body: stream(body["max_tokens"], len(body["prompt"]), pieces=1)) as fake:
+        report = measured(asked(run_qtk, fake, tokenizer, *words))
+    [level], [shape] = report["load"], report["engines"][0]["shapes"]
+    assert level["within"] == 0
+    assert level["inter_token_ms"]["p50"] > 0
+    assert shape["inter_token_ms"]["p50"] > 0
+
+
+def test_a_character_that_is_not_complete_is_not_the_end(tokenizer: Path, run_qtk) -> None:
+    """A server may hold back the two tokens of the first request."""
+    numbers = itertools.count()
+    with fake_endpoint(lambda body: stream(body["max_tokens"], 8, pieces=min(next(numbers), 4))) as fake:
+        measured(asked(run_qtk, fake, tokenizer, "--json"))
 
 
 def html(_: Body) -> Reply:
@@ -335,6 +365,10 @@ def test_token_times_are_those_of_pieces_spread_evenly() -> None:
     assert token_times(joined) == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
     assert token_times(StreamedAnswer((), 1.0, 0, 8)) == [1.0]
     assert token_times(StreamedAnswer((0.5, 0.9), 1.0, None, 8)) == [0.5, 0.9]
+    assert times_between(joined) == pytest.approx([0.1] * 4)
+    assert times_between(StreamedAnswer((0.9,), 1.0, 5, 8)) == [0.2] * 4
+    assert times_between(StreamedAnswer((), 1.0, 4, 8)) == [0.25] * 3
+    assert times_between(StreamedAnswer((0.9,), 1.0, 1, 8)) == []
 
 
 def test_prompts_have_the_length_they_should(tokenizer: Path) -> None:

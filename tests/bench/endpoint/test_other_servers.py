@@ -1,4 +1,4 @@
-"""`qtk bench latency` and `accuracy` against vLLM, started by the command that a bundle holds."""
+"""`qtk bench latency` and `accuracy` against vLLM and llama.cpp's server, each started by the command that a bundle holds."""
 
 from __future__ import annotations
 
@@ -34,27 +34,55 @@ def qtk(*words: object) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def int4(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("quantized") / "int4"
-    qtk("quantize", smollm2, "-o", out, *FAST, "--group-size", 64)
-    return out
+@dataclass(frozen=True)
+class Bundled:
+    """A bundle, and the words of the one command that starts its server."""
+
+    directory: Path
+    command: list[str]
 
 
-@pytest.fixture(scope="module")
-def vllm(int4: Path, owners_python, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """vLLM, by the bundle's own command; on another port than its usual one where that is taken."""
-    program = Path(owners_python("vllm")).with_name("vllm")
-    bundle = tmp_path_factory.mktemp("bundled") / "smollm2-int4"
-    made = json.loads(qtk("bundle", int4, "-o", bundle, "--runtime", "vllm", "--json"))
+def bundled(smollm2: Path, parent: Path, runtime: str, *quantize: object) -> Bundled:
+    qtk("quantize", smollm2, "-o", parent / "int4", *FAST, *quantize)
+    out = parent / "smollm2-int4"
+    made = json.loads(qtk("bundle", parent / "int4", "-o", out, "--runtime", runtime, "--json"))
     [command] = made["start"]
-    first, *words = shlex.split(command)
+    return Bundled(out, shlex.split(command))
+
+
+@pytest.fixture(scope="module")
+def vllm(smollm2: Path, owners_python, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    program = Path(owners_python("vllm")).with_name("vllm")
+    bundle = bundled(smollm2, tmp_path_factory.mktemp("vllm"), "vllm", "--group-size", 64)
+    first, *words = bundle.command
     assert first == "vllm"
     port = 8000 if port_is_free(8000) else free_port()
     words += [] if port == 8000 else ["--port", str(port)]
-    log, environment = bundle.parent / "vllm.log", vllm_environment()
-    with other_server([program, *words], port, log, environment=environment, cwd=bundle) as address:
-        yield Running(address, bundle.name, bundle)
+    log, environment = bundle.directory.with_suffix(".log"), vllm_environment()
+    with other_server([program, *words], port, log, environment=environment, cwd=bundle.directory) as address:
+        yield Running(address, bundle.directory.name, bundle.directory)
+
+
+@pytest.fixture(scope="module")
+def llamacpp(smollm2: Path, owners_python, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    program = Path(owners_python("llamacpp")).with_name("llama-server")
+    bundle = bundled(
+        smollm2, tmp_path_factory.mktemp("llamacpp"), "llama.cpp", "--container", "gguf", "--group-size", 32
+    )
+    first, *words = bundle.command
+    assert (first, words[-2:]) == ("llama-server", ["--port", "8080"])
+    port = 8080 if port_is_free(8080) else free_port()
+    words[-1] = str(port)
+    log = bundle.directory.with_suffix(".log")
+    with other_server([program, *words], port, log, cwd=bundle.directory) as address:
+        yield Running(address, bundle.directory.name, smollm2)
+
+
+@pytest.fixture(scope="module", params=["vllm", "llamacpp"])
+def server(request: pytest.FixtureRequest) -> Running:
+    """By the bundle's own command; on another port than its usual one where that is taken."""
+    running: Running = request.getfixturevalue(request.param)
+    return running
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +102,11 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_latency_counts_what_was_asked_for(vllm: Running, tmp_path: Path) -> None:
-    """vLLM takes token ids and ignore_eos and says how many tokens there were: nothing has to be warned of but noise."""
-    words = ("--model", vllm.model, "--tokenizer", vllm.tokenizer, "--runs", 2, "--warmups", 1, "--seconds", 0)
+def test_latency_counts_what_was_asked_for(server: Running, tmp_path: Path) -> None:
+    """Both take token ids and ignore_eos and say how many tokens there were: nothing has to be warned of but noise."""
+    words = ("--model", server.model, "--tokenizer", server.tokenizer, "--runs", 2, "--warmups", 1, "--seconds", 0)
     out = tmp_path / "latency"
-    report = json.loads(qtk("bench", "latency", vllm.address, *words, "--shapes", "24/8", "-o", out, "--json"))
+    report = json.loads(qtk("bench", "latency", server.address, *words, "--shapes", "24/8", "-o", out, "--json"))
     assert [said for said in report["warnings"] if "is noisy" not in said] == []
     [measured] = report["engines"][0]["shapes"]
     assert (measured["input_len"], measured["output_len"], measured["runs"]) == (24, 8, 2)
@@ -86,19 +114,19 @@ def test_latency_counts_what_was_asked_for(vllm: Running, tmp_path: Path) -> Non
     qtk("verify", out)
 
 
-def test_latency_under_load(vllm: Running, tmp_path: Path) -> None:
-    words = ("--model", vllm.model, "--tokenizer", vllm.tokenizer, "--runs", 2, "--seconds", 1)
+def test_latency_under_load(server: Running, tmp_path: Path) -> None:
+    words = ("--model", server.model, "--tokenizer", server.tokenizer, "--runs", 2, "--seconds", 1)
     load = ("--shapes", "16/4", "--concurrency", "1,2", "-o", tmp_path / "load", "--json")
-    report = json.loads(qtk("bench", "latency", vllm.address, *words, *load))
+    report = json.loads(qtk("bench", "latency", server.address, *words, *load))
     assert [(level["clients"], level["failed"]) for level in report["load"]] == [(1, {}), (2, {})]
     assert all(level["requests"] >= 2 for level in report["load"])
 
 
 @pytest.mark.parametrize("chat_format", ["none", "model"])
-def test_programs_are_asked_for_and_run(vllm: Running, suite: Path, tmp_path: Path, chat_format: str) -> None:
-    words = ("--model", vllm.model, "--suite", suite / "own.yaml", "--data", suite, "--max-new-tokens", 24)
+def test_programs_are_asked_for_and_run(server: Running, suite: Path, tmp_path: Path, chat_format: str) -> None:
+    words = ("--model", server.model, "--suite", suite / "own.yaml", "--data", suite, "--max-new-tokens", 24)
     out = tmp_path / "scores"
-    qtk("bench", "accuracy", vllm.address, *words, "--chat-format", chat_format, "-o", out)
+    qtk("bench", "accuracy", server.address, *words, "--chat-format", chat_format, "-o", out)
     answers = read_rows(out / "generations.jsonl")
     assert [row["task_id"] for row in answers] == [f"Own/{n}" for n in range(COUNT)]
     assert all(row["generation"].strip() for row in answers)

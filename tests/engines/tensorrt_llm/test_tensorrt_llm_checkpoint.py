@@ -229,6 +229,25 @@ def test_the_config_says_what_old_and_new_versions_read(int4, tmp_path) -> None:
     assert qwen["attn_bias"] is True
 
 
+@pytest.mark.parametrize(("hidden", "group", "multiple"), [(320, 64, 128), (384, 128, 256)])
+def test_a_hidden_size_that_the_loader_would_pad_is_refused_before_the_work(
+    tmp_path, make_tiny, write_byte_tokenizer, write_quantized, hidden: int, group: int, multiple: int
+) -> None:
+    sizes = {**SIZES, "hidden_size": hidden, "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64}
+    make_tiny(tmp_path / "float", "llama", **sizes)
+    write_byte_tokenizer(tmp_path / "float")
+    model = write_quantized(tmp_path / "float", tmp_path / "int4", "gptq", LinearScheme(4, group, True))
+    with pytest.raises(InputError, match=f"hidden size {hidden} is not a multiple of {multiple}"):
+        prepare(model, tmp_path / "out", tp=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_ranks_than_key_value_heads_are_named_as_a_limit_of_tensorrt_llm(int4, tmp_path) -> None:
+    for tp, named in ((2, False), (4, True)):
+        notes = " ".join(read_description(prepare(int4(), tmp_path / str(tp), tp=tp)).notes)
+        assert (f"--tp {tp} is above this model's 2 key/value heads: a limit of TensorRT-LLM itself" in notes) == named
+
+
 def test_preflight_lists_every_reason(int4, tmp_path) -> None:
     cases = [
         (int4("llama", LinearScheme(4, 32, True)), {}, ["groups of 64 or 128, not 32", "--group-size 64"]),
