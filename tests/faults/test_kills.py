@@ -50,7 +50,7 @@ def _finish(confined: Confined, w: Workshop, name: str, out: Path) -> str:
     partial = out.with_name(f"{out.name}.partial")
     if out.exists() and name != "run":
         return "nothing to do"
-    begun = out.exists() or (partial.exists() and any(partial.iterdir()))
+    begun = any(out.glob("*/qtk-manifest.json")) or (partial.exists() and any(partial.iterdir()))
     again = confined.run(*words, seconds=240)
     if again.code == 2 and re.search("--resume (continues it|does what is missing)", again.said):
         again = confined.run(*words, "--resume", seconds=240)

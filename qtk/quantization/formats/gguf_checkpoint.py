@@ -102,7 +102,7 @@ def _reader(path: Path) -> Any:
     except ImportError:
         raise MachineError(f"Reading {path} needs the package gguf: pip install gguf.") from None
 
-    class BoundedReader(gguf.GGUFReader):  # type: ignore[misc]
+    class BoundedReader(gguf.GGUFReader):
         """The package's reader, which believes the lengths in the file: behind its end it would read nothing for ever."""
 
         _reads = 0
