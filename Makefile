@@ -72,7 +72,7 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-# What only shows after thousands of requests: files, threads and memory that a server does not give back.
+# What only shows after thousands of requests, broken files, kills and failing calls (tests/serving/test_soak.py, tests/faults).
 test-nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly
 

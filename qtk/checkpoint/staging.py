@@ -17,7 +17,7 @@ from typing import IO, Any
 from qtk.checkpoint.begun import UnfinishedWork
 from qtk.checkpoint.disk import require_text_path, written_to
 from qtk.checkpoint.manifest import MANIFEST_NAME, settle_pending
-from qtk.errors import InputChanged, InputError
+from qtk.errors import InputChanged, InputError, QtkError
 from qtk.progress import note
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
@@ -92,11 +92,19 @@ def _staged(out: Path, overwrite: bool, resumption: Resumption | None) -> Iterat
             _require_still_replaceable(out, overwrite)
             _put_in_place(partial, out, lock)
         except BaseException as error:
+            _require_not_removed(partial, error)
             if (resumption is None and not isinstance(error, _NameTaken)) or isinstance(error, InputChanged):
                 shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, KeyboardInterrupt) and not error.args:
                 error.args = (_what_is_left(out, partial),)
             raise
+
+
+def _require_not_removed(partial: Path, error: BaseException) -> None:
+    """InputError for an error of any library whose cause is that somebody removed the directory that it wrote into."""
+    of_a_name = not isinstance(error, OSError) or error.errno == errno.ENOENT
+    if isinstance(error, Exception) and not isinstance(error, QtkError) and of_a_name and not partial.is_dir():
+        raise InputError(f"{partial} was removed while this command wrote it. Run the command again.") from None
 
 
 class _NameTaken(InputError):

@@ -149,6 +149,15 @@ def test_what_appears_under_the_name_meanwhile_is_not_replaced(tmp_path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
 
 
+def test_a_directory_that_was_removed_meanwhile_is_named(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"out\.partial was removed"), staged_directory(tmp_path / "out") as work:
+        work.rmdir()
+        (work / "file").write_text("")
+    with pytest.raises(InputError, match=r"out\.partial was removed"), staged_directory(tmp_path / "out") as work:
+        work.rmdir()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_says_why_it_removes_what_is_unfinished(tmp_path, capfd) -> None:
     partial = left_by_a_stopped_command(tmp_path / "out")
     remove_partial(tmp_path / "out", "it was begun with other options")

@@ -50,9 +50,9 @@ def _finish(confined: Confined, w: Workshop, name: str, out: Path) -> str:
     partial = out.with_name(f"{out.name}.partial")
     if out.exists() and name != "run":
         return "nothing to do"
-    begun = out.exists() or (partial.exists() and any(partial.iterdir()))
+    begun = any(out.glob("*/qtk-manifest.json")) or (partial.exists() and any(partial.iterdir()))
     again = confined.run(*words, seconds=240)
-    if again.code == 2 and "--resume continues it" in again.said:
+    if again.code == 2 and re.search("--resume (continues it|does what is missing)", again.said):
         again = confined.run(*words, "--resume", seconds=240)
         assert again.code == 0, again.said
         return "resumed"
@@ -61,8 +61,6 @@ def _finish(confined: Confined, w: Workshop, name: str, out: Path) -> str:
         subprocess.run(shlex.split(move), check=True)
         return "moved"
     assert again.code == 0, again.said
-    if name == "run":
-        return "resumed" if begun else "begun again"
     assert not begun or "nothing in it can be continued" in again.err, again.said
     return "begun again"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import subprocess
@@ -160,3 +161,15 @@ def test_two_processes_with_one_output(broken: Workshop, run_qtk) -> None:
     loser = next(text for process, text in zip(both, said, strict=True) if process.returncode == 2)
     assert "right now" in loser or "exists already" in loser
     clean(run_qtk("verify", broken.out), 0)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])  # its steps are these commands
+def test_an_output_that_another_process_writes_is_left_to_it(workshop, tmp_path, confined, name: str) -> None:
+    out = tmp_path / "out"
+    with (tmp_path / ".out.qtk-lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcome = confined.run(*COMMANDS[name](workshop, out))
+    assert outcome.clean, outcome.said
+    assert outcome.code == 2
+    assert f"Another qtk command is writing {out} right now" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == [".out.qtk-lock"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
-from qtk.quantization.formats.base import Format, float_modules, one_setting_refusals
+from qtk.quantization.formats.base import Format, float_modules, one_setting_refusals, whole
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
@@ -78,13 +78,13 @@ class AwqFormat(Format):
 
     def read_scheme(self, checkpoint: Checkpoint, modules: Mapping[str, tuple[int, int]]) -> QuantizationScheme:
         config = checkpoint.config["quantization_config"]
-        version, bits = str(config.get("version", "gemm")).lower(), int(config.get("bits", 4))
+        version, bits = str(config.get("version", "gemm")).lower(), whole(config.get("bits", 4))
         if version != "gemm" or bits != 4:
             raise InputError(f"{checkpoint.path}: awq version {version!r} at {bits} bits; qtk reads 'gemm' at 4.")
         stored = [module for module in modules if f"{module}.qweight" in checkpoint]
         zeros = (f"{module}.qzeros" for module in stored)
         symmetric = all(set(piece) == {_SYMMETRIC_BYTE} for name in zeros for piece in checkpoint.pieces(name))
-        default = LinearScheme(4, int(config.get("group_size", 128)), symmetric)
+        default = LinearScheme(4, whole(config.get("group_size", 128)), symmetric)
         left, held = LinearScheme(16, default.group_size, symmetric), set(stored)
         return QuantizationScheme(default, {m: default if m in held else left for m in modules})
 

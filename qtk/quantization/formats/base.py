@@ -123,6 +123,20 @@ class Format(ABC):
         """Reads one quantized linear back. InputError for act order, and for what else qtk does not read."""
 
 
+def whole(value: Any) -> int:
+    """A whole number of a config. TypeError for what can only be made one: 4.5, "4", true."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """A yes or no of a config. TypeError for anything else, whose truth would be guessed."""
+    if type(value) is not bool:
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
+
+
 def one_setting_refusals(name: str, scheme: QuantizationScheme) -> list[str]:
     """A sentence for each linear whose settings differ from the default, for containers that hold one setting and float."""
     default = scheme.default

@@ -18,7 +18,7 @@ from qtk.bounded.programs import matches
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
-from qtk.quantization.formats.base import Format, float_modules
+from qtk.quantization.formats.base import Format, flag, float_modules, whole
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
@@ -111,6 +111,8 @@ class CompressedTensorsFormat(Format):
             raise InputError(
                 f"{checkpoint.path}: compressed-tensors format {config.get('format')!r}; qtk reads 'pack-quantized'."
             )
+        if config.get("kv_cache_scheme"):
+            raise InputError(f"{checkpoint.path}: its kv_cache_scheme rounds keys and values, which qtk does not do.")
         groups = [_group(checkpoint, group) for group in config["config_groups"].values()]
         default = next((scheme for targets, scheme in groups if "Linear" in targets), groups[0][1])
         left = LinearScheme(16, default.group_size, default.symmetric)
@@ -152,13 +154,15 @@ def _weights(linear: LinearScheme) -> dict[str, Any]:
 
 def _group(checkpoint: Checkpoint, group: Mapping[str, Any]) -> tuple[list[str], LinearScheme]:
     weights = group["weights"]
-    known = weights.get("type") == "int" and weights.get("num_bits") in (4, 8) and not group.get("input_activations")
+    only_weights = not (group.get("input_activations") or group.get("output_activations") or weights.get("dynamic"))
+    known = weights.get("type") == "int" and weights.get("num_bits") in (4, 8) and only_weights
     if not known or weights.get("strategy") not in ("group", "channel"):
         raise InputError(
             f"{checkpoint.path}: compressed-tensors weights {weights.get('num_bits')} bits {weights.get('type')!r}, "
             f"strategy {weights.get('strategy')!r}; qtk reads 4- and 8-bit integers by group or channel, weights only."
         )
-    scheme = LinearScheme(weights["num_bits"], int(weights.get("group_size") or -1), bool(weights.get("symmetric")))
+    bits, group_size = whole(weights["num_bits"]), whole(weights.get("group_size") or -1)
+    scheme = LinearScheme(bits, group_size, flag(weights.get("symmetric", True)))
     return list(group["targets"]), scheme
 
 

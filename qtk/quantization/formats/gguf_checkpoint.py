@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 BLOCKS = "blocks"
+_MOST_READS = 4_000_000  # of numbers and texts; a vocabulary of 256,000 tokens with its merges takes two million
 _DTYPES = {"F32": "float32", "F16": "float16"}
 
 
@@ -97,11 +98,28 @@ class GgufCheckpoint(Checkpoint):
 def _reader(path: Path) -> Any:
     try:
         import gguf
+        import numpy as np
     except ImportError:
         raise MachineError(f"Reading {path} needs the package gguf: pip install gguf.") from None
+
+    class BoundedReader(gguf.GGUFReader):
+        """The package's reader, which believes the lengths in the file: behind its end it would read nothing for ever."""
+
+        _reads = 0
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            self._reads += 1
+            if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
+                raise ValueError("it says that it is longer than it is")
+            if self._reads > _MOST_READS:
+                raise ValueError(f"it holds more than {_MOST_READS} values beside its tensors")
+            return super()._get(offset, dtype, count, override_order)
+
     try:
-        return gguf.GGUFReader(path)
-    except (OSError, ValueError, IndexError, KeyError) as error:
+        return BoundedReader(path)
+    except RecursionError:
+        raise InputError(f"{path} cannot be read as a GGUF file: it is nested too deep.") from None
+    except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise InputError(f"{path} cannot be read as a GGUF file: {error}") from None
 
 

@@ -17,7 +17,7 @@ from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import TensorSpec
 from qtk.errors import InputError
 from qtk.models.spec import LM_HEAD_MODULE
-from qtk.quantization.formats.base import Format
+from qtk.quantization.formats.base import Format, flag, whole
 from qtk.quantization.formats.packing import pack_int32, unpack_int32
 from qtk.quantization.quantized_linear import QuantizedLinear
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme
@@ -98,7 +98,7 @@ class GptqFormat(Format):
             raise InputError(
                 f"{checkpoint.path}: checkpoint_format {config['checkpoint_format']!r}; qtk reads 'gptq' (v1)."
             )
-        default = LinearScheme(int(config["bits"]), int(config["group_size"]), bool(config.get("sym", True)))
+        default = LinearScheme(whole(config["bits"]), whole(config["group_size"]), flag(config.get("sym", True)))
         if default.bits not in (4, 8):
             raise InputError(f"{checkpoint.path}: {default.bits} bits; qtk reads 4 and 8.")
         schemes = {}
@@ -156,8 +156,8 @@ def overridden(module: str, default: LinearScheme, dynamic: Mapping[str, Mapping
             if sign == "-":
                 return LinearScheme(16, default.group_size, default.symmetric)
             return LinearScheme(
-                int(values.get("bits", default.bits)),
-                int(values.get("group_size", default.group_size)),
-                bool(values.get("sym", default.symmetric)),
+                whole(values.get("bits", default.bits)),
+                whole(values.get("group_size", default.group_size)),
+                flag(values.get("sym", default.symmetric)),
             )
     return default
