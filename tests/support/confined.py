@@ -232,3 +232,12 @@ def confined() -> Iterator[Confined]:
 
 if __name__ == "__main__":
     _serve()
+
+
+def refused(outcome: Outcome, out: Path, *phrases: str, code: int = 2) -> None:
+    """A command ended with this code and a sentence that holds the phrases, and wrote nothing."""
+    assert outcome.clean, outcome.said
+    assert outcome.code == code, outcome.said
+    for phrase in phrases:
+        assert phrase in outcome.said
+    assert not out.exists()
