@@ -56,9 +56,9 @@ def test_a_float_model_is_not_quantized(tiny, run_qtk) -> None:
     ("change", "said"),
     [
         ({"num_hidden_layers": 1}, "num_hidden_layers: config.json says 1, the tensors 3"),
-        ({"vocab_size": 7}, "vocab_size: config.json says 7, the tensors 256"),
+        ({"vocab_size": 7}, "vocab_size: config.json says 7, the tensors 320"),
         ({"hidden_size": 96, "head_dim": 32}, "hidden_size: config.json says 96, the tensors 128"),
-        ({"intermediate_size": 100}, "intermediate_size: config.json says 100, the tensors 192"),
+        ({"intermediate_size": 100}, "intermediate_size: config.json says 100, the tensors 256"),
         ({"num_key_value_heads": 1}, "num_key_value_heads x head_dim: config.json says 32, the tensors 64"),
         (
             {"num_attention_heads": 8, "head_dim": 32},
