@@ -20,6 +20,7 @@ _DEPTH = 64  # levels of nesting; recipes and configs have fewer than ten
 # YAML is parsed at about 100 kB a second. The longest file that travels with qtk has 9 kB.
 _YAML_LIMIT = 256_000
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_HALF = re.compile("[\ud800-\udfff]")
 _YAML_NODES = 50_000  # values, those behind an alias counted each time
 
 
@@ -109,13 +110,15 @@ def _too_many() -> _Unfit:
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """How many values stand below a node when each alias is written out. ValueError for too many, for a node that holds itself,
-    and for a key that is there twice."""
+    for a key that is there twice, and for half of a letter, as in JSON."""
     if id(node) in known:
         if not known[id(node)]:
             raise _Unfit(f"the value at line {node.start_mark.line + 1} holds itself")
         return known[id(node)]
     if depth > _DEPTH:
         raise _too_deep(node.start_mark.line)
+    if isinstance(node, yaml.ScalarNode) and _HALF.search(node.value):
+        raise _Unfit(f"the value at line {node.start_mark.line + 1} holds half of a letter (a lone surrogate)")
     known[id(node)] = 0  # not counted yet: whoever meets it here is inside it
     total = 1
     for child in _children(node):

@@ -53,8 +53,25 @@ def test_json_that_is_refused(text: str) -> None:
         ("a: !!python/object:os.system {}", "constructor"),
         ("a: " + "x" * 300_000, "longer"),
         ("a: [", "expected"),
+        ('name: "caf\\ud800"', "line 1 holds half of a letter"),
+        ('a: 1\n"\\U0000DFFF": 2', "line 2 holds half of a letter"),
     ],
-    ids=["bomb", "itself", "twice", "deep", "endless", "countless", "number", "date", "key", "tag", "long", "cut"],
+    ids=[
+        "bomb",
+        "itself",
+        "twice",
+        "deep",
+        "endless",
+        "countless",
+        "number",
+        "date",
+        "key",
+        "tag",
+        "long",
+        "cut",
+        "half a letter",
+        "half a letter in a key",
+    ],
 )
 def test_yaml_that_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):

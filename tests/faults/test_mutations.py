@@ -35,7 +35,7 @@ def test_many_mutations(workshop, tmp_path, name: str) -> None:
 
 
 # Mutations that once were faults: half of a letter as a special token, a list as the role of a turn, names of files that are too
-# long, no groups at all.
+# long, no groups at all, half of a letter in YAML.
 FOUND = [
     ("tokenizer config", 2, 198),
     ("training rows", 2, 10),
