@@ -44,6 +44,7 @@ FOUND = [
     ("manifest", 3, 400),
     ("manifest", 3, 981),
     ("compressed-tensors config", 3, 681),
+    ("recipe", 2, 1161),
 ]
 
 
