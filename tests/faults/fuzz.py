@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+os.environ["OMP_NUM_THREADS"] = "1"  # a forked process would wait for the threads of this one
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 from faults.mutations import BYTES, TARGETS, Tally, how_it_ended, judge_of, judged_fork, mutate, run_cases  # noqa: E402
