@@ -99,10 +99,21 @@ class Progress:
         if not _QUIET:
             pace = self.pace
             wait = pace.silent if sys.stderr.isatty() else max(pace.silent, pace.between_lines)
-            self._timer = threading.Timer(max(wait, 0.0), self._show)
-            self._timer.daemon = True
-            self._timer.start()
+            self._show_after(max(wait, 0.0))
         return self
+
+    def _show_after(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._show_waiting)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _show_waiting(self) -> None:
+        """While the first unit runs: in lines, each after twice the time of the one before."""
+        self._show()
+        with self._lock:
+            elapsed = time.monotonic() - self._start
+            if not self.done and elapsed > 0 and not sys.stderr.isatty():
+                self._show_after(elapsed)
 
     def advance(self, count: int = 1, detail: str = "") -> None:
         """Records that `count` more units are done. `detail` is shown beside the bar."""
@@ -165,9 +176,9 @@ class Progress:
         print(f"{text}{'; ' + self._detail if self._detail else ''}", file=sys.stderr, flush=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
