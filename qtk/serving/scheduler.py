@@ -12,9 +12,8 @@ from qtk.serving.waiting import WaitingWorks
 from qtk.serving.work import ChoiceWork, Event, TokenMade, WorkFailed
 
 Post = Callable[[Callable[[], None]], object]
-_TOGETHER = (
-    32  # tokens for which nobody waits that are told at once: each time the server's thread interrupts the engine's
-)
+# Tokens for which nobody waits are told so many at once: each time, the server's thread interrupts the engine's.
+_TOGETHER = 32
 
 
 class Scheduler:
