@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from qtk.checkpoint.atomic import write_atomic
+from qtk.checkpoint.directory_lock import held_directory
 from qtk.errors import InputError, QtkError
 from qtk.progress import note
 from qtk.recipes.gating import require_baselines
@@ -56,7 +57,7 @@ def run_recipe(
     `first_stage`, the stages before it are taken as they are (they may come from another machine), and from it on
     everything is done again; an unfinished step is continued by "resume" there too. Every step's directory is replaced
     only when its successor is complete. A failing step's error names the step. What the recipe names and the machine lacks
-    is found before anything is written.
+    is found before anything is written. InputError while another command works in `run_dir`.
     """
     if not isinstance(resolved, ResolvedRecipe):
         resolved = resolve_recipe(resolved)
@@ -65,38 +66,41 @@ def run_recipe(
     require_stages(steps, first_stage, last_stage)
     require_baselines(recipe.gates, directory)
     reached = [step for step in steps if last_stage is None or stage_order(step.stage) <= stage_order(last_stage)]
-    state = earlier_state(run_dir, recipe, mode, first_stage)
-    sources = RecipeSources(recipe, directory, state)
-    taken = [step for step in reached if first_stage is not None and stage_order(step.stage) < stage_order(first_stage)]
-    require_for([step for step in reached if step not in taken], sources, run_dir, state)
-    state.keep_steps(step.name for step in steps)
-    begin_run(run_dir, resolved, state)
-    run = StepWork(run_dir, state, sources)
-    outcomes: list[StepOutcome] = []
-    for number, step in enumerate(reached, start=1):
-        label = f"[{number}/{len(reached)}] {step.name}"
-        try:
-            why: str | None = None
-            if step in taken:
-                status = run.take(step)
-            elif first_stage is not None or mode == "overwrite":
-                why = "it was asked for"
-                note(label)
-                status = run.do(step, mode)
-            elif why := run.out_of_date(step):
-                note(f"{label}{_again(state, step, why)}")
-                status = run.do(step, mode)
-            else:
-                note(f"{label}: up to date")
-                status = "up to date"
-        except QtkError as error:
-            raise type(error)(f"Step {step.name} of {recipe.name}: {error}") from error
-        seconds = state.steps[step.name].seconds
-        outcomes.append(
-            StepOutcome(
-                step=step.name, stage=step.stage, directory=step.directory, status=status, seconds=seconds, why=why
+    with held_directory(run_dir):
+        state = earlier_state(run_dir, recipe, mode, first_stage)
+        sources = RecipeSources(recipe, directory, state)
+        taken = [
+            step for step in reached if first_stage is not None and stage_order(step.stage) < stage_order(first_stage)
+        ]
+        require_for([step for step in reached if step not in taken], sources, run_dir, state)
+        state.keep_steps(step.name for step in steps)
+        begin_run(run_dir, resolved, state)
+        run = StepWork(run_dir, state, sources)
+        outcomes: list[StepOutcome] = []
+        for number, step in enumerate(reached, start=1):
+            label = f"[{number}/{len(reached)}] {step.name}"
+            try:
+                why: str | None = None
+                if step in taken:
+                    status = run.take(step)
+                elif first_stage is not None or mode == "overwrite":
+                    why = "it was asked for"
+                    note(label)
+                    status = run.do(step, mode)
+                elif why := run.out_of_date(step):
+                    note(f"{label}{_again(state, step, why)}")
+                    status = run.do(step, mode)
+                else:
+                    note(f"{label}: up to date")
+                    status = "up to date"
+            except QtkError as error:
+                raise type(error)(f"Step {step.name} of {recipe.name}: {error}") from error
+            seconds = state.steps[step.name].seconds
+            outcomes.append(
+                StepOutcome(
+                    step=step.name, stage=step.stage, directory=step.directory, status=status, seconds=seconds, why=why
+                )
             )
-        )
     return RunOutcome(recipe=recipe.name, directory=str(run_dir), steps=tuple(outcomes))
 
 

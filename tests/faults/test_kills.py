@@ -18,6 +18,7 @@ from support.confined import Confined
 
 FEW, MANY = 2, 50
 MOMENTS = int(os.environ.get("QTK_TEST_KILLS", MANY))
+SEED = int(os.environ.get("QTK_TEST_KILLS_SEED", 2))
 
 
 def _killed(confined: Confined, w: Workshop, name: str, moments: int, seed: int) -> Counter[str]:
@@ -74,7 +75,7 @@ def test_a_few_random_kills(workshop, tmp_path, confined, name: str) -> None:
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_many_random_kills(workshop, tmp_path, confined, name: str) -> None:
-    print(f"{name}: {dict(_killed(confined, workshop.copy(tmp_path / 'w'), name, MOMENTS, seed=2))}")
+    print(f"{name}: {dict(_killed(confined, workshop.copy(tmp_path / 'w'), name, MOMENTS, SEED))}")
 
 
 def test_what_a_killed_overwrite_left_is_removed_by_the_next(broken, confined) -> None:
