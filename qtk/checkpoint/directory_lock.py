@@ -44,7 +44,7 @@ def _locked(place: Path) -> int:
             continue
         except (FileExistsError, NotADirectoryError):
             blocking = next(p for p in (place, *place.parents) if p.is_symlink() or (p.exists() and not p.is_dir()))
-            raise InputError(f"{place} cannot be written: {blocking} is not a directory. Give another -o.") from None
+            raise InputError(f"{place} cannot be written: {blocking} is not a directory. Give another place.") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -53,7 +53,7 @@ def _locked(place: Path) -> int:
         if _is(place, lock):
             return lock
         os.close(lock)
-    raise InputError(f"{place} cannot be written: directories cannot be made there. Give another -o.")
+    raise InputError(f"{place} cannot be written: directories cannot be made there. Give another place.")
 
 
 def _is(place: Path, lock: int) -> bool:
