@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,13 @@ def atomic_file(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def unfinished_files(directory: Path, pattern: str) -> list[Path]:
+    """What `atomic_file` left when it was killed on its way to the names that match `pattern`. Where no other command can be writing
+    them, they are to be removed."""
+    found = directory.glob(f"{pattern}.*.partial")
+    return [path for path in found if re.search(r"\.\d+\.partial$", path.name) and path.is_file()]
 
 
 def _opened(unfinished: Path) -> BinaryIO:

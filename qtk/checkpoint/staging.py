@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from qtk.checkpoint.atomic import unfinished_files
 from qtk.checkpoint.begun import UnfinishedWork
 from qtk.checkpoint.disk import require_text_path, written_to
 from qtk.checkpoint.manifest import MANIFEST_NAME, settle_pending
@@ -86,6 +87,8 @@ def _staged(out: Path, overwrite: bool, resumption: Resumption | None) -> Iterat
         if partial.exists():
             _settle_what_lies_there(out, overwrite, resumption)
         partial.mkdir(exist_ok=True)
+        for path in unfinished_files(partial, "**/*"):
+            path.unlink()
         try:
             yield partial
             sync_tree(partial)

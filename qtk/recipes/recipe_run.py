@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from qtk.checkpoint.atomic import write_atomic
+from qtk.checkpoint.atomic import unfinished_files, write_atomic
+from qtk.checkpoint.directory_lock import held_directory
 from qtk.errors import InputError, QtkError
 from qtk.progress import note
 from qtk.recipes.gating import require_baselines
@@ -14,7 +15,7 @@ from qtk.recipes.reading import RecipeFile, ResolvedRecipe, resolve_recipe
 from qtk.recipes.recipe_text import recipe_yaml
 from qtk.recipes.schema import RECIPE_COPY, Recipe
 from qtk.recipes.stages import STAGES
-from qtk.recipes.state import RunState
+from qtk.recipes.state import RUN_NAME, RunState
 from qtk.recipes.step_work import Mode, RecipeSources, Status, StepWork
 from qtk.recipes.steps import RecipeStep, recipe_steps
 from qtk.redaction import redact
@@ -56,7 +57,7 @@ def run_recipe(
     `first_stage`, the stages before it are taken as they are (they may come from another machine), and from it on
     everything is done again; an unfinished step is continued by "resume" there too. Every step's directory is replaced
     only when its successor is complete. A failing step's error names the step. What the recipe names and the machine lacks
-    is found before anything is written.
+    is found before anything is written. InputError while another command works in `run_dir`.
     """
     if not isinstance(resolved, ResolvedRecipe):
         resolved = resolve_recipe(resolved)
@@ -65,38 +66,41 @@ def run_recipe(
     require_stages(steps, first_stage, last_stage)
     require_baselines(recipe.gates, directory)
     reached = [step for step in steps if last_stage is None or stage_order(step.stage) <= stage_order(last_stage)]
-    state = earlier_state(run_dir, recipe, mode, first_stage)
-    sources = RecipeSources(recipe, directory, state)
-    taken = [step for step in reached if first_stage is not None and stage_order(step.stage) < stage_order(first_stage)]
-    require_for([step for step in reached if step not in taken], sources, run_dir, state)
-    state.keep_steps(step.name for step in steps)
-    begin_run(run_dir, resolved, state)
-    run = StepWork(run_dir, state, sources)
-    outcomes: list[StepOutcome] = []
-    for number, step in enumerate(reached, start=1):
-        label = f"[{number}/{len(reached)}] {step.name}"
-        try:
-            why: str | None = None
-            if step in taken:
-                status = run.take(step)
-            elif first_stage is not None or mode == "overwrite":
-                why = "it was asked for"
-                note(label)
-                status = run.do(step, mode)
-            elif why := run.out_of_date(step):
-                note(f"{label}{_again(state, step, why)}")
-                status = run.do(step, mode)
-            else:
-                note(f"{label}: up to date")
-                status = "up to date"
-        except QtkError as error:
-            raise type(error)(f"Step {step.name} of {recipe.name}: {error}") from error
-        seconds = state.steps[step.name].seconds
-        outcomes.append(
-            StepOutcome(
-                step=step.name, stage=step.stage, directory=step.directory, status=status, seconds=seconds, why=why
+    with held_directory(run_dir):
+        state = earlier_state(run_dir, recipe, mode, first_stage)
+        sources = RecipeSources(recipe, directory, state)
+        taken = [
+            step for step in reached if first_stage is not None and stage_order(step.stage) < stage_order(first_stage)
+        ]
+        require_for([step for step in reached if step not in taken], sources, run_dir, state)
+        state.keep_steps(step.name for step in steps)
+        begin_run(run_dir, resolved, state)
+        run = StepWork(run_dir, state, sources)
+        outcomes: list[StepOutcome] = []
+        for number, step in enumerate(reached, start=1):
+            label = f"[{number}/{len(reached)}] {step.name}"
+            try:
+                why: str | None = None
+                if step in taken:
+                    status = run.take(step)
+                elif first_stage is not None or mode == "overwrite":
+                    why = "it was asked for"
+                    note(label)
+                    status = run.do(step, mode)
+                elif why := run.out_of_date(step):
+                    note(f"{label}{_again(state, step, why)}")
+                    status = run.do(step, mode)
+                else:
+                    note(f"{label}: up to date")
+                    status = "up to date"
+            except QtkError as error:
+                raise type(error)(f"Step {step.name} of {recipe.name}: {error}") from error
+            seconds = state.steps[step.name].seconds
+            outcomes.append(
+                StepOutcome(
+                    step=step.name, stage=step.stage, directory=step.directory, status=status, seconds=seconds, why=why
+                )
             )
-        )
     return RunOutcome(recipe=recipe.name, directory=str(run_dir), steps=tuple(outcomes))
 
 
@@ -134,7 +138,8 @@ def require_for(steps: list[RecipeStep], sources: RecipeSources, run_dir: Path, 
 def earlier_state(run_dir: Path, recipe: Recipe, mode: Mode, first_stage: str | None) -> RunState:
     """The state to go on from. InputError for a directory that this run must not go into."""
     state = RunState.load(run_dir)
-    if state is None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    there = set(run_dir.iterdir()) if run_dir.is_dir() else {run_dir} if run_dir.exists() else set()
+    if state is None and there.difference(_unfinished(run_dir)):
         raise InputError(f"{run_dir} exists and is not a run of qtk. Give another -o.")
     if state is not None and (state.steps or state.begun) and mode == "new" and first_stage is None:
         raise InputError(
@@ -145,10 +150,16 @@ def earlier_state(run_dir: Path, recipe: Recipe, mode: Mode, first_stage: str | 
     return state
 
 
+def _unfinished(run_dir: Path) -> list[Path]:
+    """What a killed run has left of its own files. Those of its steps are theirs."""
+    return [path for name in (RUN_NAME, RECIPE_COPY) for path in unfinished_files(run_dir, name)]
+
+
 def begin_run(run_dir: Path, resolved: ResolvedRecipe, state: RunState) -> None:
-    """The run directory exists afterwards and holds the recipe as it was understood: nothing inherited, no variables, paths
-    that begin in the run's directory."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    """The run's directory holds afterwards the recipe as it was understood: nothing inherited, no variables, paths that begin in
+    the run's directory."""
+    for path in _unfinished(run_dir):
+        path.unlink()
+    state.save(run_dir)  # first: a directory is known by it
     head = f"# The recipe of this run, read from {resolved.file.path.name} with everything put in.\n"
     write_atomic(run_dir / RECIPE_COPY, redact(head + recipe_yaml(resolved.content(run_dir))))
-    state.save(run_dir)

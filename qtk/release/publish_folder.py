@@ -7,6 +7,8 @@ from pathlib import Path
 
 import fsspec
 
+from qtk.checkpoint.directory_lock import held_directory
+from qtk.checkpoint.disk import written_to
 from qtk.checkpoint.manifest import SIGNATURE_NAME, SUMS_NAME
 from qtk.errors import InputError
 from qtk.progress import Progress
@@ -39,6 +41,12 @@ class PublishedFolder:
         return RemoteState(exists=True, files=there)
 
     def send(self, bundle: Path, files: Sequence[OwnFile], before: RemoteState) -> str:
+        with held_directory(Path(self._root)), written_to(Path(self._root)):
+            if _sizes(self.state(bundle)) != _sizes(before):
+                raise InputError(f"{self.address} changed while this command ran. Run it again.")
+            return self._send(files)
+
+    def _send(self, files: Sequence[OwnFile]) -> str:
         last = (SUMS_NAME, SIGNATURE_NAME)
         with Progress("publish", sum(file.bytes for file in files) // 10**6, "MB") as progress:
             for file in sorted(files, key=lambda file: file.name in last):
@@ -54,3 +62,7 @@ class PublishedFolder:
                     raise
                 progress.advance(file.bytes // 10**6, file.name)
         return self.address
+
+
+def _sizes(state: RemoteState) -> dict[str, int]:
+    return {name: file.bytes for name, file in state.files.items()}

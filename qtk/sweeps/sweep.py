@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from qtk.checkpoint.directory_lock import held_directory
 from qtk.errors import InputError, QtkError, listing
 from qtk.progress import note
 from qtk.recipes.gating import require_baselines
@@ -56,17 +58,20 @@ def run_sweep(
 
     Steps that make the same, by all that decides their output, are done in one run, and the others share its files. A
     variant that fails ends there, and the others go on. mode: as of `run_recipe`. runner: opens what does the steps.
-    InputError, before any work, for variants that are not valid recipes, and for what `run_recipe` refuses.
+    InputError, before any work, for variants that are not valid recipes, for what `run_recipe` refuses, and while another
+    command works in `out` or in the run of one of the variants.
     """
     resolved = _resolved(file, variants(axes), settings)
-    if mode == "new" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty. --resume continues a sweep, --overwrite does it again.")
-    runs = [_begun_run(variant, recipe, out / variant.name, mode) for variant, recipe in resolved.items()]
-    sweep = _Sweep(runs, mode, runner())
-    try:
+    with ExitStack() as held:
+        held.enter_context(held_directory(out))
+        if mode == "new" and any(out.iterdir()):
+            raise InputError(f"{out} exists and is not empty. --resume continues a sweep, --overwrite does it again.")
+        for variant in resolved:
+            held.enter_context(held_directory(out / variant.name))
+        runs = [_begun_run(variant, recipe, out / variant.name, mode) for variant, recipe in resolved.items()]
+        sweep = _Sweep(runs, mode, runner())
+        held.callback(sweep.runner.close)
         sweep.run()
-    finally:
-        sweep.runner.close()
     return tuple(SweptVariant(run.variant, run.work.run_dir, run.error) for run in runs)
 
 

@@ -46,6 +46,9 @@ COMMANDS: dict[str, Callable[[Workshop, Path], Words]] = {
 # Commands that keep what they had done when they fail, for --resume.
 RESUMED = [name for name in COMMANDS if name.startswith("quantize ")] + ["bench accuracy", "finetune", "bundle"]
 
+# Commands with so many calls, or so long ones, that not each of their calls has its turn.
+SLOW = ("quantize gptq default", "quantize gptq best", "quantize awq", "quantize auto", "run", "finetune")
+
 # Keys whose values are times, or memory that depends on them. Files that repeat these, or digests of what has them, are left to
 # `qtk verify`, or are no part of a result.
 _TELL_TIME = {"seconds", "tokens_per_second", "peak_memory_bytes"}

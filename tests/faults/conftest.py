@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.confined import Confined
 from support.tiny_models import make_tiny, write_byte_tokenizer
 
 from qtk.calibration.options import CalibrationOptions
@@ -18,6 +20,7 @@ from qtk.engines.options import BuildOptions
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantize import quantize_model
 
+_FAILING = Path(__file__).with_name("failing_calls.c")
 CONTAINERS = ("gptq", "awq", "compressed-tensors", "modelopt")
 RECIPE = "name: own\nmodel: ./m\nquantize: {method: rtn, group_size: 32}\nbuild: {gpu: cpu, max_input_len: 32, max_output_len: 16}\n"
 SUITE = (
@@ -107,6 +110,23 @@ def _write_gguf(model: Path, root: Path) -> None:
     (made,) = (root / "q-gguf").glob("*.gguf")
     made.rename(made.with_name("model.gguf"))
     shutil.rmtree(source)
+
+
+@pytest.fixture(scope="session")
+def failing(tmp_path_factory) -> Iterator[Confined]:
+    """Runs commands whose calls can be made to fail, or to end the process."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler, so calls cannot be made to fail")
+    library = tmp_path_factory.mktemp("shim") / "failing.so"
+    made = subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", library, _FAILING, "-ldl"], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"the C compiler cannot make a library: {made.stderr[-200:]}")
+    server = Confined(library)
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import errno
-import shutil
-import subprocess
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from faults.commands import COMMANDS, RESUMED, contents, empty, left_behind, require_whole_or_absent
+from faults.commands import COMMANDS, RESUMED, SLOW, contents, empty, left_behind, require_whole_or_absent
 from support.confined import Confined
 
-_SOURCE = Path(__file__).with_name("failing_calls.c")
 _CODES = {
     errno.ENOSPC: (4, "disk is full"),
     errno.EIO: (4, "Input/output error"),
     errno.EACCES: (2, "Permission denied"),
 }
 _KINDS = ("open", "write", "sync", "rename")
-_SLOW = ("quantize gptq default", "quantize gptq best", "quantize awq", "quantize auto", "run", "finetune")
 _MAY_STAY = {name: {"out.partial", ".out.qtk-lock"} for name in RESUMED}
-
-
-@pytest.fixture(scope="module")
-def failing(tmp_path_factory) -> Iterator[Confined]:
-    """Runs commands whose calls can be made to fail."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler, so calls cannot be made to fail")
-    library = tmp_path_factory.mktemp("shim") / "failing.so"
-    made = subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", library, _SOURCE, "-ldl"], capture_output=True, text=True
-    )
-    if made.returncode:
-        pytest.skip(f"the C compiler cannot make a library: {made.stderr[-200:]}")
-    server = Confined(library)
-    yield server
-    server.close()
 
 
 def _try(failing: Confined, w, name: str, kind: str, number: int, at: int) -> bool:
@@ -77,7 +54,7 @@ def test_every_call_that_fails_is_told(workshop, tmp_path, failing, name: str, n
         at = 1
         while _try(failing, w, name, kind, number, at):
             failed[kind] += 1
-            at += 1 if name not in _SLOW else 1 + at // 8  # of the slow, the first ones, then fewer and fewer
+            at += 1 if name not in SLOW else 1 + at // 8  # of the slow, the first ones, then fewer and fewer
     print(f"{name}, {errno.errorcode[number]}: {dict(failed)}")
     assert set(failed) == set(_KINDS)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from faults.commands import COMMANDS
+from faults.commands import COMMANDS, left_behind
 from faults.conftest import Workshop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,3 +176,62 @@ def test_an_output_that_another_process_writes_is_left_to_it(workshop, tmp_path,
     assert outcome.code == 2
     assert f"Another qtk command is writing {out} right now" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == [".out.qtk-lock"]
+
+
+@contextmanager
+def stopped_at(file: Path, *words: object) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process of its own, stopped as soon as it has written `file`."""
+    command = [sys.executable, "-m", "qtk", *map(str, words)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            while not file.exists() and process.poll() is None:
+                time.sleep(0.002)
+            process.send_signal(signal.SIGSTOP)
+            yield process
+        finally:
+            process.kill()
+
+
+_GRID = ("--grid", "build.max_batch_size=1")
+_GROWING = {"run": ("qtk-run.json", ()), "sweep": ("max-batch-size-1/qtk-run.json", _GRID)}
+
+
+@pytest.mark.parametrize("name", _GROWING)
+def test_a_directory_in_which_another_process_works_is_left_to_it(broken: Workshop, confined, name: str) -> None:
+    record, grid = _GROWING[name]
+    out = broken.root / "own" / "out"
+    words = (name, broken.root / "recipe.yaml", "-o", out, *grid)
+    with stopped_at(out / record, *words) as first:
+        for more in ((), ("--resume",), ("--overwrite",)):
+            second = confined.run(*words, *more)
+            assert second.clean, second.said
+            assert second.code == 2
+            assert f"Another qtk command is writing {out} right now" in second.err
+        if name == "sweep":
+            inside = out / "max-batch-size-1"
+            one = confined.run("run", broken.root / "recipe.yaml", "-o", inside, "--resume")
+            assert f"Another qtk command is writing {inside} right now" in one.err
+        first.send_signal(signal.SIGCONT)
+        said = first.communicate(timeout=120)[1]
+    assert first.returncode == 0, said
+    assert confined.run("verify", out).code == 0
+    assert left_behind(out) == []
+
+
+def test_a_killed_process_holds_nothing(broken: Workshop, confined) -> None:
+    out = broken.root / "own" / "out"
+    words = ("run", broken.root / "recipe.yaml", "-o", out)
+    with stopped_at(out / "qtk-run.json", *words) as first:
+        first.kill()
+        first.wait()
+    assert left_behind(out) == []
+    again = confined.run(*words, "--resume", seconds=60)
+    assert again.code == 0, again.said
+    assert left_behind(out) == []
+
+
+def test_a_refused_run_leaves_no_directory(broken: Workshop, run_qtk) -> None:
+    broken.m.rename(broken.root / "elsewhere")
+    clean(run_qtk("run", broken.root / "recipe.yaml", "-o", broken.root / "new" / "out"), 2)
+    assert not (broken.root / "new").exists()

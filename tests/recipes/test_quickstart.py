@@ -71,6 +71,23 @@ def test_a_packaged_gguf_becomes_the_checkpoint_that_it_was_made_from(model, tmp
     assert not [finding for finding in verify_chain(tmp_path / "out") if finding.bad]
 
 
+@pytest.mark.parametrize(
+    ("there", "instead", "said"),
+    [
+        (b"llama.vocab_size", b"llama.vocab_sizf", "vocab_size: Field required"),
+        (b"output_norm.weight", b"output_nurm.weight", "model.norm.weight"),
+    ],
+)
+def test_a_gguf_that_lacks_a_part_is_refused(model, tmp_path, there: bytes, instead: bytes, said: str) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    file = tmp_path / "model.gguf"
+    write_gguf(ModelWeights.open(model), file)
+    file.write_bytes(file.read_bytes().replace(there, instead))
+    with pytest.raises(InputError, match=said):
+        unpack_gguf(file, tmp_path / "out", "owner/tiny-instruct")
+    assert not (tmp_path / "out").exists()
+
+
 def test_shipped_recipes_look_for_files_where_the_user_is(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "codefuse-adapter").mkdir()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.writable_hub import Repository, Stored
 
+from qtk.checkpoint.directory_lock import held_directory
 from qtk.checkpoint.sums import read_sums
 from qtk.errors import InputError, MachineError
 from qtk.release.destinations import Wishes
@@ -268,3 +269,22 @@ def test_a_directory_that_cannot_be_written_or_is_the_bundle(bundle: Path, run_q
     assert run_qtk("publish", bundle, f"file://{bundle}/copy", "--yes").returncode == 2
     assert run_qtk("publish", bundle, f"file://{tmp_path}/x", "--private").returncode == 2
     assert read_sums(bundle).keys() | {"SHA256SUMS"} == contents(bundle).keys()
+
+
+def test_a_directory_in_which_another_process_works_is_left_to_it(bundle: Path, run_qtk, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    with held_directory(share):
+        answer = run_qtk("publish", bundle, f"file://{share}", "--yes")
+    assert answer.returncode == 2
+    assert f"Another qtk command is writing {share} right now" in answer.stderr
+    assert not share.exists()
+
+
+def test_what_was_sent_meanwhile_is_not_replaced(bundle: Path, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    place = destination(f"file://{share}", Wishes())
+    before = place.state(bundle)
+    share.mkdir()
+    (share / "README.md").write_text("of another")
+    with pytest.raises(InputError, match="changed while this command ran"):
+        place.send(bundle, [], before)

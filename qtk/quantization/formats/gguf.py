@@ -22,6 +22,7 @@ from qtk.models.registry import model_spec
 from qtk.models.spec import EMBEDDING, FINAL_NORM, LM_HEAD, LM_HEAD_MODULE, ModelSpec
 from qtk.quantization.formats.base import FinishedModel
 from qtk.quantization.formats.gguf_checkpoint import BLOCKS
+from qtk.quantization.formats.gguf_file import read_gguf
 from qtk.quantization.formats.gguf_names import ARCHITECTURES, NAMES
 from qtk.quantization.formats.gptq import GptqFormat, overridden
 from qtk.quantization.quantized_linear import QuantizedLinear
@@ -203,9 +204,9 @@ def gguf_faults(weights: FinishedModel, path: Path) -> list[str]:
     import torch
 
     try:
-        written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        return [f"{path.name} cannot be read: {error}"]
+        written = {tensor.name: tensor for tensor in read_gguf(path).tensors}
+    except InputError as error:
+        return [str(error)]
     _, interleaved = ARCHITECTURES[weights.spec.architecture]
     expected = {tensor.name: tensor for tensor in _tensors(weights, interleaved)}
     faults = [f"{path.name}: {name} is missing" for name in sorted(expected.keys() - written.keys())]

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from qtk.checkpoint.reader import Checkpoint, require_finite
 from qtk.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
-from qtk.errors import InputError, MachineError
+from qtk.errors import InputError
 from qtk.models.registry import spec_from_config
+from qtk.quantization.formats.gguf_file import read_gguf
 from qtk.quantization.formats.gguf_names import ARCHITECTURES, NAMES, TABLES
 
 if TYPE_CHECKING:
     import torch
 
 BLOCKS = "blocks"
-_MOST_READS = 4_000_000  # of numbers and texts; a vocabulary of 256,000 tokens with its merges takes two million
 _DTYPES = {"F32": "float32", "F16": "float16"}
 
 
@@ -42,7 +42,7 @@ class GgufCheckpoint(Checkpoint):
         spec = spec_from_config(self.config, str(self.path / "config.json"))
         interleaved = ARCHITECTURES.get(spec.architecture, ("", False))[1]
         self._heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads} if interleaved else {}
-        for tensor in _reader(self._path).tensors:
+        for tensor in read_gguf(self._path).tensors:
             if name := _own_name(tensor.name, quantized=tensor.tensor_type.name not in _DTYPES):
                 self._tensors[name] = tensor
         return dict.fromkeys(self._tensors, self._path.name)
@@ -93,34 +93,6 @@ class GgufCheckpoint(Checkpoint):
             return stored
         half = stored.shape[0] // heads // 2
         return stored.view(heads, half, 2, *stored.shape[1:]).transpose(1, 2).reshape(stored.shape)
-
-
-def _reader(path: Path) -> Any:
-    try:
-        import gguf
-        import numpy as np
-    except ImportError:
-        raise MachineError(f"Reading {path} needs the package gguf: pip install gguf.") from None
-
-    class BoundedReader(gguf.GGUFReader):
-        """The package's reader, which believes the lengths in the file: behind its end it would read nothing for ever."""
-
-        _reads = 0
-
-        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-            self._reads += 1
-            if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
-                raise ValueError("it says that it is longer than it is")
-            if self._reads > _MOST_READS:
-                raise ValueError(f"it holds more than {_MOST_READS} values beside its tensors")
-            return super()._get(offset, dtype, count, override_order)
-
-    try:
-        return BoundedReader(path)
-    except RecursionError:
-        raise InputError(f"{path} cannot be read as a GGUF file: it is nested too deep.") from None
-    except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
-        raise InputError(f"{path} cannot be read as a GGUF file: {error}") from None
 
 
 def _own_name(name: str, *, quantized: bool) -> str:
