@@ -6,6 +6,7 @@ python bench/scale.py build    --shape 7b  --layers 2 --work DIR -- --gpu a10
 python bench/scale.py copy     --shape 7b  --layers 4 --work DIR           (cp and sync of the same files)
 python bench/scale.py merge    --shape 7b  --layers 32 --work DIR --cold --by-turns 2    (a copy before each merge)
 python bench/scale.py quantize --shape 1b  --layers 2 --work DIR --trace   (bytes by what they belong to, from strace)
+python bench/scale.py forecast --shape 1b  --layers 8 --work DIR -- --samples 8 --seq-len 512
 
 The checkpoint (bf16, in shards, weights of standard deviation 0.02) and a rank-192 adapter on all linears are made in DIR where
 they are not there yet; what a command writes is removed. `build` reads a random INT4 checkpoint of the same shape. Words after --
@@ -14,7 +15,9 @@ go to the command.
 Each command runs in a process of its own, which samples the stacks of its threads: a sample counts as reading, writing
 (with waiting for the disk), digesting or computing, by what the thread is in; threads that wait for others do not count.
 Bytes are those that the process asked the system for (rchar and wchar of /proc/self/io), less what it had read when its modules
-were imported; --trace asks strace for them, file by file (and is slower). blocks_by_their_products: how many times as long the
+were imported; --trace asks strace for them, file by file (and is slower). `forecast` asks `qtk plan --prepare`, then runs merge,
+quantize and build-engine as whole commands, one after the other, and prints what each took beside what was forecast; words after --
+go to plan and to quantize. blocks_by_their_products: how many times as long the
 blocks took as the lines in them that multiply matrices. A line of JSON on stdout holds the figures.
 """
 
@@ -62,6 +65,14 @@ PLACES = {  # (module, function) of the innermost frames -> what the thread does
     ("activations", "read"): "reading",
 }
 PRODUCT = re.compile(r"addmm|addmv|F\.linear|scaled_dot_product|solve_triangular|cholesky_ex| @ ")
+# Starts a command and prints its figures. A process's peak begins with that of whoever started it, so a small one does.
+LAUNCHER = """
+import os, sys, time
+start, null = time.monotonic(), [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+_, status, used = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=null), 0)
+print('{"seconds": %.1f, "memory": %d}' % (time.monotonic() - start, used.ru_maxrss * 1024))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 WAITING = {("threading", "wait"), ("threading", "_wait_for_tstate_lock"), ("thread", "_worker"), ("scale", "_sample")}
 
 
@@ -174,7 +185,7 @@ class Watch:
             "seconds": round(time.monotonic() - self.start, 1),
             "user_seconds": round(cpu.user - self.cpu.user, 1),
             "system_seconds": round(cpu.system - self.cpu.system, 1),
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_bytes": _status("VmHWM"),
             "peak_anonymous_bytes": self.anonymous,
             "bytes_read": after["rchar"] - self.before["rchar"],
             "bytes_written": after["wchar"] - self.before["wchar"],
@@ -279,6 +290,15 @@ def traced_bytes(trace: Path, places: dict[str, Path]) -> dict[str, dict[str, in
     return found
 
 
+def whole_command(words: list[str]) -> dict[str, float]:
+    """Seconds from start to end, and the most memory that it held, of a command in a process of its own."""
+    launched = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *words], stdout=subprocess.PIPE)
+    if launched.returncode:
+        sys.exit(f"{' '.join(words)} failed")
+    found: dict[str, float] = json.loads(launched.stdout)
+    return found
+
+
 def copied(model: Path, out: Path) -> dict[str, object]:
     """cp of the files, and the same with the wait for the disk."""
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -308,6 +328,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, extra: list[str]) -> None:
         layers = options.layers or SHAPES[options.shape][4]
         self.options, self.work, self.name = options, options.work, f"{options.shape}-{layers}"
+        self.layers = layers
         self.model = self.work / self.name
         if options.command != "build":
             make_model(self.model, options.shape, layers)
@@ -317,7 +338,7 @@ class Bench:
     def _inputs(self, layers: int) -> list[str]:
         """The command and what it reads, made where it is not there yet."""
         command = self.options.command
-        if command in ("merge", "make"):
+        if command in ("merge", "make", "forecast"):
             adapter = make_adapter(self.work / f"{self.name}-adapter", self.options.shape, layers)
             return ["merge", str(self.model), str(adapter)]
         if command != "build":
@@ -347,6 +368,32 @@ class Bench:
         self._remove_output()
         size = sum(path.stat().st_size for place in self.read for path in place.iterdir() if path.is_file())
         return {"command": command, "model": self.name, "input_bytes": size, "output_bytes": written, **figures}
+
+    def forecast(self, extra: list[str]) -> Iterator[dict[str, object]]:
+        """For merge, quantize and build-engine what was forecast, and what the whole command then took."""
+        qtk = [sys.executable, "-m", "qtk"]
+        planned = subprocess.run(
+            [*qtk, "plan", str(self.model), "--prepare", "--rank", str(RANK), "--json", *extra],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        steps = {step["step"].split(",")[0].split(" ")[0]: step for step in json.loads(planned.stdout)["steps"]}
+        adapter = make_adapter(self.work / f"{self.name}-adapter", self.options.shape, self.layers)
+        outs = {name: self.work / f"{self.name}-forecast-{name}" for name in ("merge", "quantize", "build-engine")}
+        commands = {
+            "merge": [str(self.model), str(adapter)],
+            "quantize": [str(self.model), *extra],
+            "build-engine": [str(outs["quantize"]), "--gpu", "cpu"],
+        }
+        for name, words in commands.items():
+            shutil.rmtree(outs[name], ignore_errors=True)
+            found = whole_command([*qtk, name, *words, "-o", str(outs[name])])
+            found["written"] = sum(path.stat().st_size for path in outs[name].rglob("*") if path.is_file())
+            told = steps[name]
+            ratios = {key: round(told[key] / found[key], 2) for key in ("seconds", "memory", "written")}
+            yield {"command": name, "model": self.name, "forecast": told, "found": found, "forecast_by_found": ratios}
+        for out in outs.values():
+            shutil.rmtree(out, ignore_errors=True)
 
     def _remove_output(self) -> None:
         """What was written, also by a run that was stopped."""
@@ -378,7 +425,7 @@ def processor() -> str:
 def main() -> None:
     """Makes what is needed, runs the command, prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("merge", "quantize", "build", "copy", "make"))
+    parser.add_argument("command", choices=("merge", "quantize", "build", "copy", "make", "forecast"))
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--layers", type=int, help="default: those of the real model")
     parser.add_argument("--work", type=Path, required=True, help="directory for the checkpoints and results")
@@ -390,6 +437,10 @@ def main() -> None:
     options = parser.parse_args(given[:cut])
     bench = Bench(options, given[cut + 1 :])
     if options.command == "make":
+        return
+    if options.command == "forecast":
+        for figures in bench.forecast(given[cut + 1 :]):
+            print(json.dumps({**figures, "processor": processor()}), flush=True)
         return
     for command in ("copy", options.command) * options.by_turns if options.by_turns else (options.command,):
         load = os.getloadavg()[0]

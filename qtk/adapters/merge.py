@@ -2,13 +2,14 @@
 
 Peak memory is the low-rank factors of one tensor and a few slices, whatever the model's size. Slices are worked on by
 one thread a core, each with torch on one thread: so reading, arithmetic and writing overlap. The main thread takes the digests
-of both files from the slices as they come out, in their order, and another one flushes what is written to the disk: nothing
-is read a second time, and little is left to be waited for at the end.
+of both files from the slices as they come out, in their order, and another one tells the disk what is read next and what can be
+written: nothing is read a second time, and little is left to be waited for at the end.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 import time
@@ -35,7 +36,7 @@ from qtk.checkpoint.hub import model_directory
 from qtk.checkpoint.manifest import FileDigest, ManifestRecorder
 from qtk.checkpoint.passing_digest import PassingDigest
 from qtk.checkpoint.reader import Checkpoint, all_finite, config_bytes
-from qtk.checkpoint.staging import flush_file, staged_directory
+from qtk.checkpoint.staging import begin_flush, staged_directory
 from qtk.checkpoint.writer import CheckpointWriter, raw_bytes
 from qtk.errors import InputError, listing
 from qtk.machine import return_freed_memory, usable_cores
@@ -258,7 +259,7 @@ class _Streaming:
 
     writer: CheckpointWriter
     pool: ThreadPoolExecutor
-    flusher: ThreadPoolExecutor
+    disk: ThreadPoolExecutor
     workers: int
     scratch: _ThreadBuffers = field(default_factory=_ThreadBuffers)
     free: deque[_Buffers] = field(default_factory=deque)
@@ -266,7 +267,7 @@ class _Streaming:
     digests: dict[Path, PassingDigest] = field(default_factory=dict)
     bad_base: dict[str, None] = field(default_factory=dict)
     bad_result: dict[str, None] = field(default_factory=dict)
-    unflushed: int = 0
+    unflushed: tuple[Path, int] | None = None  # file that is written, and from which byte on nothing was flushed
 
     def submit(self, work: Callable[[_Buffers], _Slice]) -> None:
         """Queues a slice; waits for the oldest when enough are under way, so that neither slices nor factors pile up in
@@ -288,10 +289,15 @@ class _Streaming:
         path, offset = self.writer.place(plan.name, done.start)
         self._digest(path).show(offset, raw_bytes(done.written))
         self.free.append(buffers)
-        self.unflushed += done.written.nbytes
-        if self.unflushed >= _FLUSH_BYTES:
-            self.unflushed = 0
-            self.flusher.submit(flush_file, path)
+        self._flush_some(path, offset + done.written.nbytes)
+
+    def _flush_some(self, path: Path, end: int) -> None:
+        if self.unflushed is None or self.unflushed[0] != path:
+            self.unflushed = path, 0
+        start = self.unflushed[1]
+        if end - start >= _FLUSH_BYTES:
+            self.unflushed = path, end
+            self.disk.submit(begin_flush, path, start, end)
 
     def _digest(self, path: Path) -> PassingDigest:
         return self.digests.setdefault(path, PassingDigest(path))
@@ -306,12 +312,14 @@ def write_tensors(plan: MergePlan, directory: Path, base_name: Path, *, shard_by
     with (
         CheckpointWriter(directory, specs, shard_bytes=shard_bytes) as writer,
         _threads() as (pool, workers),
-        ThreadPoolExecutor(1) as flusher,
+        ThreadPoolExecutor(1) as disk,
         Progress("merge", total=max(1, total >> 20), unit="MB") as progress,
     ):
-        streaming = _Streaming(writer, pool, flusher, workers)
+        streaming = _Streaming(writer, pool, disk, workers)
         done = shown = 0
-        for tensor in plan.tensors:
+        for tensor, following in itertools.zip_longest(plan.tensors, plan.tensors[1:]):
+            if following is not None:
+                disk.submit(following.file.will_read, following.source)
             _write_tensor(streaming, tensor)
             writer.mark_written(tensor.name)
             done += tensor.spec.nbytes

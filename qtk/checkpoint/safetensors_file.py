@@ -176,6 +176,11 @@ class SafetensorsFile:
         raw = memoryview(out.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         self._fill(raw, info.offset + start * row_bytes)
 
+    def will_read(self, name: str) -> None:
+        """Lets the disk begin to read tensor `name`."""
+        info = self.tensors[name]
+        os.posix_fadvise(self._fd, info.offset, info.nbytes, os.POSIX_FADV_WILLNEED)
+
     def pieces(self, name: str, size: int) -> Iterator[bytearray]:
         """The stored bytes of tensor `name`, at most `size` at a time. They need no torch."""
         info = self.tensors[name]

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from qtk.engines.memory import model_bytes
 from qtk.errors import MachineError
-from qtk.machine import limit_threads, total_memory, unhindered_threads
+from qtk.machine import fast_matmul_dtype, limit_threads, total_memory, unhindered_threads
 from qtk.models.spec import ModelSpec
 from qtk.peak_memory import resident_bytes
 from qtk.quantization.memory_need import MemoryNeed, Work, activation_bytes, memory_need
@@ -28,13 +28,14 @@ from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme, floa
 from qtk.sizes import size_text
 
 _STORED_BYTES = 2  # of a float weight: bfloat16 or float16
-# Seconds a weight, on one core of this kind: the search for grids and the columns that are rounded one by one.
-_ROUNDING_SECONDS = 2.0e-7
-_MERGING_SECONDS = 1.0e-9  # a weight: to float32, back, and looked through for NaN
-_PACKING_SECONDS = (
-    1.5e-8  # a weight of an engine: codes taken apart, turned, and put together; of embedding and head in one thread
-)
-_BUILD_START_SECONDS = 3.0
+_FLOAT_BYTES = 4
+# Seconds a weight, on one core of the kind that docs/benchmarks.md names:
+_ROUNDING_SECONDS = 2.5e-7  # the search for grids and the columns that are rounded one by one
+_MERGING_SECONDS = 7.0e-9  # to float32, back, looked through for NaN, and copied from and to the system
+_PACKING_SECONDS = 1.2e-8  # of a block in an engine: codes taken apart, turned, and put together
+_HEAD_SECONDS = 4.2e-8  # of embedding and head: rounded to whole numbers, in one thread
+_TEXT_TOKENS = 32  # each reads the whole model
+_START_SECONDS = 3.0  # of Python and torch
 _NO_LIMIT = 1 << 60  # a prediction is given even where the memory is not free just now
 _SLICES = 10 * 8 << 20  # of a merge
 _SHARE_OF_DISK = 8  # a write is timed with four pieces of at most this part of what is free, so with half of it at most
@@ -44,10 +45,13 @@ _TUNING = 10  # times as long as without: what effort best says of itself
 
 
 class Rates(BaseModel):
-    """How fast this machine is: multiply-adds a second with all threads; bytes a second of sha256 on one core, of writes that
-    reach the disk, and of a large matrix that is read from memory for one product with a vector."""
+    """How fast this machine is: multiply-adds a second with all threads, in float32 and, as `forward`, in the dtype in which blocks
+    are computed, of `itemsize` bytes; bytes a second of sha256 on one core, of writes that reach the disk, and of a large matrix
+    that is read from memory for one product with a vector."""
 
     products: float
+    forward: float
+    itemsize: int
     digest: float
     disk: float
     memory: float
@@ -103,9 +107,9 @@ class QuantizationWork:
         widest = max(linear.in_features for linear in spec.linears())
         return min(offered, max(round(_SHARE_OF_ROWS[self.effort] * offered), 3 * widest))
 
-    def memory_need(self, spec: ModelSpec) -> MemoryNeed:
-        """As counted before the work begins."""
-        work = Work(self.method, self.effort, self.tokens(spec), self.seq_len, 4, _STORED_BYTES)
+    def memory_need(self, spec: ModelSpec, itemsize: int = _FLOAT_BYTES) -> MemoryNeed:
+        """As counted before the work begins. itemsize: bytes of a value in products, at most four."""
+        work = Work(self.method, self.effort, self.tokens(spec), self.seq_len, itemsize, _STORED_BYTES)
         return memory_need(spec, float_scheme(spec), work, resident_bytes())
 
 
@@ -117,7 +121,11 @@ def measured_rates(place: Path) -> Rates:
     threads = limit_threads(unhindered_threads(None).threads)
     size = 1536
     a = torch.ones(size, size)
-    product = min(_seconds(lambda: a @ a) for _ in range(4))
+    product = forward = min(_seconds(lambda: a @ a) for _ in range(4))
+    dtype = fast_matmul_dtype()
+    if dtype != a.dtype:
+        b = a.to(dtype)
+        forward = min(_seconds(lambda: b @ b) for _ in range(4))
     large, vector = torch.ones(16 * size, size), torch.ones(size)  # 151 MB: larger than a cache
     read = min(_seconds(lambda: large @ vector) for _ in range(4))
     data = bytes(1 << 26)
@@ -140,6 +148,8 @@ def measured_rates(place: Path) -> Rates:
     disk = _seconds(write)
     return Rates(
         products=size**3 / product,
+        forward=size**3 / forward,
+        itemsize=dtype.itemsize,
         digest=len(data) / digest,
         disk=4 * len(piece) / disk,
         memory=4 * large.numel() / read,
@@ -161,7 +171,7 @@ def merge_forecast(model: ModelSize, rank: int, rates: Rates) -> StepForecast:
     )
     compute = model.weights * (rank / rates.products + _MERGING_SECONDS / rates.threads)
     digest = (2 * model.float_bytes + 4 * factors) / rates.digest
-    seconds = max(compute + digest / rates.threads, digest) + model.float_bytes / rates.disk
+    seconds = _START_SECONDS + max(compute + digest / rates.threads, digest) + model.float_bytes / rates.disk
     largest = max(linear.in_features + linear.out_features for linear in model.spec.linears()) * rank * 12
     return StepForecast(
         step="merge",
@@ -175,28 +185,40 @@ def merge_forecast(model: ModelSize, rank: int, rates: Rates) -> StepForecast:
 def quantize_forecast(model: ModelSize, work: QuantizationWork, rates: Rates) -> StepForecast:
     """MachineError where `work.memory` is too little."""
     spec, tokens = model.spec, work.tokens(model.spec)
-    need = work.memory_need(spec)
+    need = work.memory_need(spec, rates.itemsize)
     in_memory = activation_bytes(need, work.memory, total=total_memory(), available=_NO_LIMIT)
     streams = 1 if work.effort == "fast" else 2
-    wide = streams * tokens * spec.intermediate_size * 4
+    wide = streams * tokens * spec.intermediate_size * rates.itemsize
     methods = ("gptq", "awq") if work.method == "auto" else (work.method,)
     block = sum(_block_seconds(model, method, work, rates) for method in methods)
     digest = (model.float_bytes + model.quantized_bytes) / rates.digest / rates.threads
     read_back = model.weights * 2.0e-9
+    memory = need.least + min(in_memory, need.rows + wide)
+    texts = rates.itemsize * spec.parameters()
+    if texts <= _room_for_texts(work.memory):
+        memory = max(memory, resident_bytes() + texts)
+        read_back += _TEXT_TOKENS * texts / rates.memory
     return StepForecast(
         step=f"quantize, {tokens} tokens",
-        seconds=round(spec.num_layers * block + digest + read_back, 1),
-        memory=need.least + min(in_memory, need.rows + wide),
+        seconds=round(_START_SECONDS + spec.num_layers * block + digest + read_back, 1),
+        memory=memory,
         written=model.quantized_bytes,
         scratch=2 * need.rows + max(0, need.rows + wide - in_memory) if tokens else 0,
     )
 
 
+def _room_for_texts(memory: float | None) -> int:
+    """As at the end of a quantization, on a machine whose memory is free (`qtk.quantization.read_back`)."""
+    room = total_memory() // 8
+    return room if memory is None else min(room, int(memory * 1e9) - resident_bytes())
+
+
 def _block_seconds(model: ModelSize, method: str, work: QuantizationWork, rates: Rates) -> float:
     tuned = work.effort == "best" and method == "gptq"
     effort = "default" if work.effort == "best" else work.effort
-    counted = Work(method, effort, work.tokens(model.spec), work.seq_len, 4, _STORED_BYTES)
-    products = block_products(model.spec, counted).total / rates.products
+    counted = Work(method, effort, work.tokens(model.spec), work.seq_len, rates.itemsize, _STORED_BYTES)
+    multiplied = block_products(model.spec, counted)
+    products = multiplied.forward / rates.forward + (multiplied.total - multiplied.forward) / rates.products
     rounding = model.weights / model.spec.num_layers * _ROUNDING_SECONDS
     return (products + rounding) * (_TUNING if tuned else 1)
 
@@ -210,19 +232,14 @@ def build_forecast(
     read = model.quantized_bytes if read is None else read
     written = model.quantized_bytes if written is None else written
     head = spec.vocab_size * spec.hidden_size
-    seconds = (
-        _BUILD_START_SECONDS
-        + (read + written) / rates.digest / rates.threads
-        + written / rates.disk
-        + model.weights * _PACKING_SECONDS / rates.threads
-        + 2 * head * _PACKING_SECONDS
-    )
+    largest = max(linear.out_features * linear.in_features for linear in spec.linears())
+    compute = (read + written) / rates.digest / rates.threads + model.weights * _PACKING_SECONDS / rates.threads
+    compute += head * _HEAD_SECONDS
     return StepForecast(
         step="build-engine --gpu cpu",
-        seconds=round(seconds, 1),
-        memory=resident_bytes()
-        + 6 * head
-        + 6 * max(linear.out_features * linear.in_features for linear in spec.linears()),
+        seconds=round(_START_SECONDS + max(compute, written / rates.disk), 1),
+        # Of the head while it is rounded, or of what stays of that and a linear's codes (docs/benchmarks.md).
+        memory=resident_bytes() + int(max(3 * head, 1.6 * head + 7.5 * largest)),
         written=written,
         scratch=0,
     )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from qtk.models.spec import ModelSpec
 
 _TILE = 128  # queries of one tile of attention
+_FEW_ROWS = 16
 
 
 @dataclass
@@ -95,7 +96,19 @@ def block_forward(
 
 def linear(weights: Mapping[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
     """The linear `name` of the block applied to x [..., in] -> [..., out]."""
-    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+    return apply_weight(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+
+def apply_weight(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., in], weight [out, in] -> [..., out].
+
+    For a few rows, whose time is that of reading the weight, the weight stands on the left: four rows then take as long as one, and
+    four times as long on the right (docs/benchmarks.md). In other dtypes than float32 that was not measured.
+    """
+    if x.numel() > _FEW_ROWS * x.shape[-1] or weight.dtype != torch.float32:
+        return F.linear(x, weight, bias)
+    y = (weight @ x.reshape(-1, x.shape[-1]).t()).t().reshape(*x.shape[:-1], weight.shape[0])
+    return y if bias is None else y + bias
 
 
 def attention_input(spec: ModelSpec, weights: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from qtk.calibration.rows import TokenRows
 from qtk.errors import GateFailed
 from qtk.machine import fast_matmul_dtype
-from qtk.models.forward import KeyValues, attention_mask, block_forward, rms_norm
+from qtk.models.forward import KeyValues, apply_weight, attention_mask, block_forward, rms_norm
 from qtk.progress import Progress
 from qtk.quantization.model_weights import ModelWeights
 
@@ -75,7 +75,7 @@ def continue_greedily(weights: ModelWeights, prompts: list[list[int]], limit_byt
                     kept[layer] = block
                 mask = attention_mask(hidden.shape[1], None, spec.windows[layer]) if start == 0 else None
                 hidden = block_forward(spec, block, hidden, cos[now], sin[now], mask=mask, cache=cache)
-            logits = rms_norm(hidden[:, -1], norm, spec.rms_norm_eps) @ head.t()
+            logits = apply_weight(rms_norm(hidden[:, -1], norm, spec.rms_norm_eps), head)
             if not bool(torch.isfinite(logits).all()):
                 raise GateFailed("The quantized model's logits are not finite: it cannot be used.")
             start = now.stop

@@ -46,7 +46,7 @@ from qtk.quantization.memory_need import Work, activation_bytes, memory_need
 from qtk.quantization.method_choice import MethodChoice, methods_tried, quantize_by
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
-from qtk.quantization.read_back import read_back, writes_texts
+from qtk.quantization.read_back import read_back, room_for_texts
 from qtk.quantization.report import LOG_NAME, QuantizeReport
 from qtk.quantization.resume import begin
 from qtk.quantization.scheme_model import QuantizationScheme
@@ -116,8 +116,7 @@ def quantize_model(
         task = _task(work, source, settled, text, facts, calibration.seed)
         choice = quantize_by(settled.options.method, task, work, memory)
         source.checkpoint.require_unchanged()
-        texts = settled.options.texts
-        report = _read_back_and_report(work, out, task, text, choice, memory, texts=texts).model_copy(
+        report = _read_back_and_report(work, out, task, text, choice, memory, settled.options).model_copy(
             update={
                 "serve": _serving_line(settled, out),
                 "runtimes": [runtime.title for runtime in loading_runtimes(_stored_as(settled, out.name))],
@@ -286,13 +285,11 @@ def _read_back_and_report(
     text: CalibrationText,
     choice: MethodChoice,
     memory: PeakMemory,
-    *,
-    texts: str,
+    options: QuantizeOptions,
 ) -> QuantizeReport:
     """Reads what was written back, writes the log, and reports on the whole. `out` is the later name of `work`."""
     start = time.monotonic()
-    room = min(total_memory() // 8, available_memory() // 2)
-    check = read_back(work, task, texts=writes_texts(task, texts, room))
+    check = read_back(work, task, text_room=room_for_texts(task.source.spec, options.texts, options.memory))
     run, log, default = choice.run, choice.run.log, task.scheme.default
     fell_back = [record.layer for record in log if record.method != run.method]
     if fell_back:

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from qtk.errors import GateFailed, InputError, listing
-from qtk.machine import fast_matmul_dtype
+from qtk.machine import available_memory, fast_matmul_dtype, total_memory
 from qtk.models.forward import rms_norm
-from qtk.models.spec import LM_HEAD_MODULE
+from qtk.models.spec import LM_HEAD_MODULE, ModelSpec
 from qtk.models.tokenizer import TextTokenizer, has_tokenizer
+from qtk.peak_memory import resident_bytes
 from qtk.progress import Progress, warn
 from qtk.quantization.blocks.streams import StoredWeights
 from qtk.quantization.checkpoint_run import QuantizationTask
@@ -40,16 +41,23 @@ class _Stored:
     offenders: list[str] = field(default_factory=list)
 
 
-def writes_texts(task: QuantizationTask, wanted: str, room: int) -> bool:
-    """Whether texts are generated: as `--texts` says, with auto where the whole model dequantized takes at most `room` bytes."""
-    spec, itemsize = task.source.spec, fast_matmul_dtype().itemsize
-    return wanted == "always" or (wanted == "auto" and spec.parameters() * itemsize <= room)
+def room_for_texts(spec: ModelSpec, wanted: str, memory: float | None) -> int | None:
+    """The bytes in which a text's blocks are kept from token to token; None where no texts are generated.
+
+    wanted: as `--texts` says; auto: where the whole model, dequantized, has room. memory: GB that the run may take, of which what it
+    holds already is gone; None: an eighth of the machine's, as far as that is free.
+    """
+    room = min(total_memory() // 8, available_memory() // 2)
+    if memory is not None:
+        room = min(room, max(0, int(memory * 1e9) - resident_bytes()))
+    fits = spec.parameters() * fast_matmul_dtype().itemsize <= room
+    return room if wanted == "always" or (wanted == "auto" and fits) else None
 
 
-def read_back(directory: Path, task: QuantizationTask, *, texts: bool) -> ReadBack:
+def read_back(directory: Path, task: QuantizationTask, *, text_room: int | None) -> ReadBack:
     """Checks every tensor in `directory` against what the task was to write, and every block against what was recorded of it
-    while it was quantized: each file is read once. texts: generate 32 tokens after each of a few texts as well, with all
-    blocks in memory.
+    while it was quantized: each file is read once. text_room: generate 32 tokens after each of a few texts as well, with as many
+    blocks in memory as so many bytes hold; the others are read anew for each token.
 
     Raises GateFailed, naming every linear and block concerned, when nothing is quantized, a linear is stored otherwise than
     intended, codes are not in range, a scale is zero or not a finite float16, a tensor was never written, a block's outputs
@@ -72,19 +80,18 @@ def read_back(directory: Path, task: QuantizationTask, *, texts: bool) -> ReadBa
             tokens=probe.tokens.numel(),
             largest_difference=stored.largest_difference,
         )
-        if texts:
-            found = _with_texts(found, weights, task)
+        if text_room is not None:
+            found = _with_texts(found, weights, task, text_room)
     return found.model_copy(update={"seconds": round(time.monotonic() - start, 2)})
 
 
-def _with_texts(found: ReadBack, weights: ModelWeights, task: QuantizationTask) -> ReadBack:
+def _with_texts(found: ReadBack, weights: ModelWeights, task: QuantizationTask, room: int) -> ReadBack:
     # Rounding needs no text, so a model without a tokenizer is not a mistake.
     directory, rows = weights.checkpoint.path, task.rows
     tokenizer = TextTokenizer(directory) if has_tokenizer(directory) else None
     prompts = text_prompts(rows) if rows is not None else [tokenizer.encode("def ") if tokenizer else [0]]
-    limit = fast_matmul_dtype().itemsize * task.source.spec.parameters()
-    texts = continue_greedily(weights, prompts, limit)
-    count = count_loops(texts, lambda: continue_greedily(task.source, prompts, limit))
+    texts = continue_greedily(weights, prompts, room)
+    count = count_loops(texts, lambda: continue_greedily(task.source, prompts, room))
     if count.repeats:
         warn(
             f"{count.loops} of {len(texts)} texts that the quantized model generated end in a loop, most of the "

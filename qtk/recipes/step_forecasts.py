@@ -183,7 +183,7 @@ class Forecasts:
     def _scored(self) -> float:
         """Seconds for one token of a prompt, or of a text whose every token is scored."""
         spec = self.model.size.spec
-        return (self.model.size.weights + spec.vocab_size * spec.hidden_size) / self.rates.products
+        return (self.model.size.weights + spec.vocab_size * spec.hidden_size) / self.rates.forward
 
 
 def _takes(found: StepForecast) -> Takes:

@@ -22,7 +22,7 @@ DEEPSEEK_33B = {
     "num_attention_heads": 56, "num_key_value_heads": 8, "num_hidden_layers": 62, "vocab_size": 32256,
     "max_position_embeddings": 16384, "rms_norm_eps": 1e-6,
 }  # fmt: skip
-RATES = Rates(products=5e10, digest=1.5e9, disk=4e8, memory=2e10, threads=2)
+RATES = Rates(products=5e10, forward=5e10, itemsize=4, digest=1.5e9, disk=4e8, memory=2e10, threads=2)
 
 
 @pytest.fixture
@@ -46,11 +46,28 @@ def test_bytes_are_those_of_the_shapes(config) -> None:
 
 
 def test_half_the_speed_takes_twice_the_time_where_products_decide(config, monkeypatch) -> None:
-    slow = RATES.model_copy(update={"products": RATES.products / 2})
+    slow = RATES.model_copy(update={"products": RATES.products / 2, "forward": RATES.forward / 2})
     options = PreparationOptions(samples=32, seq_len=512)
     seconds = [plan_preparation(config, options, lambda place, r=rates: r).steps[1].seconds for rates in (RATES, slow)]
     assert 1.7 < seconds[1] / seconds[0] < 2
     assert forecast(config, effort="fast")["quantize"].seconds < 0.7 * forecast(config)["quantize"].seconds
+
+
+def test_a_processor_that_multiplies_bfloat16_takes_less_of_both(config) -> None:
+    fast = RATES.model_copy(update={"forward": 4 * RATES.forward, "itemsize": 2})
+    options = PreparationOptions(samples=32, seq_len=512)
+    slower, faster = (plan_preparation(config, options, lambda place, r=r: r).steps[1] for r in (RATES, fast))
+    assert 0.5 < faster.seconds / slower.seconds < 0.8, "sums and roundings stay float32"
+    assert faster.scratch < 0.6 * slower.scratch
+
+
+def test_memory_counts_the_texts_that_are_written_at_the_end(tmp_path, config, monkeypatch) -> None:
+    small = {**DEEPSEEK_33B, "hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 64}
+    (config / "config.json").write_text(json.dumps(small))
+    monkeypatch.setattr("qtk.engines.forecast.total_memory", lambda: 64 << 30)
+    weights = 4 * spec_from_config(small, "config").parameters()
+    assert forecast(config)["quantize"].memory > weights
+    assert forecast(config, memory=1.0)["quantize"].memory < weights
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut off"])

@@ -13,7 +13,7 @@ from support.tiny_models import TINY, VARIANTS
 from qtk.calibration.options import CalibrationOptions
 from qtk.checkpoint.writer import copy_companions
 from qtk.errors import InputError
-from qtk.models.forward import KeyValues, attention_mask, block_forward, rms_norm
+from qtk.models.forward import KeyValues, apply_weight, attention_mask, block_forward, rms_norm
 from qtk.models.registry import ARCHITECTURES, spec_from_config
 from qtk.models.rope import RopeSettings, with_both_spellings
 from qtk.quantization.model_weights import ModelWeights
@@ -219,3 +219,16 @@ def test_tokens_after_a_cache_come_out_as_in_one_pass(tiny, variant: str, dtype:
     torch.testing.assert_close(
         torch.cat(parts, 1), whole, **({} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05})
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(1, 1), (4, 1), (2, 8), (17,)])
+def test_a_weight_is_applied_to_a_few_rows_as_to_many(rows: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(*rows, 24), torch.randn(10, 24), torch.randn(10)
+    exact = x.double() @ weight.double().t() + bias.double()
+    found = apply_weight(x.to(dtype), weight.to(dtype), bias.to(dtype))
+    assert found.shape == (*rows, 10)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.2)
+    torch.testing.assert_close(apply_weight(x, weight), x @ weight.t())

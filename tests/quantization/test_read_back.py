@@ -19,7 +19,7 @@ from qtk.quantization.checkpoint_run import QuantizationTask
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.options import QuantizeOptions
 from qtk.quantization.quantize import quantize_model
-from qtk.quantization.read_back import read_back, writes_texts
+from qtk.quantization.read_back import read_back, room_for_texts
 
 SMALL = CalibrationOptions(samples=8, seq_len=64)
 
@@ -50,12 +50,12 @@ def damage(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -
 
 def test_what_was_written_well_is_compared_to_the_last_digit(written) -> None:
     directory, task = written
-    found = read_back(directory, task, texts=True)
+    found = read_back(directory, task, text_room=1 << 30)
     assert (found.linears, found.blocks, found.tokens) == (21, 3, 4 * 32)
     assert found.largest_difference < 1e-6
     assert found.texts == 4
     assert found.text
-    assert not read_back(directory, task, texts=False).text
+    assert not read_back(directory, task, text_room=None).text
 
 
 @pytest.mark.parametrize("kind", ["codes", "scales", "norm"])
@@ -74,7 +74,7 @@ def test_a_block_that_computes_something_else_is_named(written, kind: str) -> No
 
     damage(directory, change)
     with pytest.raises(GateFailed) as caught:
-        read_back(directory, task, texts=False)
+        read_back(directory, task, text_room=None)
     [line] = str(caught.value).splitlines()[1:]
     assert line.strip().startswith("model.layers.1: computes something else")
 
@@ -88,7 +88,7 @@ def test_scales_beyond_float16_are_named(written) -> None:
 
     damage(directory, change)
     with pytest.raises(GateFailed) as caught:
-        read_back(directory, task, texts=False)
+        read_back(directory, task, text_room=None)
     assert "model.layers.{0,2}.mlp.up_proj: " in str(caught.value)
 
 
@@ -104,7 +104,7 @@ def test_what_is_not_what_was_intended_is_named(written) -> None:
     name = "model.layers.0.mlp.down_proj"
     modules = {**task.scheme.modules, name: replace(task.scheme.modules[name], bits=8)}
     with pytest.raises(GateFailed) as caught:
-        read_back(directory, replace(task, scheme=replace(task.scheme, modules=modules)), texts=False)
+        read_back(directory, replace(task, scheme=replace(task.scheme, modules=modules)), text_room=None)
     lines = str(caught.value).splitlines()[1:]
     assert [line.split(": ")[0].strip() for line in lines] == [
         "model.layers.2.input_layernorm.weight",
@@ -119,15 +119,19 @@ def test_what_is_not_what_was_intended_is_named(written) -> None:
 def test_nothing_quantized_is_no_success(written, tiny) -> None:
     _, task = written
     with pytest.raises(GateFailed, match="float model"):
-        read_back(tiny("llama"), task, texts=False)
+        read_back(tiny("llama"), task, text_room=None)
 
 
 @pytest.mark.parametrize("choice", ["auto", "always", "never"])
 def test_texts_are_written_where_the_model_fits_or_they_are_asked_for(written, choice: str) -> None:
-    _, task = written
-    whole = task.source.spec.parameters() * 4
-    assert writes_texts(task, choice, whole) is (choice != "never")
-    assert writes_texts(task, choice, whole // 2) is (choice == "always")
+    directory, task = written
+    spec = task.source.spec
+    with_room, without = room_for_texts(spec, choice, None), room_for_texts(spec, choice, 0.001)
+    assert (with_room is None) is (choice == "never")
+    assert with_room is None or with_room > 4 * spec.parameters()
+    assert without == (0 if choice == "always" else None), "--memory is a promise that texts keep as well"
+    if without is not None:
+        assert read_back(directory, task, text_room=without).texts == 4
 
 
 def test_a_weight_too_large_for_float16_scales_ends_with_the_layers_name(tiny, tmp_path, run_qtk) -> None:
