@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ _PIECE = 65_536
 _MOST_SPECIAL, _MOST_TOKENS = 64, 100_000_000
 # How many letters the rules of a tokenizer may make of one: a letter has at most 18 in a compatibility form.
 _MOST_GROWTH = 4096
+_LETTERS = "zz  Z9 9\té\u0301ß日本語\u200d😀\x00\n\n's ﷺ"  # of one to four bytes, of several scripts, controls, spaces
 _FORMS = {"NFKC": 18, "NFKD": 18, "Precompiled": 18, "NFD": 4, "Lowercase": 3}
 # none: the messages' contents one after another, without any marks.
 ChatFormat = Literal["none", "model", "codefuse"]
@@ -80,6 +81,8 @@ class TextTokenizer:
             self._tokenizer.no_padding()
             with self._its_errors():
                 self._tokenizer.decode(self._tokenizer.encode("a").ids)  # rules that work on no text at all
+                with suppress(Exception):  # it may have no tokens for some of these; a panic is another thing
+                    self._tokenizer.decode(self._tokenizer.encode(_LETTERS).ids)
         # Older models name their special tokens in a file of their own.
         self._special: dict[str, Any] = {
             **read_json(self.directory / "special_tokens_map.json"),

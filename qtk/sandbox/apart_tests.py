@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from qtk.sandbox.answer_process import MEMORY_ERROR_EXIT, quotable
-from qtk.sandbox.job import Apart
+from qtk.sandbox.job import TESTS_NAME, Apart, unpacked_code
 from qtk.sandbox.plain_values import Decoder, Encoder, Line
 
 ANSWER_GONE_EXIT = 95  # what the tests end with when the answer's process has ended before them
-_FILE = "tests.py"
 
 
 class AnswerGone(BaseException):
@@ -39,11 +38,10 @@ class ApartTests:
         self._gone = ""
         self._encoder, self._decoder = Encoder(self._placed), Decoder(self._fetched)
 
-    def run(self, before: str, tests: str, names: tuple[str, ...], own: tuple[str, ...]) -> None:
-        """before: code that the tests may use. names: those of the program's that they use. own: those of `before` that are
-        there only if the program has them as well; then the tests have to pass with either. Whatever a test raises is
-        raised, and AnswerGone at the latest at the end."""
-        space = self._space(before)
+    def run(self, apart: Apart) -> None:
+        """Where names are in `before` only if the program has them as well, the tests have to pass with either. Whatever a test
+        raises is raised, and AnswerGone at the latest at the end."""
+        space, names, own = self._space(apart.before), apart.names, apart.own
         theirs = {}
         for name in (*names, *own):
             kind, value = self._named(name)
@@ -56,8 +54,8 @@ class ApartTests:
                 space[name] = value
             elif name in sys.stdlib_module_names:
                 space[name] = __import__(name)
-        quotable(tests, _FILE)
-        program = compile(tests, _FILE, "exec", dont_inherit=True)
+        quotable(apart.tests, TESTS_NAME)
+        program = unpacked_code(apart.compiled)
         for changed in ({}, theirs) if theirs else ({},):
             exec(program, {**space, **changed})  # noqa: S102 - the suite's own code
         if self._gone:
@@ -262,7 +260,7 @@ def run_tests(line: Line, apart: Apart) -> TestsOutcome:
     sys.stdout = sys.stderr = kept
     code, complaint = 0, ""
     try:
-        ApartTests(line).run(apart.before, apart.tests, apart.names, apart.own)
+        ApartTests(line).run(apart)
     except AnswerGone as error:
         code, complaint = ANSWER_GONE_EXIT, f"{error}\n"
     except MemoryError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import binascii
+import marshal
+import types
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -28,23 +31,44 @@ class JobLimits:
     open_files: int = 256
 
 
+TESTS_NAME = "tests.py"  # what tests that run apart are called in tracebacks
+
+
+def compiled_tests(tests: str) -> types.CodeType:
+    """Tests as they run. SyntaxError, ValueError or RecursionError for what is no Python."""
+    return compile(tests, TESTS_NAME, "exec", dont_inherit=True)
+
+
+def packed_code(code: types.CodeType) -> str:
+    """Code as text, for another process of the same Python."""
+    return binascii.b2a_base64(marshal.dumps(code), newline=False).decode("ascii")
+
+
+def unpacked_code(text: str) -> types.CodeType:
+    """What `packed_code` packed."""
+    code: types.CodeType = marshal.loads(binascii.a2b_base64(text))  # noqa: S302 - of the process that makes the jobs
+    return code
+
+
 @dataclass(frozen=True)
 class Apart:
     """Python tests that run in a process of their own, beside that of the program they test.
 
-    before: code that the tests may use. tests: the tests. names: those of the program that the tests use, first the function
-    that is tested; the others only where `before` has none of that name. own: those that `before` defines and that are there
-    only if the program has them as well.
+    before: code that the tests may use. tests: the tests. compiled: the same as `packed_code`, because whoever
+    takes them apart has compiled them. names: those of the program that the tests use, first the function that is tested; the
+    others only where `before` has none of that name. own: those that `before` defines and that are there only if the program has
+    them as well.
     """
 
     before: str
     tests: str
+    compiled: str
     names: tuple[str, ...]
     own: tuple[str, ...] = ()
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Apart:
-        return Apart(data["before"], data["tests"], tuple(data["names"]), tuple(data["own"]))
+        return Apart(data["before"], data["tests"], data["compiled"], tuple(data["names"]), tuple(data["own"]))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import types
 from qtk.sandbox import kernel
 from qtk.sandbox.answer_process import AnswerProcess
 from qtk.sandbox.apart_tests import run_tests
-from qtk.sandbox.job import AnswerProgram, Apart, Command, Job, ProgramOutcome
+from qtk.sandbox.job import AnswerProgram, Apart, Command, Job, ProgramOutcome, compiled_tests, packed_code
 from qtk.sandbox.plain_values import Line
 
 _TIMES = 12
@@ -32,8 +32,11 @@ def rehearse() -> None:
     """Runs tests against a function of this very process, over a connection, and carries a job there and back."""
     module = types.ModuleType("rehearsal")
     module.__dict__["same"] = lambda value: value
+    compiled = packed_code(compiled_tests(_TESTS))
     for _ in range(_TIMES):
-        job = Job({"main.py": ""}, (Command("run", script="main.py", apart=Apart("", _TESTS, ("same",))),), "word")
+        job = Job(
+            {"main.py": ""}, (Command("run", script="main.py", apart=Apart("", _TESTS, compiled, ("same",))),), "word"
+        )
         job = Job.from_json(json.loads(json.dumps(job.as_json())))
         assert job.answer is not None
         AnswerProgram.from_json(json.loads(json.dumps(job.answer.as_json())))

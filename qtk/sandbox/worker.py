@@ -60,7 +60,8 @@ class _Papers:
             return Job.from_json(json.loads(stream.read()))
 
     def write_outcome(self, outcome: ProgramOutcome) -> None:
-        os.ftruncate(self.outcome, 0)
+        if os.fstat(self.outcome).st_size:  # ext4 puts a file that was cut short on the disk as soon as it is closed
+            os.ftruncate(self.outcome, 0)
         data = json.dumps(outcome.as_json()).encode()
         while data:
             data = data[os.write(self.outcome, data) :]
@@ -119,8 +120,10 @@ class Worker:
     def _open_papers(self, notice: JobNotice) -> _Papers:
         """Opened here, where their place can be seen; what is in them is read and written by the processes of the job alone."""
         job, answer = self._taken(JOB_NAME), self._taken(ANSWER_NAME) if notice.apart else None
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        return _Papers(job, os.open(f"{self.plan.scratch}/{OUTCOME_NAME}", flags, 0o600), answer)
+        place, flags = f"{self.plan.scratch}/{OUTCOME_NAME}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with contextlib.suppress(FileNotFoundError):  # that of the job before
+            os.unlink(place)
+        return _Papers(job, os.open(place, flags, 0o600), answer)
 
     def _taken(self, name: str) -> int:
         """A file of the scratch directory, which has no name any more."""

@@ -79,13 +79,17 @@ def _without_times(value: Any) -> Any:
 
 
 def require_whole_or_absent(confined: Confined, out: Path, where: str) -> None:
-    """What stands under a final name verifies: `out`, or each step's directory of a run."""
+    """What stands under a final name verifies: `out`, or each step's directory of a run, which may have none yet."""
     done = [out] if out.exists() else []
-    if done and not (out / "qtk-manifest.json").exists() and (out / "recipe.yaml").exists():
+    if done and not (out / "qtk-manifest.json").exists() and all(map(_belongs_to_a_run, out.iterdir())):
         done = [path for path in out.glob("*") if path.is_dir() and path.suffix != ".partial"]
     for directory in done:
         verified = confined.run("verify", directory)
         assert verified.code == 0, f"{where}: {verified.said}"
+
+
+def _belongs_to_a_run(path: Path) -> bool:
+    return path.is_dir() or path.name.startswith(("qtk-run.json", "recipe.yaml", "."))
 
 
 def empty(folder: Path) -> Path:

@@ -19,6 +19,11 @@ RULES = {
                          "continuing_subword_prefix": "ééé"}},
     "special": {"post_processor": {"type": "TemplateProcessing", **_SPECIAL}},
     "strip": {"decoder": {"type": "Strip", "content": "a", "start": 99, "stop": 99}},
+    "several letters": {"normalizer": {"type": "Prepend", "prepend": ""}},
+    "letters of several bytes": {"normalizer": {"type": "Replace", "pattern": {"String": "z"}, "content": ""},
+                                 "added_tokens": [{"id": 900, "content": "z", "single_word": True, "lstrip": True, "rstrip": True,
+                                                   "normalized": True, "special": False}]},
+    "some letters": {"decoder": {"type": "Strip", "content": "z", "start": 1, "stop": 1}},
     "length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
 }  # fmt: skip
 
@@ -32,3 +37,13 @@ def test_a_panic_of_the_library_is_a_sentence(tmp_path: Path, capfd: pytest.Capt
         TextTokenizer(tmp_path)
     os.write(2, b"afterwards\n")
     assert capfd.readouterr().err == "afterwards\n"
+
+
+def test_letters_without_tokens_are_no_matter_until_they_come(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    few = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "<unk>"}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **few}))
+    assert TextTokenizer(tmp_path).encode("aa") == [0, 0]
+    with pytest.raises(InputError, match="Unk token"):
+        TextTokenizer(tmp_path).encode("z")

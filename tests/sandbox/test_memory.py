@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from support.hostile_jobs import python_job, run
 
-from qtk.sandbox.job import Apart, Job
+from qtk.sandbox.job import Apart, Job, compiled_tests, packed_code
 from qtk.sandbox.pool import Workers
 
 # With landlock alone a program cannot read where its memory lies; bubblewrap starts an interpreter for each.
@@ -34,7 +34,9 @@ def found():
 
 def with_tests(program: str, tests: str) -> Job:
     job = python_job(program)
-    return replace(job, steps=(replace(job.steps[0], apart=Apart("", tests, ("f",))),))
+    return replace(
+        job, steps=(replace(job.steps[0], apart=Apart("", tests, packed_code(compiled_tests(tests)), ("f",))),)
+    )
 
 
 def passes(workers: Workers, job: Job) -> bool:

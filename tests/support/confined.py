@@ -99,7 +99,7 @@ class Confined:
     def close(self) -> None:
         assert self._server.stdin is not None
         self._server.stdin.close()
-        self._server.wait(timeout=30)
+        self._server.wait(timeout=120)
 
 
 def limited_fork(

@@ -9,7 +9,7 @@ import types
 from dataclasses import dataclass
 
 from qtk.bench.accuracy.task import Task
-from qtk.sandbox.job import Apart
+from qtk.sandbox.job import Apart, compiled_tests, packed_code
 
 # Tests with these look at the program's own objects, or want theirs to be looked at: they run in one process with it.
 _TOGETHER = (ast.ClassDef, ast.AsyncFunctionDef, ast.Await)
@@ -24,8 +24,12 @@ def tests_apart(task: Task) -> Apart | None:
     the suite's header defines. The helpers in the prompt are the prompt's, whatever the answer makes of them.
     """
     try:
-        if not _words(compile(task.tests, "tests", "exec")) - _BUILTINS - _USUAL - {task.entry}:
-            return Apart("", task.tests, (task.entry,))  # as nearly all are, and much faster than the whole way
+        code = compiled_tests(task.tests)
+        compiled = packed_code(code)
+        if not _words(code) - _BUILTINS - _USUAL - {task.entry}:
+            return Apart(
+                "", task.tests, compiled, (task.entry,)
+            )  # as nearly all are, and much faster than the whole way
         tree = ast.parse(task.tests)
     except (SyntaxError, ValueError, RecursionError):
         return None
@@ -35,11 +39,11 @@ def tests_apart(task: Task) -> Apart | None:
     entry = {task.entry} & names.loaded
     free = names.loaded - names.bound - _BUILTINS - entry
     if not free:
-        return Apart("", task.tests, tuple(entry))
+        return Apart("", task.tests, compiled, tuple(entry))
     helpers = _prompt_without(task)
     own = {node.name for node in helpers.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} & free
     before = f"{task.header}\n{ast.unparse(helpers)}\n"
-    return Apart(before, task.tests, (*entry, *sorted(free - own)), tuple(sorted(own)))
+    return Apart(before, task.tests, compiled, (*entry, *sorted(free - own)), tuple(sorted(own)))
 
 
 _BUILTINS = frozenset(dir(builtins)) - _TOGETHER_NAMES
