@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from measured_command import measure_command
 
 from qtk.checkpoint.reader import Checkpoint
 from qtk.checkpoint.writer import CheckpointWriter, TensorSpec
@@ -54,15 +54,6 @@ from transformers import AutoModelForCausalLM
 base, adapter, out = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
 PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
-"""
-# A process's peak starts at its parent's size, so a small process stands between this one and the one measured.
-WATCH = """
-import os, sys, time
-start = time.perf_counter()
-process = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
-_, status, usage = os.wait4(process, 0)
-print(time.perf_counter() - start, usage.ru_maxrss)
-sys.exit(os.waitstatus_to_exitcode(status) != 0)
 """
 
 
@@ -106,15 +97,6 @@ def make_inputs(work: Path) -> tuple[Path, Path]:
     return base, adapter
 
 
-def measured(words: list[str]) -> tuple[float, int]:
-    """(seconds, peak resident bytes) of a process. Exits when it fails."""
-    done = subprocess.run([sys.executable, "-S", "-E", "-c", WATCH, *words], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(words)} failed:\n{done.stderr}")
-    seconds, kilobytes = done.stdout.rsplit("\n", 2)[-2].split()
-    return float(seconds), int(kilobytes) * 1024
-
-
 def farthest(one: Path, other: Path) -> tuple[int, float]:
     """(tensors, largest difference) between two results, in units of bf16's last place at each value."""
     first, second = Checkpoint(one), Checkpoint(other)
@@ -148,12 +130,13 @@ def compare(work: Path, runs: int, report: Path | None) -> None:
         "qtk merge": [sys.executable, "-m", "qtk", "-q", "merge", str(base), str(adapter), "-o", str(work / "qtk")],
         "peft merge_and_unload + save": [sys.executable, "-c", PEFT, str(base), str(adapter), str(work / "peft")],
     }
-    idle = measured([sys.executable, "-c", "import qtk.adapters.merge"])[1]
+    idle = measure_command([sys.executable, "-c", "import qtk.adapters.merge"]).peak
     best: dict[str, tuple[float, int]] = {}
     for run in range(runs):
         for name, words in sides.items():
             shutil.rmtree(Path(words[-1]), ignore_errors=True)
-            seconds, peak = measured(words)
+            took = measure_command(words)
+            seconds, peak = took.seconds, took.peak
             print(f"run {run + 1}: {name}: {seconds:.1f} s, {peak / 1e6:.0f} MB", file=sys.stderr)
             before = best.get(name, (seconds, peak))
             best[name] = (min(seconds, before[0]), max(peak, before[1]))

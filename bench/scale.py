@@ -41,6 +41,7 @@ from pathlib import Path
 from types import FrameType
 
 import random_int4_llama
+from measured_command import measure_command
 
 from qtk.checkpoint.staging import partial_path
 
@@ -65,14 +66,6 @@ PLACES = {  # (module, function) of the innermost frames -> what the thread does
     ("activations", "read"): "reading",
 }
 PRODUCT = re.compile(r"addmm|addmv|F\.linear|scaled_dot_product|solve_triangular|cholesky_ex| @ ")
-# Starts a command and prints its figures. A process's peak begins with that of whoever started it, so a small one does.
-LAUNCHER = """
-import os, sys, time
-start, null = time.monotonic(), [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
-_, status, used = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=null), 0)
-print('{"seconds": %.1f, "memory": %d}' % (time.monotonic() - start, used.ru_maxrss * 1024))
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
 WAITING = {("threading", "wait"), ("threading", "_wait_for_tstate_lock"), ("thread", "_worker"), ("scale", "_sample")}
 
 
@@ -290,15 +283,6 @@ def traced_bytes(trace: Path, places: dict[str, Path]) -> dict[str, dict[str, in
     return found
 
 
-def whole_command(words: list[str]) -> dict[str, float]:
-    """Seconds from start to end, and the most memory that it held, of a command in a process of its own."""
-    launched = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *words], stdout=subprocess.PIPE)
-    if launched.returncode:
-        sys.exit(f"{' '.join(words)} failed")
-    found: dict[str, float] = json.loads(launched.stdout)
-    return found
-
-
 def copied(model: Path, out: Path) -> dict[str, object]:
     """cp of the files, and the same with the wait for the disk."""
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -387,8 +371,9 @@ class Bench:
         }
         for name, words in commands.items():
             shutil.rmtree(outs[name], ignore_errors=True)
-            found = whole_command([*qtk, name, *words, "-o", str(outs[name])])
-            found["written"] = sum(path.stat().st_size for path in outs[name].rglob("*") if path.is_file())
+            took = measure_command([*qtk, name, *words, "-o", str(outs[name])])
+            written = sum(path.stat().st_size for path in outs[name].rglob("*") if path.is_file())
+            found = {"seconds": round(took.seconds, 1), "memory": took.peak, "written": written}
             told = steps[name]
             ratios = {key: round(told[key] / found[key], 2) for key in ("seconds", "memory", "written")}
             yield {"command": name, "model": self.name, "forecast": told, "found": found, "forecast_by_found": ratios}

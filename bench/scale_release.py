@@ -5,7 +5,7 @@ python bench/scale_release.py --work DIR --elsewhere DIR2 (the bundle on another
 
 The run holds a quantized checkpoint and an engine of half the bytes each, with manifests as the commands write them. Each
 command runs in a process of its own; its bytes are those that it asked the system for (rchar of /proc/PID/io), its memory is the
-peak of its resident set (never less than that of this script, which starts it). What they are held against is a process that
+peak of its resident set. What they are held against is a process that
 does nothing but read the same files once through sha256, with as many threads as qtk takes. All run by turns, --rounds times; the
 medians count.
 """
@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from measured_command import MeasuredCommand, measure_command
 
 from qtk.checkpoint.manifest import ManifestRecorder, file_digest
 from qtk.engines.description import EngineDescription, EngineLimits, Quantization, Stage
@@ -97,32 +95,9 @@ def describe() -> EngineDescription:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a command took. read: bytes."""
-
-    seconds: float
-    read: int
-    peak: int
-
-
-def cost(words: list[str]) -> Cost:
-    """Runs a command to its end. Its counters are read after it has ended and before it is reaped."""
-    start = time.monotonic()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    seconds = time.monotonic() - start
-    counters = dict(line.split(": ") for line in Path(f"/proc/{process.pid}/io").read_text().splitlines())
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{words[:4]} ended with {process.returncode}")
-    return Cost(seconds, int(counters["rchar"]), usage.ru_maxrss * 1024)
-
-
-def median(costs: list[Cost]) -> Cost:
+def median(costs: list[MeasuredCommand]) -> MeasuredCommand:
     """The median time; what was read and the largest memory."""
-    return Cost(statistics.median(it.seconds for it in costs), costs[0].read, max(it.peak for it in costs))
+    return MeasuredCommand(statistics.median(it.seconds for it in costs), costs[0].read, max(it.peak for it in costs))
 
 
 def main() -> None:
@@ -146,11 +121,11 @@ def main() -> None:
         "qtk verify of the run": [*qtk, "verify", str(run)],
         "qtk verify of the bundle": [*qtk, "verify", str(bundle)],
     }
-    taken: dict[str, list[Cost]] = {name: [] for name in commands}
+    taken: dict[str, list[MeasuredCommand]] = {name: [] for name in commands}
     for _ in range(given.rounds):
         shutil.rmtree(bundle, ignore_errors=True)
         for name, words in commands.items():
-            taken[name].append(cost(words))
+            taken[name].append(measure_command(words))
     figures = {name: median(costs) for name, costs in taken.items()}
     print(f"{processor_name()}, {counted(threads, 'thread')}, median of {counted(given.rounds, 'round')}\n")
     print(f"| {given.gigabytes:g} GB | seconds | / sha256 | read, GB | peak memory, MB |\n|---|---:|---:|---:|---:|")

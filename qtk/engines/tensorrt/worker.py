@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 import onnx
 from pydantic import BaseModel, ConfigDict
+
+from qtk.peak_memory import most_resident_bytes
 
 # Exit code where the machine is at fault and not the graph.
 MACHINE_LACKS = 4
@@ -54,8 +55,8 @@ def main(request_path: str) -> int:
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return MACHINE_LACKS if "bad_alloc" in str(error) else 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    say(event="done", version=version, seconds=round(time.monotonic() - start, 2), peak_memory_bytes=peak)
+    seconds = round(time.monotonic() - start, 2)
+    say(event="done", version=version, seconds=seconds, peak_memory_bytes=most_resident_bytes())
     return 0
 
 
