@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +33,6 @@ class MetricsLog:
 
     def __init__(self, directory: Path, *, step: int) -> None:
         """Goes on after `step`: what an earlier session wrote of later steps is dropped, and will come again."""
-        self._directory = directory
         kept = [line for line in read_metrics(directory) if line.get("step", 0) <= step]
         self._file: IO[str] = open(directory / METRICS_NAME, "w", encoding="utf-8")  # noqa: SIM115 - held until `close`
         shutil.rmtree(directory / TENSORBOARD, ignore_errors=True)
@@ -49,20 +49,39 @@ class MetricsLog:
                 self._board.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
-        """Ends both. TensorBoard's file gets a name that does not tell the machine's."""
+        """Ends both."""
         self._file.close()
         if self._board is not None:
             self._board.close()
-            for number, path in enumerate(sorted((self._directory / TENSORBOARD).glob("events.*"))):
-                path.rename(path.with_name(f"events.out.tfevents.{number}"))
 
 
-def _board(directory: Path) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
+class _Board:
+    """A file of TensorBoard's events, written as the lines come and with no thread, whose errors nobody would catch. Its name does not
+    tell the machine's."""
 
-    return SummaryWriter(str(directory))
+    def __init__(self, directory: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        directory.mkdir()
+        self._event, self._summary = Event, Summary
+        self._records = RecordWriter(open(directory / "events.out.tfevents.0", "wb"))  # noqa: SIM115 - held until `close`
+        self._write(file_version="brain.Event:2")
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self._write(step=step, summary=self._summary(value=[self._summary.Value(tag=name, simple_value=value)]))
+
+    def _write(self, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+
+def _board(directory: Path) -> _Board | None:
+    return None if importlib.util.find_spec("tensorboard") is None else _Board(directory)
 
 
 def _scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
