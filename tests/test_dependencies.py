@@ -31,7 +31,9 @@ NOT_DECLARED = {"tensorrt", "tensorrt_llm", "tensorrt_edgellm"}
 # Rooms whose every file serves one extra.
 OF_ONE_EXTRA = ("qtk.serving",)
 # Extras that qtk itself imports something of. The others serve tests, the demo and comparisons.
-EXTRAS = ("legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets", "demo", "release", "modelscope", "serve", "ray")
+EXTRAS = (
+    "legacy-tokenizers", "gguf", "tensorrt", "eval", "datasets", "demo", "release", "modelscope", "serve", "ray", "finetune",
+)  # fmt: skip
 
 
 def modules(requirements: list[str]) -> set[str]:
