@@ -53,6 +53,9 @@ public final class Wire {
     private static final Class<?>[] ITEMS = {int.class, long.class, double.class, float.class, boolean.class, char.class,
         byte.class, short.class, String.class, Integer.class, Long.class, Double.class, Boolean.class, Character.class, Object.class};
 
+    /** Whether a text is the one that a literal of its letters is: == of texts then says the same on the other side. */
+    private static boolean constant(String value) { return new String(value.toCharArray()).intern() == value; }
+
     static void give(Object value) throws IOException {
         if (value == null) { out.write('n'); return; }
         Class<?> kind = value.getClass();
@@ -64,7 +67,7 @@ public final class Wire {
         else if (kind == Character.class) { out.write('c'); out.writeChar((Character) value); }
         else if (kind == Short.class) { out.write('h'); out.writeShort((Short) value); }
         else if (kind == Byte.class) { out.write('y'); out.writeByte((Byte) value); }
-        else if (kind == String.class) { out.write('s'); text((String) value); }
+        else if (kind == String.class) { out.write(constant((String) value) ? 'k' : 's'); text((String) value); }
         else if (kind == java.math.BigInteger.class) { out.write('B'); text(value.toString()); }
         else if (kind == java.math.BigDecimal.class) { out.write('D'); text(value.toString()); }
         else if (value instanceof Optional) { out.write('o'); give(((Optional<?>) value).orElse(null)); }
@@ -121,6 +124,7 @@ public final class Wire {
             case 'h': return in.readShort();
             case 'y': return in.readByte();
             case 's': return text();
+            case 'k': return text().intern();
             case 'B': return new java.math.BigInteger(text());
             case 'D': return new java.math.BigDecimal(text());
             case 'o': return Optional.ofNullable(take());
