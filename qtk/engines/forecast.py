@@ -22,7 +22,7 @@ from qtk.errors import MachineError
 from qtk.machine import fast_matmul_dtype, limit_threads, total_memory, unhindered_threads
 from qtk.models.spec import ModelSpec
 from qtk.peak_memory import resident_bytes
-from qtk.quantization.memory_need import MemoryNeed, Work, activation_bytes, memory_need
+from qtk.quantization.memory_need import MemoryNeed, Work, activation_bytes, memory_need, text_bytes
 from qtk.quantization.products import block_products
 from qtk.quantization.scheme_model import LinearScheme, QuantizationScheme, float_scheme
 from qtk.sizes import size_text
@@ -195,7 +195,7 @@ def quantize_forecast(model: ModelSize, work: QuantizationWork, rates: Rates) ->
     read_back = model.weights * 2.0e-9
     memory = need.least + min(in_memory, need.rows + wide)
     texts = rates.itemsize * spec.parameters()
-    if texts <= _room_for_texts(work.memory):
+    if texts <= text_bytes(work.memory, total=total_memory(), available=_NO_LIMIT, resident=resident_bytes()):
         memory = max(memory, resident_bytes() + texts)
         read_back += _TEXT_TOKENS * texts / rates.memory
     return StepForecast(
@@ -205,12 +205,6 @@ def quantize_forecast(model: ModelSize, work: QuantizationWork, rates: Rates) ->
         written=model.quantized_bytes,
         scratch=2 * need.rows + max(0, need.rows + wide - in_memory) if tokens else 0,
     )
-
-
-def _room_for_texts(memory: float | None) -> int:
-    """As at the end of a quantization, on a machine whose memory is free (`qtk.quantization.read_back`)."""
-    room = total_memory() // 8
-    return room if memory is None else min(room, int(memory * 1e9) - resident_bytes())
 
 
 def _block_seconds(model: ModelSize, method: str, work: QuantizationWork, rates: Rates) -> float:

@@ -23,6 +23,7 @@ _TUNING_BYTES = (
 _MOST_CHUNK_TOKENS = 4096  # large enough for fast products, small enough for the cache
 _CHUNK_VALUES = 1 << 25  # of the widest activation
 _SHARE_OF_MEMORY = 16  # activations take a sixteenth of it, unless --memory says otherwise
+_SHARE_OF_TEXTS = 8  # texts take an eighth of it
 _ROOM = 64 << 20  # what the allocator holds beside
 
 
@@ -79,6 +80,13 @@ def activation_bytes(need: MemoryNeed, wanted: float | None, *, total: int, avai
     if need.least - need.resident > available:
         raise MachineError(f"This machine has {size_text(available)} of memory free: {_sentence(need)}")
     return min(total // _SHARE_OF_MEMORY, max(0, available + need.resident - need.least))
+
+
+def text_bytes(wanted: float | None, *, total: int, available: int, resident: int) -> int:
+    """Bytes in which the texts at the end of a run may keep blocks: an eighth of the machine's, as far as that is free. wanted: GB that
+    the whole run may take, of which `resident` is gone (None: no limit)."""
+    room = min(total // _SHARE_OF_TEXTS, available // 2)
+    return room if wanted is None else min(room, max(0, int(wanted * 1e9) - resident))
 
 
 def _sentence(need: MemoryNeed) -> str:

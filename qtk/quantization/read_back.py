@@ -20,6 +20,7 @@ from qtk.progress import Progress, warn
 from qtk.quantization.blocks.streams import StoredWeights
 from qtk.quantization.checkpoint_run import QuantizationTask
 from qtk.quantization.generation_check import continue_greedily, count_loops, ends_in_loop, text_prompts
+from qtk.quantization.memory_need import text_bytes
 from qtk.quantization.model_weights import ModelWeights
 from qtk.quantization.probe import Probe
 from qtk.quantization.quantized_linear import QuantizedLinear
@@ -44,12 +45,9 @@ class _Stored:
 def room_for_texts(spec: ModelSpec, wanted: str, memory: float | None) -> int | None:
     """The bytes in which a text's blocks are kept from token to token; None where no texts are generated.
 
-    wanted: as `--texts` says; auto: where the whole model, dequantized, has room. memory: GB that the run may take, of which what it
-    holds already is gone; None: an eighth of the machine's, as far as that is free.
+    wanted: as `--texts` says; auto: where the whole model, dequantized, has room. memory: GB that the run may take, or None.
     """
-    room = min(total_memory() // 8, available_memory() // 2)
-    if memory is not None:
-        room = min(room, max(0, int(memory * 1e9) - resident_bytes()))
+    room = text_bytes(memory, total=total_memory(), available=available_memory(), resident=resident_bytes())
     fits = spec.parameters() * fast_matmul_dtype().itemsize <= room
     return room if wanted == "always" or (wanted == "auto" and fits) else None
 
