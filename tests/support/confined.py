@@ -31,9 +31,6 @@ _IMPORTED = (
     "scipy",
     "numpy.testing",
 )
-# Of Python itself, loaded at need: another user than root may not reach where they lie.
-_LATE = ("encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_8_sig", "encodings.raw_unicode_escape",
-         "encodings.unicode_escape", "traceback", "platform", "multiprocessing.pool", "concurrent.futures.thread")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,11 @@ class Confined:
         seconds: float = SECONDS,
         megabytes: int = MEGABYTES,
         env: Mapping[str, str] = {},
-        user: int | None = None,
+        unprivileged: bool = False,
         alone: bool = False,
     ) -> Outcome:
-        """Runs a command. seconds: after which it is killed. env: what is set for it beside what this process has. user: the number
-        of the user that it becomes. alone: what it has started is not killed with it."""
+        """Runs a command. seconds: after which it is killed. env: what is set for it beside what this process has. unprivileged:
+        the permissions of files hold for it, be it root. alone: what it has started is not killed with it."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         request = {
@@ -89,7 +86,7 @@ class Confined:
             "cwd": str(cwd or "."),
             "seconds": seconds,
             "env": dict(env),
-            "user": user,
+            "unprivileged": unprivileged,
             "alone": alone,
         }
         self._server.stdin.write(json.dumps({**request, "bytes": megabytes << 20}) + "\n")
@@ -146,10 +143,8 @@ def _answer(request: dict[str, object]) -> dict[str, object]:
 
             os.environ.update(request["env"])  # type: ignore[call-overload]
             os.chdir(str(request["cwd"]))
-            if request["user"] is not None:
-                os.setgroups([])
-                os.setgid(int(request["user"]))  # type: ignore[call-overload]
-                os.setuid(int(request["user"]))  # type: ignore[call-overload]
+            if request["unprivileged"]:
+                _give_up_capabilities()
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             try:
@@ -194,6 +189,14 @@ def _survivors(seconds: float = 5) -> list[str]:
     return lines
 
 
+def _give_up_capabilities() -> None:
+    """Root keeps its name, so that it reaches its own Python, and nothing else of what sets it apart (capset(2))."""
+    version_3, own_process = 0x20080522, 0
+    header, none = (ctypes.c_uint32 * 2)(version_3, own_process), (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capset(header, none):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
 def _adopt_orphans() -> None:
     """The processes of commands that are gone become this one's children."""
     pr_set_child_subreaper = 36
@@ -210,7 +213,7 @@ def _serve() -> None:
     own = [
         module.name for module in pkgutil.walk_packages(qtk.__path__, "qtk.") if not module.name.endswith("__main__")
     ]
-    for name in (*_IMPORTED, *_LATE, *own):
+    for name in (*_IMPORTED, *own):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     import torch
