@@ -271,8 +271,8 @@ def fast_matmul_dtype() -> torch.dtype:
 @functools.cache
 def _timed_matmul_dtype() -> torch.dtype:
     """Timed once a process (about 0.1 s), because flags in /proc/cpuinfo do not say whether the installed torch has kernels
-    for them. The two dtypes alternate on one thread and the best of several timings counts, so that the answer is the same
-    on a busy machine: the dtype decides the result to the last bit.
+    for them. The two dtypes alternate on one thread, whose processor time counts and not the clock, and the best of several
+    timings is taken, so that the answer is the same on a busy machine: the dtype decides the result to the last bit.
 
     Without kernels for bfloat16 a large product takes a second, so small products are timed first: where bfloat16 takes
     several times as long in them, large ones cannot turn that round.
@@ -292,14 +292,14 @@ def _timed_matmul_dtype() -> torch.dtype:
 
 
 def _matmul_seconds(size: int) -> dict[torch.dtype, float]:
-    """The shortest time of a product of two square matrices in bfloat16 and in float32, timed in turn."""
+    """The least processor time of this thread for a product of two square matrices in bfloat16 and in float32, in turn."""
     import torch
 
     best = dict.fromkeys((torch.bfloat16, torch.float32), float("inf"))
     for _ in range(8):
         for dtype in best:
             a = torch.ones(size, size, dtype=dtype)
-            start = time.perf_counter()
+            start = time.thread_time()
             a @ a
-            best[dtype] = min(best[dtype], time.perf_counter() - start)
+            best[dtype] = min(best[dtype], time.thread_time() - start)
     return best

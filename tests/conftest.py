@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 import torch
 
 pytest_plugins = [
@@ -27,3 +28,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two runs that are compared bit by bit must not be given other numbers of threads because the load changed in between.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)  # workers run side by side; threads of several spinning on the same cores slow all
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The limit of all tests is for the fast ones. A slow one, which takes minutes on an idle machine, gets an hour."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))

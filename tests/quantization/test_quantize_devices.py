@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,22 @@ def test_the_environment_decides_the_dtype(monkeypatch, device: str, dtype: torc
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: dtype == torch.float32)
     monkeypatch.setenv("QTK_COMPUTE_DTYPE", str(dtype).removeprefix("torch."))
     assert compute_dtype(torch.device(device)) == dtype
+
+
+@pytest.mark.parametrize("quick", [torch.bfloat16, torch.float32])
+def test_waiting_for_a_busy_processor_does_not_decide_the_dtype(monkeypatch, quick: torch.dtype) -> None:
+    class Matrix:
+        def __init__(self, *size: int, dtype: torch.dtype) -> None:
+            self.work, self.wait = (0.0002, 0.004) if dtype == quick else (0.001, 0.0)
+
+        def __matmul__(self, other: Matrix) -> None:
+            time.sleep(self.wait)
+            start = time.thread_time()
+            while time.thread_time() - start < self.work:
+                pass
+
+    monkeypatch.setattr(torch, "ones", Matrix)
+    assert machine._timed_matmul_dtype.__wrapped__() == quick
 
 
 def test_a_dtype_that_is_not_known_is_wrong_input(monkeypatch) -> None:
