@@ -1,7 +1,8 @@
 """How long a step takes on this machine, in how much memory and disk, before it is begun.
 
 Bytes follow from the shapes. Times follow from counted products and bytes, and from how fast this machine is just now: a
-product of matrices, reading memory, a sha256 and a write to the disk are timed, which takes about two seconds.
+product of matrices, the rounding of a small matrix, reading memory, a sha256, a write to the disk and the start of a process are timed,
+which takes some seconds.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,13 +32,15 @@ from qtk.sizes import size_text
 
 _STORED_BYTES = 2  # of a float weight: bfloat16 or float16
 _FLOAT_BYTES = 4
+_PRODUCTS = 12  # that are timed
+_SAMPLE = 2048, 1024  # rows and columns of the weight whose rounding is timed
+# What else is done to a weight, in the seconds that the sample takes for one:
+_BESIDE_ROUNDING = 1.7  # that itself, conversions, the log's errors
+_HEAD = 0.67  # of embedding and head in an engine: rounded to whole numbers, in one thread
 # Seconds a weight, on one core of the kind that docs/benchmarks.md names:
-_ROUNDING_SECONDS = 2.5e-7  # the search for grids and the columns that are rounded one by one
 _MERGING_SECONDS = 7.0e-9  # to float32, back, looked through for NaN, and copied from and to the system
 _PACKING_SECONDS = 1.2e-8  # of a block in an engine: codes taken apart, turned, and put together
-_HEAD_SECONDS = 4.2e-8  # of embedding and head: rounded to whole numbers, in one thread
 _TEXT_TOKENS = 32  # each reads the whole model
-_START_SECONDS = 3.0  # of Python and torch
 _NO_LIMIT = 1 << 60  # a prediction is given even where the memory is not free just now
 _SLICES = 10 * 8 << 20  # of a merge
 _SHARE_OF_DISK = 8  # a write is timed with four pieces of at most this part of what is free, so with half of it at most
@@ -46,15 +51,18 @@ _TUNING = 10  # times as long as without: what effort best says of itself
 
 class Rates(BaseModel):
     """How fast this machine is: multiply-adds a second with all threads, in float32 and, as `forward`, in the dtype in which blocks
-    are computed, of `itemsize` bytes; bytes a second of sha256 on one core, of writes that reach the disk, and of a large matrix
-    that is read from memory for one product with a vector."""
+    are computed, of `itemsize` bytes; seconds a weight of GPTQ beside its products; bytes a second of sha256 on one core, of writes
+    that reach the disk, and of a large matrix that is read from memory for one product with a vector; seconds in which a process of
+    Python comes to its work."""
 
     products: float
     forward: float
     itemsize: int
+    rounding: float
     digest: float
     disk: float
     memory: float
+    start: float
     threads: int
 
 
@@ -121,11 +129,11 @@ def measured_rates(place: Path) -> Rates:
     threads = limit_threads(unhindered_threads(None).threads)
     size = 1536
     a = torch.ones(size, size)
-    product = forward = min(_seconds(lambda: a @ a) for _ in range(4))
+    product = forward = _sustained_seconds(lambda: a @ a)
     dtype = fast_matmul_dtype()
     if dtype != a.dtype:
         b = a.to(dtype)
-        forward = min(_seconds(lambda: b @ b) for _ in range(4))
+        forward = _sustained_seconds(lambda: b @ b)
     large, vector = torch.ones(16 * size, size), torch.ones(size)  # 151 MB: larger than a cache
     read = min(_seconds(lambda: large @ vector) for _ in range(4))
     data = bytes(1 << 26)
@@ -146,15 +154,54 @@ def measured_rates(place: Path) -> Rates:
             os.fsync(file.fileno())
 
     disk = _seconds(write)
+    start, rounding = _start_and_rounding(threads, size**3 / product)
     return Rates(
         products=size**3 / product,
         forward=size**3 / forward,
         itemsize=dtype.itemsize,
+        rounding=rounding,
         digest=len(data) / digest,
         disk=4 * len(piece) / disk,
         memory=4 * large.numel() / read,
+        start=start,
         threads=threads,
     )
+
+
+def rounding_sample(threads: int) -> float:
+    """Seconds of GPTQ's work on a random weight of `_SAMPLE`, the better of two."""
+    import torch
+
+    from qtk.quantization.algorithms.gptq import gptq
+
+    torch.set_num_threads(threads)
+    rows, columns = _SAMPLE
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2 * columns, columns, generator=random)
+    weight, hessian = torch.randn(rows, columns, generator=random), inputs.t() @ inputs
+    return min(_seconds(lambda: gptq(weight, hessian.clone(), LinearScheme(4, 128, True))) for _ in range(2))
+
+
+def _start_and_rounding(threads: int, products: float) -> tuple[float, float]:
+    """Seconds in which a process of Python comes to its work, and seconds a weight that GPTQ takes beside its products, of which this
+    machine makes so many a second. Both of a process of its own, because what a sample takes up would count as this one's memory."""
+    script = (
+        "import time, qtk.engines.forecast as f, qtk.quantization.algorithms.gptq; start = time.perf_counter(); "
+        f"taken = f.rounding_sample({threads}); print(taken, time.perf_counter() - start)"
+    )
+    begun = time.perf_counter()
+    told = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True).stdout
+    whole = time.perf_counter() - begun
+    taken, inside = map(float, told.split())
+    rows, columns = _SAMPLE
+    multiplied = rows * columns**2 / 2 + columns**3 / 6
+    return whole - inside, max(taken - multiplied / products, 0.1 * taken) / (rows * columns)
+
+
+def _sustained_seconds(work: Callable[[], object]) -> float:
+    """Of one after the other: the best of them would be a speed that hours of work do not have."""
+    work()
+    return _seconds(lambda: [work() for _ in range(_PRODUCTS)]) / _PRODUCTS
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -164,14 +211,15 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def merge_forecast(model: ModelSize, rank: int, rates: Rates) -> StepForecast:
-    """Of adapters of this rank, all together, on all linears. Slices are changed and digests taken on all cores; the disk's time comes on
-    top, because writes wait for what is being flushed (docs/benchmarks.md)."""
+    """Of adapters of this rank, all together, on all linears. Slices are changed and digests taken on all cores while the disk writes, but
+    a half of what the two could do at once is lost to waiting for what is being flushed (docs/benchmarks.md)."""
     factors = sum(
         (linear.in_features + linear.out_features) * rank * model.spec.num_layers for linear in model.spec.linears()
     )
     compute = model.weights * (rank / rates.products + _MERGING_SECONDS / rates.threads)
     digest = (2 * model.float_bytes + 4 * factors) / rates.digest
-    seconds = _START_SECONDS + max(compute + digest / rates.threads, digest) + model.float_bytes / rates.disk
+    worked, written = max(compute + digest / rates.threads, digest), model.float_bytes / rates.disk
+    seconds = rates.start + max(worked, written) + min(worked, written) / 2
     largest = max(linear.in_features + linear.out_features for linear in model.spec.linears()) * rank * 12
     return StepForecast(
         step="merge",
@@ -200,7 +248,7 @@ def quantize_forecast(model: ModelSize, work: QuantizationWork, rates: Rates) ->
         read_back += _TEXT_TOKENS * texts / rates.memory
     return StepForecast(
         step=f"quantize, {tokens} tokens",
-        seconds=round(_START_SECONDS + spec.num_layers * block + digest + read_back, 1),
+        seconds=round(rates.start + spec.num_layers * block + digest + read_back, 1),
         memory=memory,
         written=model.quantized_bytes,
         scratch=2 * need.rows + max(0, need.rows + wide - in_memory) if tokens else 0,
@@ -213,7 +261,7 @@ def _block_seconds(model: ModelSize, method: str, work: QuantizationWork, rates:
     counted = Work(method, effort, work.tokens(model.spec), work.seq_len, rates.itemsize, _STORED_BYTES)
     multiplied = block_products(model.spec, counted)
     products = multiplied.forward / rates.forward + (multiplied.total - multiplied.forward) / rates.products
-    rounding = model.weights / model.spec.num_layers * _ROUNDING_SECONDS
+    rounding = model.weights / model.spec.num_layers * _BESIDE_ROUNDING * rates.rounding
     return (products + rounding) * (_TUNING if tuned else 1)
 
 
@@ -228,10 +276,10 @@ def build_forecast(
     head = spec.vocab_size * spec.hidden_size
     largest = max(linear.out_features * linear.in_features for linear in spec.linears())
     compute = (read + written) / rates.digest / rates.threads + model.weights * _PACKING_SECONDS / rates.threads
-    compute += head * _HEAD_SECONDS
+    compute += head * _HEAD * rates.rounding
     return StepForecast(
         step="build-engine --gpu cpu",
-        seconds=round(_START_SECONDS + max(compute, written / rates.disk), 1),
+        seconds=round(rates.start + max(compute, written / rates.disk), 1),
         # Of the head while it is rounded, or of what stays of that and a linear's codes (docs/benchmarks.md).
         memory=resident_bytes() + int(max(3 * head, 1.6 * head + 7.5 * largest)),
         written=written,

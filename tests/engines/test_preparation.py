@@ -22,7 +22,9 @@ DEEPSEEK_33B = {
     "num_attention_heads": 56, "num_key_value_heads": 8, "num_hidden_layers": 62, "vocab_size": 32256,
     "max_position_embeddings": 16384, "rms_norm_eps": 1e-6,
 }  # fmt: skip
-RATES = Rates(products=5e10, forward=5e10, itemsize=4, digest=1.5e9, disk=4e8, memory=2e10, threads=2)
+RATES = Rates(
+    products=5e10, forward=5e10, itemsize=4, rounding=1.5e-7, digest=1.5e9, disk=4e8, memory=2e10, start=3.0, threads=2
+)
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from qtk.recipes.machine_lacks import MemoryThere
 from qtk.recipes.planned_run import DryRun
 from qtk.recipes.recipe_run import run_recipe
 
-RATES = Rates(products=5e10, forward=5e10, itemsize=4, digest=1.5e9, disk=4e8, memory=2e10, threads=2)
+RATES = Rates(
+    products=5e10, forward=5e10, itemsize=4, rounding=1.5e-7, digest=1.5e9, disk=4e8, memory=2e10, start=3.0, threads=2
+)
 PLENTY = Resources(MemoryThere(64 * 10**9, 64 * 10**9), disk=lambda place: 10**12, rates=lambda place: RATES)
 TINY = {
     "name": "tiny",
