@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from qtk.engines.memory import model_bytes
+from qtk.engines.own_python import own_paths, own_python
 from qtk.errors import MachineError
 from qtk.machine import fast_matmul_dtype, limit_threads, total_memory, unhindered_threads
 from qtk.models.spec import ModelSpec
@@ -190,9 +190,11 @@ def _start_and_rounding(threads: int, products: float) -> tuple[float, float]:
         f"taken = f.rounding_sample({threads}); print(taken, time.perf_counter() - start)"
     )
     begun = time.perf_counter()
-    told = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True).stdout
+    told = subprocess.run(own_python("-c", script), capture_output=True, text=True, env={**os.environ, **own_paths()})
     whole = time.perf_counter() - begun
-    taken, inside = map(float, told.split())
+    if told.returncode:
+        raise MachineError(f"A process of Python that was to be timed failed: {told.stderr.strip()[-300:]}")
+    taken, inside = map(float, told.stdout.split())
     rows, columns = _SAMPLE
     multiplied = rows * columns**2 / 2 + columns**3 / 6
     return whole - inside, max(taken - multiplied / products, 0.1 * taken) / (rows * columns)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from qtk.engines.outside_tool import keep_log, run_logged
+from qtk.engines.own_python import own_paths, own_python
 from qtk.engines.tensorrt.worker import MACHINE_LACKS, CompileRequest
 from qtk.errors import InputError, MachineError, listing
 from qtk.progress import Progress
@@ -36,8 +36,8 @@ def run_compiler(request: CompileRequest, environment: Mapping[str, str] | None 
             progress.advance(1, f"{request.graph.stem}: {facts.get('name', '')}")
             return True
 
-        words = [sys.executable, "-m", "qtk.engines.tensorrt.worker", str(path)]
-        code = run_logged(words, log, environment=environment, on_line=on_line)
+        words = own_python("-m", "qtk.engines.tensorrt.worker", str(path))
+        code = run_logged(words, log, environment={**own_paths(), **(environment or {})}, on_line=on_line)
     path.unlink()
     if code or facts.pop("event", None) != "done":
         raise _failure(request.graph.name, code, log)
