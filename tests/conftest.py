@@ -27,6 +27,9 @@ os.environ.pop("COLUMNS", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two runs that are compared bit by bit must not be given other numbers of threads because the load changed in between.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nor the dtype that one processor multiplies fast and another does not: tests that are about it set it themselves.
+if not torch.cuda.is_available():
+    os.environ.setdefault("QTK_COMPUTE_DTYPE", "float32")
 torch.set_num_threads(1)  # workers run side by side; threads of several spinning on the same cores slow all
 
 

@@ -34,7 +34,6 @@ from qtk.quantization.report import LOG_NAME, LayerRecord
 SMALL = CalibrationOptions(samples=16, seq_len=64)
 
 # The figures are those of float32; tests that take `compute_dtype` hold in bfloat16 as well.
-pytestmark = pytest.mark.usefixtures("computes_in_float32")
 
 
 def logits(model: Path, tokens: torch.Tensor) -> torch.Tensor:

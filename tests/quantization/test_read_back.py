@@ -23,8 +23,6 @@ from qtk.quantization.read_back import read_back, room_for_texts
 
 SMALL = CalibrationOptions(samples=8, seq_len=64)
 
-pytestmark = pytest.mark.usefixtures("computes_in_float32")
-
 
 @pytest.fixture
 def written(tiny, tmp_path) -> tuple[Path, QuantizationTask]:

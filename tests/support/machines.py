@@ -37,12 +37,6 @@ def pretend_gpu(tmp_path, monkeypatch):
     gpus.cache_clear()
 
 
-@pytest.fixture
-def computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calibration computes in float32, whatever processor the tests run on."""
-    monkeypatch.setenv("QTK_COMPUTE_DTYPE", "float32")
-
-
 @pytest.fixture(params=["float32", "bfloat16"])
 def compute_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The test runs twice, as on a processor without and with fast bfloat16 products."""
