@@ -72,7 +72,9 @@ def test_references_pass_in_every_shape(shared_data, language):
 @pytest.mark.slow
 @pytest.mark.parametrize("language", SUITE.languages)
 def test_all_references_pass_in_every_shape(shared_data, language):
-    assert missed(language, suite_tasks(SUITE, language, shared_data)[0]) == {}
+    by_chance = "Go/95"  # its solution passes or not with the order in which Go walks a map (docs/benchmarks.md)
+    tasks = [task for task in suite_tasks(SUITE, language, shared_data)[0] if task.task_id != by_chance]
+    assert missed(language, tasks) == {}
 
 
 @pytest.mark.parametrize("language", SUITE.languages)
