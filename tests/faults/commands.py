@@ -19,21 +19,10 @@ _ENGINE = ("--max-input-len", 16, "--max-output-len", 16)
 
 def _finetune(w: Workshop, out: Path) -> Words:
     words = ("finetune", w.m, "--data", w.root / "chats.jsonl", "-o", out, "--epochs", 3, "--rank", 2, "--seq-len", 192)
-    kept = ("--checkpoint-every", 1, "--evaluate-every", 2)  # so that most kills find something to go on from
+    kept = ("--checkpoint-every", 1, "--evaluate-every", 2)  # so that a kill can find something to go on from
     return (
-        *words,
-        *kept,
-        "--batch-size",
-        4,
-        "--micro-batch",
-        2,
-        "--threads",
-        1,
-        "--device",
-        "cpu",
-        "--chat-format",
-        "codefuse",
-    )
+        *words, *kept, "--batch-size", 4, "--micro-batch", 2, "--threads", 1, "--device", "cpu", "--chat-format", "codefuse",
+    )  # fmt: skip
 
 
 COMMANDS: dict[str, Callable[[Workshop, Path], Words]] = {
